@@ -1,0 +1,29 @@
+"""Convolutional networks and transfer learning on JAX: freezing is partial evaluation."""
+
+from importlib.metadata import version
+
+from cnnjax.features import FeatureStore
+from cnnjax.freeze import Freeze, Frozen
+from cnnjax.models import Backbone, Classifier, create, lecture_cnn, lecture_head, linear_head, mobilenet, vgg16
+from cnnjax.staging import Staged
+from cnnjax.training import Trainer
+from cnnjax.weights.assign import load_weights
+
+__version__ = version("cnnjax")
+
+__all__ = [
+    "Backbone",
+    "Classifier",
+    "FeatureStore",
+    "Freeze",
+    "Frozen",
+    "Staged",
+    "Trainer",
+    "create",
+    "lecture_cnn",
+    "lecture_head",
+    "linear_head",
+    "load_weights",
+    "mobilenet",
+    "vgg16",
+]

@@ -1,0 +1,334 @@
+"""The sweep over frozen depth: how deep should I freeze?"""
+
+import os
+import statistics
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from itertools import product
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import jax
+import tyro
+from flax import nnx
+from rich.console import Console
+
+from cnnjax.features import GIB, FeatureStore
+from cnnjax.freeze import Freeze, Frozen, layer_names
+from cnnjax.functional import Leaves, leaves_of
+from cnnjax.models import BACKBONES, PUBLISHED, Backbone, Classifier, create, lecture_head, linear_head
+from cnnjax.progress import Bars
+from cnnjax.runs import RunFolder
+from cnnjax.show import depth
+from cnnjax.staging.trace import digest
+from cnnjax.training import LabelledPictures, Trainer
+
+HEADS = {"lecture": lecture_head, "linear": linear_head}
+Splits = Mapping[str, Any]
+
+
+def cache_folder() -> Path:
+    """Where features and drawn data sets are kept: `$CNNJAX_CACHE`, or `cnnjax` in the user's cache folder."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get("CNNJAX_CACHE") or Path(base) / "cnnjax")
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """Train the same model with its backbone frozen to several depths, and compare.
+
+    With no option at all it makes its own pictures, pretrains the lecture's network on some classes and
+    sweeps the frozen depth on others.
+    """
+
+    data: Path | None = None
+    """Folder of pictures, SPLIT/CLASS/FILE or CLASS/FILE; drawn shapes if not given."""
+    backbone: str = "lecture_cnn"
+    """mobilenet, vgg16 or lecture_cnn."""
+    weights: Path | None = None
+    """Keras HDF5 file (.h5) with the backbone's pretrained weights."""
+    alpha: float | None = None
+    """Width of MobileNet (1.0 if not given)."""
+    image_size: int | None = None
+    """Height and width the pictures are resized to; 160 if not given."""
+    freeze: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    """What to freeze, once for each depth: none, all, a number of layers, a layer's name (up to and including),
+    [start:stop] as in Keras, or patterns. Six depths from none to all if not given."""
+    head: Literal["lecture", "linear"] = "lecture"
+    """lecture: Flatten, Dense 256, Dropout 0.5, Dense. linear: average pooling, Dropout 0.2, Dense."""
+    seeds: int = 3
+    """Number of seeds; each makes a head of its own and an order of the pictures."""
+    first_seed: int = 0
+    """The first seed; the others follow it."""
+    optimizer: str | None = None
+    """rmsprop, adam, adamw or sgd, with Keras's defaults; rmsprop if not given (adam for the drawn shapes)."""
+    learning_rates: tuple[float, ...] = (1e-3,)
+    """Every depth is trained at every rate."""
+    tuning_factor: float = 1.0
+    """The rates are multiplied by this where part of the backbone trains (the lecture fine-tunes at a tenth)."""
+    epochs: int | None = None
+    """Passes over the training pictures; 30 if not given (12 for the drawn shapes)."""
+    batch_size: int = 20
+    """Pictures a step."""
+    on_error: Literal["refuse", "skip"] = "refuse"
+    """What to do with a picture that cannot be decoded."""
+    out: Path | None = None
+    """The run folder; by default runs/ablate-BACKBONE-DIGEST, so that the same command goes on where it stopped."""
+    store: Path | None = None
+    """Where features are kept; by default in the user's cache folder, shared by all runs."""
+    store_gib: float = 40.0
+    """How much the store may hold, in GiB; the oldest features make room."""
+
+    def __post_init__(self) -> None:
+        if self.backbone not in BACKBONES:
+            create(self.backbone)  # raises the error with the nearest name
+        if self.alpha is not None and self.backbone != "mobilenet":
+            raise ValueError(f"alpha is the width of mobilenet; {self.backbone} has none")
+        if self.weights is not None and not self.weights.is_file():
+            raise FileNotFoundError(f"no weights file {self.weights}")
+        if self.data is None and (self.weights is not None or self.backbone != "lecture_cnn"):
+            raise ValueError("give --data FOLDER as well: without it the built-in default is run, which takes no backbone")
+        for name in ("seeds", "epochs", "batch_size", "image_size"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if not self.learning_rates or min(*self.learning_rates, self.tuning_factor) <= 0:
+            raise ValueError(f"learning rates must be positive, not {self.learning_rates} times {self.tuning_factor}")
+        for text in self.freeze:
+            Freeze.parse(text)
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a sweep runs on: pictures, and a backbone with its weights.
+
+    Attributes:
+        splits: sources by name; "train" and "test" at least.
+        backbone: with its starting weights.
+        preprocessing: name of the pixels' scaling.
+        title: for the table.
+        identity: what the run folder records besides the options.
+    """
+
+    splits: Splits
+    backbone: Backbone
+    preprocessing: str
+    title: str
+    identity: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def classes(self) -> int:
+        """Number of classes."""
+        return len(self.splits["train"].class_names)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training run of the sweep."""
+
+    freeze: str
+    frozen: Frozen
+    learning_rate: float
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """The cell's name in `results.jsonl`."""
+        return f"{self.freeze} rate {self.learning_rate:g} seed {self.seed}"
+
+
+def default_depths(backbone: Backbone, count: int = 6) -> tuple[str, ...]:
+    """At most `count` freezing depths, evenly from nothing to everything."""
+    kernels = 0
+    while True:
+        try:
+            Freeze.depth(kernels + 1).resolve(backbone)
+        except ValueError:
+            break
+        kernels += 1
+    steps = min(kernels, count - 1)
+    depths = [round(k * kernels / steps) for k in range(steps)]
+    return tuple(str(Freeze.depth(d)) for d in depths) + ("all",)
+
+
+def cells(config: Ablation, model: Classifier) -> list[Cell]:
+    """Every cell of the sweep, least frozen first."""
+    texts = config.freeze or default_depths(model.backbone)
+    faults, resolved = [], {}
+    for text in dict.fromkeys(texts):
+        try:
+            resolved[text] = Freeze.parse(text).resolve(model, within="backbone")
+        except ValueError as error:
+            faults.append(str(error))
+    if faults:
+        raise ValueError("\n".join(faults))
+    ordered = sorted(resolved.items(), key=lambda item: len(item[1].layers))
+    seeds = range(config.first_seed, config.first_seed + config.seeds)
+    return [
+        Cell(text, frozen, rate * (1.0 if text == "all" else config.tuning_factor), seed)
+        for (text, frozen), rate, seed in product(ordered, config.learning_rates, seeds)
+    ]
+
+
+def first_trainable(backbone: Backbone, frozen: Frozen) -> str:
+    """Name of the first layer with parameters that trains, "" if there is none."""
+    for name in layer_names(backbone):
+        if name not in frozen.layers and jax.tree.leaves(nnx.state(getattr(backbone, name), nnx.Param)):
+            return name
+    return ""
+
+
+def sweep(config: Ablation, task: Task, console: Console | None = None) -> Path:
+    """Run every cell that is not in the run folder yet, and write table and picture.
+
+    Args:
+        config: the options.
+        task: pictures and backbone.
+        console: where the table goes.
+
+    Returns:
+        The run folder: `config.json`, `results.jsonl`, `table.csv`, `accuracy.png`.
+    """
+    console = console or Console()
+    assert config.image_size and config.epochs and config.optimizer
+    model = _classifier(config, task, config.first_seed)
+    wanted = cells(config, model)
+    identity = _identity(config, task)
+    out = config.out or Path("runs") / f"ablate-{config.backbone}-{digest(repr(sorted(identity.items())))[:8]}"
+    run = RunFolder(out, identity)
+    store = FeatureStore(config.store or cache_folder() / "features", int(config.store_gib * GIB))
+    done = {line["cell"] for line in run.results}
+    if done:
+        console.print(f"{len(done)} of {len(wanted)} cells are in {run.path} already; going on")
+    with Bars(console) as bars:
+        overall = bars.bar("cells", "cells")
+        trainer: Trainer | None = None
+        prepared: dict[str, Any] = {}
+        for number, cell in enumerate(wanted):
+            overall(number, len(wanted))
+            if cell.name in done:
+                continue
+            if trainer is None or trainer.frozen is not cell.frozen:
+                passes = len(store.passes)
+                prepared.clear()  # the last depth's features leave memory before the next one's come
+                trainer = Trainer(
+                    model, cell.frozen, (config.image_size, config.image_size),
+                    batch_size=config.batch_size, optimizer=config.optimizer, store=store,
+                )  # fmt: skip
+                prepared = _rows(trainer, task.splits, cell, bars)
+                made = store.passes[passes:]
+                prepared["seconds"] = sum(p.seconds for p in made)
+                prepared["passes"] = sum(p.equations > 0 for p in made)
+            record = _run(config, task, cell, trainer, prepared, bars)
+            run.append(record)
+            console.print(f"{cell.name}: test accuracy {100 * record['test_accuracy']:.2f} %, {record['seconds']:.1f} s")
+    table = depth.rows(run.results)
+    depth.write_csv(table, run.path / "table.csv")
+    depth.plot(table, run.path / "accuracy.png", task.title)
+    console.print(depth.terminal(table, task.title))
+    console.print(f"written to {run.path}: config.json, results.jsonl, table.csv, accuracy.png", highlight=False)
+    return run.path
+
+
+def _classifier(config: Ablation, task: Task, seed: int) -> Classifier:
+    head = HEADS[config.head](task.backbone.output_shape(), task.classes, rngs=nnx.Rngs(seed))
+    return Classifier(task.backbone, head, task.preprocessing)
+
+
+def _head_leaves(config: Ablation, task: Task, seed: int) -> Leaves:
+    head = HEADS[config.head](task.backbone.output_shape(), task.classes, rngs=nnx.Rngs(seed))
+    return {f"head/{path}": x for path, x in leaves_of(head).items()}
+
+
+def _identity(config: Ablation, task: Task) -> dict[str, Any]:
+    options = {k: v for k, v in asdict(config).items() if k not in ("out", "store", "store_gib")}
+    options |= {k: str(v) for k, v in options.items() if isinstance(v, Path)}
+    pictures = {f"{name}_pictures": source.digest for name, source in task.splits.items()}
+    return {**options, **pictures, **task.identity, "weights_digest": digest(*leaves_of(task.backbone).values())}
+
+
+def _rows(trainer: Trainer, splits: Splits, cell: Cell, bars: Bars) -> dict[str, Any]:
+    def make(name: str, train: bool) -> Any:
+        source: LabelledPictures = splits[name]
+        return trainer.rows(source, train=train, progress=bars.bar(f"features {cell.freeze}, {name}", "images"))
+
+    found = {"train": make("train", True)}
+    return found | {name: make(name, False) for name in ("validation", "test") if name in splits}
+
+
+def _run(
+    config: Ablation, task: Task, cell: Cell, trainer: Trainer, prepared: Mapping[str, Any], bars: Bars
+) -> dict[str, Any]:
+    state = trainer.init(_head_leaves(config, task, cell.seed), cell.learning_rate)
+    state, log = trainer.fit(
+        state, prepared["train"], epochs=config.epochs, seed=cell.seed, progress=bars.bar(cell.name, "steps")
+    )
+    later = [r["seconds"] / r["steps"] for r in log[1:]] or [log[0]["seconds"] / log[0]["steps"]]
+    scores: dict[str, Any] = {}
+    for name in ("validation", "test"):
+        if name in prepared:
+            found = trainer.evaluate(state, prepared[name])
+            scores |= {f"{name}_accuracy": found["accuracy"], f"{name}_loss": found["loss"]}
+    return {
+        "cell": cell.name,
+        "freeze": cell.freeze,
+        "frozen_layers": len(cell.frozen.layers),
+        "first_trainable": first_trainable(task.backbone, cell.frozen),
+        "seed": cell.seed,
+        "learning_rate": cell.learning_rate,
+        "trainable_parameters": trainer.trainable_parameters,
+        **scores,
+        "train_loss": [r["loss"] for r in log],
+        "train_accuracy": [r["accuracy"] for r in log],
+        "epoch_seconds": [r["seconds"] for r in log],
+        "seconds_per_step": statistics.median(later),
+        "seconds": sum(r["seconds"] for r in log),
+        "features_reused": all(prepared[n].reused for n in ("train", "validation", "test") if n in prepared),
+        "feature_seconds": prepared["seconds"],
+        "backbone_passes": prepared["passes"],
+        "stored_bytes_per_image": trainer.staged.bytes_per_image,
+    }
+
+
+def open_task(config: Ablation, console: Console) -> Task:
+    """The task that the options name: a folder of pictures and a backbone."""
+    from cnnjax.data import open_splits, split_by_fraction, splits
+    from cnnjax.weights.assign import load_weights
+
+    assert config.data is not None and config.image_size is not None
+    size = (config.image_size, config.image_size)
+    opened = open_splits if splits(config.data) else split_by_fraction
+    sources = opened(config.data, image_size=size, on_error=config.on_error)
+    missing = [name for name in ("train", "test") if name not in sources]
+    if missing:
+        raise ValueError(f"{config.data} has no {' and no '.join(missing)} split; found {', '.join(sources)}")
+    for name, source in sources.items():
+        source.verify()
+        for reason in source.skipped:
+            console.print(f"left out of {name}: {reason}", style="yellow", highlight=False)
+    options = {"alpha": config.alpha} if config.alpha is not None else {}
+    backbone = create(config.backbone, input_shape=(*size, 3), rngs=nnx.Rngs(0), **options)
+    if config.weights is None:
+        console.print("no --weights: the backbone starts from random numbers", style="yellow")
+    else:
+        console.print(str(load_weights(backbone, config.weights, leave_out="top")), highlight=False)
+    counts = ", ".join(f"{len(source)} {name}" for name, source in sources.items())
+    console.print(f"{config.data}: {counts} pictures, {len(sources['train'].class_names)} classes", highlight=False)
+    title = f"{config.backbone} on {config.data.name}, {config.seeds} seeds"
+    # The scaling of the pixels belongs to the published weights; a network without any takes 0 to 1.
+    scaling = {entry.preprocessing for entry in PUBLISHED.values() if entry.backbone == config.backbone}
+    return Task(sources, backbone, scaling.pop() if scaling else "unit", title)
+
+
+def ablate(config: Ablation) -> Path:
+    """The command: open what the options name, sweep, show the table."""
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    if config.data is None:
+        from cnnjax.pretraining import embedded
+
+        config, task = embedded(config, console)
+    else:
+        config = replace(config, image_size=config.image_size or 160, epochs=config.epochs or 30)
+        config = replace(config, optimizer=config.optimizer or "rmsprop")
+        task = open_task(config, console)
+    return sweep(config, task, console)

@@ -1,0 +1,51 @@
+"""The commands."""
+
+import difflib
+import importlib
+import sys
+from typing import NoReturn
+
+# Command -> (module, options, function, what it does); modules are imported when their command is run.
+COMMANDS = {
+    "ablate": ("cnnjax.ablation", "Ablation", "ablate", "how deep should I freeze? A sweep with a table and a plot"),
+}
+
+
+def usage() -> str:
+    """The list of commands."""
+    lines = [f"  {name:10} {text}" for name, (_, _, _, text) in COMMANDS.items()]
+    return "usage: cnnjax COMMAND [OPTIONS]\n\n" + "\n".join(lines) + "\n\ncnnjax COMMAND --help lists a command's options."
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run a command; the entry point of `cnnjax`."""
+    args = sys.argv[1:] if argv is None else argv
+    if not args or args[0] in ("-h", "--help", "help"):
+        print(usage())
+        return
+    name, *rest = args
+    if name == "--version":
+        from cnnjax import __version__
+
+        print(__version__)
+        return
+    if name not in COMMANDS:
+        near = difflib.get_close_matches(name, COMMANDS, 1, 0.4)
+        _fail(f"no command {name!r}" + (f"; did you mean {near[0]!r}?" if near else "") + f"\n\n{usage()}")
+    module_name, options, function, _ = COMMANDS[name]
+    import tyro
+
+    module = importlib.import_module(module_name)
+    try:
+        config = tyro.cli(getattr(module, options), args=rest, prog=f"cnnjax {name}")
+        getattr(module, function)(config)
+    except (ValueError, LookupError, OSError) as error:
+        # What a user can mend is told in a sentence; anything else is our fault and keeps its trace.
+        _fail(f"{type(error).__name__}: {error.args[0] if isinstance(error, KeyError) else error}")
+    except KeyboardInterrupt:
+        _fail("interrupted; the same command goes on where it stopped", 130)
+
+
+def _fail(message: str, code: int = 2) -> NoReturn:
+    print(f"cnnjax: {message}", file=sys.stderr)
+    raise SystemExit(code)

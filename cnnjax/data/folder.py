@@ -1,0 +1,352 @@
+"""A folder of pictures as users have it: `root/split/class/*.jpg`."""
+
+import copy
+import difflib
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import Literal
+
+import numpy as np
+
+from cnnjax.data.listing import existing_folder, has_pictures, list_classes, some, visible_folders
+from cnnjax.data.pixels import PIXEL_CHOICES, PictureError, decode, load
+from cnnjax.data.source import as_indices, as_size, map_threaded
+
+FRACTIONS: Mapping[str, float] = MappingProxyType({"train": 0.7, "validation": 0.15, "test": 0.15})
+
+_SPLITS = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("validation", "valid", "val", "dev"), "validation"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
+_SHOWN = 20
+
+OnError = Literal["refuse", "skip"]
+
+
+class Folder:
+    """The pictures of a folder, one subfolder a class, listed and read as by `image_dataset_from_directory`.
+
+    Classes are the visible subfolders, sorted by name. A class's pictures lie in its folder or anywhere below
+    it (links to folders below a class are not followed); order, allowed endings and pixels are Keras's with
+    `shuffle=False`.
+
+    With `on_error="skip"` every picture is decoded once here, since only then are length and labels known.
+    With "refuse" nothing is decoded here, so that a listing stays cheap: call `verify` before long work, for
+    a bad picture otherwise surfaces in the `read` that meets it.
+
+    Args:
+        root: the folder that holds the classes, or the splits if `split` is named.
+        split: the name of a subfolder of `root`, as it is spelt there.
+        image_size: height and width that `read` resizes to.
+        on_error: "refuse" raises `PictureError` for pictures that cannot be decoded; "skip" leaves them out
+            and lists them in `skipped`.
+
+    Raises:
+        FileNotFoundError, NotADirectoryError, PermissionError: `root` or `split` is not a readable folder.
+        ValueError: no class, a class without pictures, or splits where classes were expected.
+
+    >>> import tempfile; from PIL import Image
+    >>> root = tempfile.TemporaryDirectory()
+    >>> for name in ("cat", "dog"):
+    ...     os.makedirs(f"{root.name}/train/{name}")
+    ...     Image.new("RGB", (9, 7), "red").save(f"{root.name}/train/{name}/1.png")
+    >>> source = Folder(root.name, "train", image_size=(4, 4))
+    >>> source.class_names, source.names, source.read([1])[0, 0, 0].tolist()
+    (('cat', 'dog'), ('cat/1.png', 'dog/1.png'), [255.0, 0.0, 0.0])
+    >>> root.cleanup()
+    """
+
+    def __init__(
+        self,
+        root: str | os.PathLike[str],
+        split: str | None = None,
+        image_size: Sequence[int] = (160, 160),
+        on_error: OnError = "refuse",
+    ) -> None:
+        _check_on_error(on_error)
+        self.image_size = as_size(image_size)
+        self.root = _split_folder(Path(root), split)
+        self.class_names = tuple(visible_folders(self.root))
+        self.names, self.labels = list_classes(self.root, self.class_names)
+        self.skipped: tuple[str, ...] = ()
+        self._inspection: tuple[np.ndarray, dict[int, str]] | None = None
+        self._digest: str | None = None
+        if on_error == "skip":
+            self._skip_undecodable()
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __repr__(self) -> str:
+        shape = f"{len(self)} pictures, {len(self.class_names)} classes, {self.image_size}"
+        return f"Folder({str(self.root)!r}, {shape})"
+
+    def path(self, index: int) -> str:
+        """Returns the path of a picture's file."""
+        return os.path.join(self.root, self.names[index])
+
+    def read(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Returns the pictures at `indices` as f32[n, H, W, 3] in 0..255, decoded by a few threads.
+
+        Raises:
+            IndexError: an index outside 0..N-1.
+            PictureError: names every picture among them that cannot be decoded, with the reason.
+        """
+        wanted = as_indices(indices, len(self))
+        pictures = np.empty((len(wanted), *self.image_size, 3), np.float32)
+
+        def fill(slot: int) -> str | None:
+            try:
+                pictures[slot] = load(_content(self.path(wanted[slot])), self.image_size)
+            except PictureError as error:
+                return str(error)
+            return None
+
+        reasons = map_threaded(fill, range(len(wanted)))
+        self._refuse({int(wanted[slot]): reason for slot, reason in enumerate(reasons) if reason is not None})
+        return pictures
+
+    def verify(self) -> None:
+        """Decodes every picture once, on a few threads, so that a bad one is known before long work starts.
+
+        What it found is kept: a second call is free, and so is `digest` after it (the files are read only
+        once).
+
+        Raises:
+            PictureError: names the pictures that cannot be decoded (up to 20, and their number), with
+                reasons.
+        """
+        self._refuse(self._inspect()[1])
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 (hex) over the files' bytes in order, the size and the pixel choices; computed once."""
+        if self._digest is None:
+            hashes = self._inspection[0] if self._inspection else self._hash_files(check=False)[0]
+            found = hashlib.sha256(f"{PIXEL_CHOICES}; {self.image_size}; {len(self)}".encode())
+            found.update(hashes.tobytes())
+            self._digest = found.hexdigest()
+        return self._digest
+
+    def take(self, indices: Sequence[int] | np.ndarray) -> "Folder":
+        """Returns a source of the pictures at `indices` alone, in that order, with the same classes."""
+        chosen = as_indices(indices, len(self))
+        part = copy.copy(self)
+        part.names = tuple(self.names[i] for i in chosen)
+        part.labels = self.labels[chosen]
+        part._digest = None
+        if self._inspection:
+            hashes, faults = self._inspection
+            part._inspection = (
+                hashes[chosen],
+                {new: faults[i] for new, i in enumerate(chosen.tolist()) if i in faults},
+            )
+        return part
+
+    def _inspect(self) -> tuple[np.ndarray, dict[int, str]]:
+        if self._inspection is None:
+            self._inspection = self._hash_files(check=True)
+        return self._inspection
+
+    def _hash_files(self, check: bool) -> tuple[np.ndarray, dict[int, str]]:
+        """Returns the files' SHA-256 u8[N, 32], and by index why one cannot be read or (`check`) decoded."""
+        hashes = np.zeros((len(self), 32), np.uint8)
+
+        def inspect(index: int) -> str | None:
+            try:
+                content = _content(self.path(index))
+                hashes[index] = np.frombuffer(hashlib.sha256(content).digest(), np.uint8)
+                if check:
+                    decode(content)
+            except PictureError as error:
+                return str(error)
+            return None
+
+        reasons = map_threaded(inspect, range(len(self)))
+        faults = {index: reason for index, reason in enumerate(reasons) if reason is not None}
+        if not check:
+            self._refuse(faults)
+        return hashes, faults
+
+    def _refuse(self, faults: Mapping[int, str]) -> None:
+        if faults:
+            listed = [f"{self.path(i)}: {reason}" for i, reason in sorted(faults.items())]
+            more = f"\n  ... and {len(listed) - _SHOWN} more" if len(listed) > _SHOWN else ""
+            count = "1 picture" if len(listed) == 1 else f"{len(listed)} pictures"
+            raise PictureError(
+                f"{count} of {self.root} cannot be decoded (on_error='skip' leaves such out):\n  "
+                + "\n  ".join(listed[:_SHOWN])
+                + more
+            )
+
+    def _skip_undecodable(self) -> None:
+        _, faults = self._inspect()
+        skipped = tuple(f"{self.names[i]}: {reason}" for i, reason in sorted(faults.items()))
+        kept = self.take([i for i in range(len(self)) if i not in faults])
+        lost = np.flatnonzero(np.bincount(kept.labels, minlength=len(self.class_names)) == 0)
+        if lost.size:
+            gone = ", ".join(repr(self.class_names[c]) for c in lost)
+            raise PictureError(
+                f"no picture of class {gone} in {self.root} can be decoded:\n  "
+                + "\n  ".join(skipped[:_SHOWN])
+            )
+        vars(self).update(vars(kept), skipped=skipped)
+
+
+def splits(root: str | os.PathLike[str]) -> dict[str, str]:
+    """Finds the split folders of `root`: named train, validation (valid, val, dev) or test, with classes in.
+
+    Returns:
+        The folders' names by what they are: `{"train": "train", "validation": "val"}`, in that order.
+
+    Raises:
+        ValueError: two folders for one split (`val` beside `validation`).
+        FileNotFoundError, NotADirectoryError, PermissionError: `root` is not a readable folder.
+    """
+    root = Path(root)
+    found: dict[str, str] = {}
+    for name in visible_folders(existing_folder(root)):
+        kind = _SPLITS.get(name.lower())
+        if kind is None or not visible_folders(root / name) or has_pictures(root / name):
+            continue
+        if kind in found:
+            raise ValueError(
+                f"{root}: both {found[kind]!r} and {name!r} look like the {kind} split; keep one"
+            )
+        found[kind] = name
+    return {kind: found[kind] for kind in ("train", "validation", "test") if kind in found}
+
+
+def open_splits(
+    root: str | os.PathLike[str], image_size: Sequence[int] = (160, 160), on_error: OnError = "refuse"
+) -> dict[str, Folder]:
+    """Opens every split of `root` (`splits`), keyed "train", "validation", "test".
+
+    Raises:
+        ValueError: no split folders, or splits whose classes differ; the message lists the differences.
+        As `Folder` otherwise.
+    """
+    found = splits(root)
+    if not found:
+        classes = visible_folders(Path(root))
+        hint = (
+            f"it holds the folders {some(classes)}; "
+            f"if those are the classes, split_by_fraction({str(root)!r}) splits them"
+            if classes
+            else "it holds no folders at all"
+        )
+        raise ValueError(f"no split folders (train, validation, test) in {root}: {hint}")
+    classes = {name: set(visible_folders(Path(root) / name)) for name in found.values()}
+    everything = set().union(*classes.values())
+    faults = [
+        f"{name!r} lacks {some(sorted(everything - has))}"
+        for name, has in classes.items()
+        if everything - has
+    ]
+    if faults:
+        raise ValueError(f"the splits of {root} must hold the same classes, but " + "; ".join(faults))
+    return {kind: Folder(root, name, image_size, on_error) for kind, name in found.items()}
+
+
+def split_by_fraction(
+    root: str | os.PathLike[str],
+    fractions: Mapping[str, float] = FRACTIONS,
+    seed: int = 0,
+    image_size: Sequence[int] = (160, 160),
+    on_error: OnError = "refuse",
+) -> dict[str, Folder]:
+    """Splits the pictures of `root/class/*` by chance, each class in the same proportions.
+
+    The split depends on the seed and on the sorted names of each class's pictures alone, so it is the same on
+    every machine; pictures that are skipped are skipped after it and move no other picture.
+
+    Args:
+        root: the folder that holds the classes.
+        fractions: the share of every split; they sum to 1.
+        seed: of the draw.
+        image_size: as for `Folder`.
+        on_error: as for `Folder`.
+
+    Raises:
+        ValueError: fractions that are not positive or do not sum to 1, or a class with fewer pictures than
+            splits.
+        As `Folder` otherwise.
+    """
+    _check_on_error(on_error)
+    if not fractions or min(fractions.values()) <= 0 or abs(sum(fractions.values()) - 1) > 1e-6:
+        raise ValueError(f"fractions: expected positive numbers that sum to 1, found {dict(fractions)}")
+    whole = Folder(root, None, image_size)
+    ends = np.cumsum(list(fractions.values()))[:-1]
+    chosen: dict[str, list[np.ndarray]] = {kind: [] for kind in fractions}
+    few = []
+    for label, name in enumerate(whole.class_names):
+        members = np.flatnonzero(whole.labels == label)
+        if len(members) < len(fractions):
+            few.append(f"{name!r} has {len(members)}")
+            continue
+        # By the class's name, so that adding a class leaves the others' split as it was.
+        rng = np.random.default_rng([seed, *hashlib.sha256(name.encode()).digest()])
+        parts = np.split(rng.permutation(members), _cuts(ends, len(members)))
+        for kind, part in zip(fractions, parts, strict=True):
+            chosen[kind].append(part)
+    if few:
+        raise ValueError(f"{root}: too few pictures for {len(fractions)} splits: class {', '.join(few)}")
+    parted = {kind: whole.take(np.sort(np.concatenate(parts))) for kind, parts in chosen.items()}
+    if on_error == "skip":
+        for part in parted.values():
+            part._skip_undecodable()
+    return parted
+
+
+def _check_on_error(on_error: str) -> None:
+    if on_error not in ("refuse", "skip"):
+        raise ValueError(f"on_error: expected 'refuse' or 'skip', found {on_error!r}")
+
+
+def _cuts(ends: np.ndarray, count: int) -> list[int]:
+    """Rounds the splits' ends to whole pictures, at least one picture a split."""
+    cuts: list[int] = []
+    for place, end in enumerate(ends):
+        low, high = (cuts[-1] if cuts else 0) + 1, count - (len(ends) - place)
+        cuts.append(min(max(round(float(end) * count), low), high))
+    return cuts
+
+
+def _split_folder(root: Path, split: str | None) -> Path:
+    """Returns the folder that holds the classes; raises the error that names the nearest right answer."""
+    root = existing_folder(root)
+    found = splits(root)
+    if split is None:
+        if found and set(found.values()) == set(visible_folders(root)):
+            raise ValueError(
+                f"{root} holds the splits {some(list(found.values()))}, not classes; name one as split=..."
+            )
+        return root
+    if (root / split).is_dir():
+        return existing_folder(root / split)
+    if (root / split).exists():
+        raise NotADirectoryError(f"expected a folder of classes, found a file: {root / split}")
+    folders = visible_folders(root)
+    near = found.get(_SPLITS.get(split.lower(), ""), None) or next(
+        iter(difflib.get_close_matches(split, folders)), None
+    )
+    has = (
+        f"found {'splits' if found else 'folders'} {some(list(found.values()) or folders)}"
+        if folders
+        else "no folders"
+    )
+    raise FileNotFoundError(
+        f"no split {split!r} in {root}: {has}" + (f"; did you mean {near!r}?" if near else "")
+    )
+
+
+def _content(path: str) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except OSError as error:
+        raise PictureError(f"cannot be read: {error.strerror or error}") from error

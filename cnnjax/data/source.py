@@ -1,0 +1,184 @@
+"""What a source of labelled pictures is, and the one that holds its pictures in memory."""
+
+import functools
+import hashlib
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Protocol, TypeVar, runtime_checkable
+
+import numpy as np
+
+from cnnjax.data.pixels import PIXEL_CHOICES, resize
+
+_THREADS = min(4, max(2, os.cpu_count() or 2))
+_CHUNK = 512
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
+
+
+@runtime_checkable
+class Source(Protocol):
+    """A fixed, ordered set of labelled pictures that are read by index.
+
+    Attributes:
+        class_names: the classes, in the order of their labels.
+        labels: i32[N], an index into `class_names` for every picture.
+        names: one name a picture, unique within the source (a folder's pictures: the path below its root,
+            with `/`).
+        image_size: height and width of what `read` returns.
+        skipped: the pictures left out, each as "name: reason".
+    """
+
+    @property
+    def class_names(self) -> tuple[str, ...]: ...
+    @property
+    def labels(self) -> np.ndarray: ...
+    @property
+    def names(self) -> tuple[str, ...]: ...
+    @property
+    def image_size(self) -> tuple[int, int]: ...
+    @property
+    def skipped(self) -> tuple[str, ...]: ...
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 (hex) of the pictures' contents in order and of every choice that decides a pixel.
+
+        Labels, names and places are left out: features computed from a source depend on its pixels alone.
+        """
+        ...
+
+    def __len__(self) -> int: ...
+
+    def read(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Returns the pictures at `indices`, in that order, as f32[n, H, W, 3] in 0..255."""
+        ...
+
+
+class InMemory:
+    """A source of pictures given as arrays.
+
+    Args:
+        images: u8[N, H, W, 3] or a float array in 0..255 of that shape. Kept as it is (floats as float32),
+            not copied.
+        labels: int[N], indices into `class_names`.
+        class_names: the classes, in the order of their labels.
+        names: one name a picture; their positions by default.
+        image_size: resize to this height and width while reading; the pictures' own size by default.
+
+    Raises:
+        ValueError: shapes, types or ranges that do not fit; the message names the argument.
+
+    >>> source = InMemory(np.zeros((2, 8, 8, 3), np.uint8), [0, 1], ("cat", "dog"))
+    >>> source.read([1]).shape
+    (1, 8, 8, 3)
+    """
+
+    def __init__(
+        self,
+        images: np.ndarray,
+        labels: Sequence[int] | np.ndarray,
+        class_names: Sequence[str],
+        names: Sequence[str] | None = None,
+        image_size: tuple[int, int] | None = None,
+    ) -> None:
+        images = np.asarray(images)
+        if images.ndim != 4 or images.shape[-1] != 3:
+            raise ValueError(f"images: expected shape [N, H, W, 3], found {list(images.shape)}")
+        if images.dtype != np.uint8:
+            if not np.issubdtype(images.dtype, np.floating):
+                raise ValueError(f"images: expected uint8, or floats in 0..255, found {images.dtype}")
+            images = images.astype(np.float32, copy=False)
+            # `not (... <= ...)` refuses NaN as well.
+            if images.size and not (images.min() >= 0 and images.max() <= 255):
+                raise ValueError(f"images: expected values in 0..255, found {images.min()} to {images.max()}")
+        self.class_names = tuple(class_names)
+        self.labels = as_labels(labels, len(images), len(self.class_names))
+        self.names = tuple(str(i) for i in range(len(images))) if names is None else tuple(names)
+        if len(self.names) != len(images):
+            raise ValueError(f"names: expected {len(images)}, one a picture, found {len(self.names)}")
+        self.image_size = as_size(images.shape[1:3] if image_size is None else image_size)
+        self.skipped: tuple[str, ...] = ()
+        self._images = images
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __repr__(self) -> str:
+        return f"InMemory({len(self)} pictures, {len(self.class_names)} classes, {self.image_size})"
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """SHA-256 (hex) of the pictures in order, their shape and type, and the pixel choices."""
+        found = hashlib.sha256(
+            f"{PIXEL_CHOICES}; {self.image_size}; {self._images.shape} {self._images.dtype}".encode()
+        )
+        for start in range(0, len(self), _CHUNK):
+            found.update(np.ascontiguousarray(self._images[start : start + _CHUNK]))
+        return found.hexdigest()
+
+    def read(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Returns f32[n, H, W, 3] in 0..255; raises `IndexError` for an index outside 0..N-1."""
+        wanted = as_indices(indices, len(self))
+        pictures = np.empty((len(wanted), *self.image_size, 3), np.float32)
+        for slot, index in enumerate(wanted):
+            pictures[slot] = resize(self._images[index], self.image_size)
+        return pictures
+
+
+def as_size(size: Sequence[int]) -> tuple[int, int]:
+    """Returns `size` as (height, width); raises `ValueError` unless it is two positive whole numbers."""
+    if len(size) != 2 or any(int(n) != n or n < 1 for n in size):
+        raise ValueError(
+            f"image_size: expected height and width, two positive whole numbers, found {tuple(size)}"
+        )
+    return int(size[0]), int(size[1])
+
+
+def as_labels(labels: Sequence[int] | np.ndarray, count: int, classes: int) -> np.ndarray:
+    """Returns `labels` as i32[count]; raises `ValueError` where their number, type or range does not fit."""
+    found = np.asarray(labels)
+    if found.shape != (count,):
+        raise ValueError(f"labels: expected shape [{count}], one a picture, found {list(found.shape)}")
+    if count and not np.issubdtype(found.dtype, np.integer):
+        raise ValueError(f"labels: expected whole numbers, found {found.dtype}")
+    if count and (found.min() < 0 or found.max() >= classes):
+        raise ValueError(
+            f"labels: expected 0 to {classes - 1} for {classes} classes, found {found.min()} to {found.max()}"
+        )
+    return found.astype(np.int32)
+
+
+def as_indices(indices: Sequence[int] | np.ndarray, count: int) -> np.ndarray:
+    """Returns `indices` as int64[n]; raises `IndexError` for one outside 0..count-1."""
+    found = np.asarray(indices)
+    if found.size == 0:
+        return np.zeros(0, np.int64)
+    if found.ndim != 1 or not np.issubdtype(found.dtype, np.integer):
+        raise IndexError(
+            f"indices: expected whole numbers of shape [n], found {found.dtype}{list(found.shape)}"
+        )
+    if found.min() < 0 or found.max() >= count:
+        raise IndexError(f"indices: expected 0 to {count - 1}, found {found.min()} to {found.max()}")
+    return found.astype(np.int64)
+
+
+def map_threaded(function: Callable[[_Item], _Result], items: Sequence[_Item]) -> list[_Result]:
+    """Maps over a few threads, results in the items' order.
+
+    Decoding, hashing and reading leave Python's lock, so threads do run side by side. Items are handed over
+    in runs rather than one by one: two million futures would weigh more than the pictures' names.
+    """
+    run = max(1, min(_CHUNK, -(-len(items) // (_THREADS * 4))))
+    starts = range(0, len(items), run)
+    done = _pool(os.getpid()).map(
+        lambda start: [function(item) for item in items[start : start + run]], starts
+    )
+    return [result for results in done for result in results]
+
+
+@functools.lru_cache(maxsize=1)
+def _pool(pid: int) -> ThreadPoolExecutor:
+    """One pool a process: a forked child cannot use its parent's threads."""
+    return ThreadPoolExecutor(_THREADS, thread_name_prefix="cnnjax-read")

@@ -1,0 +1,245 @@
+"""The store of computed features: each made once, kept on disk, and never made again."""
+
+import os
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+
+from cnnjax.staging import Feature, Staged
+from cnnjax.staging.trace import digest
+
+Progress = Callable[[int, int], None]
+GIB = 1 << 30
+
+
+class Pictures(Protocol):
+    """What the store asks of a data source (see `cnnjax.data.Source`)."""
+
+    @property
+    def digest(self) -> str: ...
+    def __len__(self) -> int: ...
+    def read(self, indices: np.ndarray) -> np.ndarray: ...
+
+
+@dataclass(frozen=True)
+class Pass:
+    """A pass over a source: what was made, from what, how long it took.
+
+    Attributes:
+        images: how many images went through.
+        decoded: whether the pictures themselves were read (False: made from other stored features).
+        equations: how many equations of the model ran for each batch.
+        seconds: wall-clock time, compilation included.
+    """
+
+    images: int
+    decoded: bool
+    equations: int
+    seconds: float
+
+
+class StoreTooSmall(OSError):
+    """The features do not fit into the store's budget or onto its disk."""
+
+
+class FeatureStore:
+    """Features by key, on disk or (without a folder) in memory.
+
+    A feature's file is named by the digest of the program and weights that made it, the digest of the
+    pictures, the platform and the versions of the libraries: a wrong hit is impossible. Files are written
+    whole or not at all, so a killed run leaves nothing half-made behind. Where the budget is exceeded,
+    the features not used for the longest time are removed.
+
+    Args:
+        root: the folder; None keeps the features in this process only.
+        budget: bytes that the store may hold.
+
+    Attributes:
+        passes: one entry for each pass made by this process; empty if all was found.
+    """
+
+    def __init__(self, root: str | os.PathLike[str] | None = None, budget: int = 40 * GIB):
+        self.root = Path(root) if root is not None else None
+        self.budget = budget
+        self.passes: list[Pass] = []
+        self._memory: dict[str, np.ndarray] = {}
+        self._in_use: set[Path] = set()
+        if self.root is not None:
+            if self.root.exists() and not self.root.is_dir():
+                raise NotADirectoryError(f"the feature store {self.root} is a file; give a folder")
+            self.root.mkdir(parents=True, exist_ok=True)
+
+    def __repr__(self) -> str:
+        return f"FeatureStore({str(self.root) if self.root else None!r})"
+
+    def get(
+        self, staged: Staged, fixed: Any, source: Pictures, batch: int = 32, progress: Progress | None = None
+    ) -> tuple[tuple[np.ndarray, ...], bool]:
+        """The features of every image of a source; made now if they are not there.
+
+        Args:
+            staged: the cut program.
+            fixed: its frozen leaves.
+            source: the pictures.
+            batch: images a step of the pass.
+            progress: called with (images done, images in all).
+
+        Returns:
+            One array `[N, ...]` for each of `staged.features`, and whether all of them were found.
+
+        Raises:
+            StoreTooSmall: they do not fit.
+        """
+        found = {f.key: self._load(f, source) for f in staged.features}
+        missing = [f for f in staged.features if found[f.key] is None]
+        if missing:
+            found |= self._make(staged, missing, fixed, source, batch, progress or (lambda done, total: None))
+        return tuple(_present(found[f.key]) for f in staged.features), not missing
+
+    def _make(
+        self, staged: Staged, missing: list[Feature], fixed: Any, source: Pictures, batch: int, progress: Progress
+    ) -> dict[str, np.ndarray]:
+        start, count = time.perf_counter(), len(source)
+        self._make_room(sum(f.nbytes for f in missing) * count)
+        at_hand = [f for f in staged.intermediates if self._exists(f, source)]
+        maker = staged.maker(missing, batch, stored=at_hand)
+        stored = [_present(self._load(f, source)) for f in maker.reads]
+        run = jax.jit(maker.run)
+        batches = [np.arange(k, min(k + batch, count)) for k in range(0, count, batch)]
+
+        def inputs(rows: np.ndarray) -> tuple[Any, ...]:
+            images = _padded(source.read(rows), batch) if maker.reads_images else None
+            return images, *(_padded(x[rows], batch) for x in stored)
+
+        with self._writers(missing, source) as arrays:
+            for rows, values in zip(batches, ahead(inputs, batches), strict=True):
+                for array, made in zip(arrays, run(fixed, *values), strict=True):
+                    array[rows] = np.asarray(made)[: len(rows)]
+                progress(int(rows[-1]) + 1, count)
+        self.passes.append(Pass(count, maker.reads_images, maker.equations, time.perf_counter() - start))
+        return {f.key: _present(self._load(f, source)) for f in missing}
+
+    def _name(self, feature: Feature, source: Pictures) -> str:
+        return digest(feature.key, source.digest, jax.default_backend(), jax.__version__)[:40]
+
+    def _path(self, feature: Feature, source: Pictures) -> Path:
+        assert self.root is not None
+        return self.root / f"{self._name(feature, source)}.npy"
+
+    def _exists(self, feature: Feature, source: Pictures) -> bool:
+        if self.root is None:
+            return self._name(feature, source) in self._memory
+        return self._path(feature, source).exists()
+
+    def _load(self, feature: Feature, source: Pictures) -> np.ndarray | None:
+        if self.root is None:
+            return self._memory.get(self._name(feature, source))
+        path = self._path(feature, source)
+        try:
+            array = np.load(path, mmap_mode="r")
+        except FileNotFoundError:
+            return None
+        except (ValueError, OSError, EOFError):
+            # A damaged file costs a pass, never a wrong number.
+            path.unlink(missing_ok=True)
+            return None
+        if array.dtype != feature.dtype:  # bfloat16 comes back from .npy as plain bytes
+            array = array.view(feature.dtype)
+        if array.shape != (len(source), *feature.shape):
+            path.unlink(missing_ok=True)
+            return None
+        os.utime(path)
+        self._in_use.add(path)
+        return array
+
+    @contextmanager
+    def _writers(self, features: Sequence[Feature], source: Pictures) -> Iterator[list[np.ndarray]]:
+        shapes = [(len(source), *f.shape) for f in features]
+        if self.root is None:
+            arrays = [np.empty(s, f.dtype) for s, f in zip(shapes, features, strict=True)]
+            yield arrays
+            self._memory |= {self._name(f, source): a for f, a in zip(features, arrays, strict=True)}
+            return
+        paths = [self._path(f, source) for f in features]
+        partial = [p.with_suffix(f".{os.getpid()}-{threading.get_ident()}.partial") for p in paths]
+        try:
+            files = [
+                np.lib.format.open_memmap(p, "w+", f.dtype, s)
+                for p, f, s in zip(partial, features, shapes, strict=True)
+            ]
+            yield list(files)
+            for file, temporary, path in zip(files, partial, paths, strict=True):
+                file.flush()
+                temporary.replace(path)
+        finally:
+            for temporary in partial:
+                temporary.unlink(missing_ok=True)
+
+    def _make_room(self, wanted: int) -> None:
+        """Remove what was not used for the longest time until `wanted` bytes fit."""
+        if self.root is None:
+            held = sum(a.nbytes for a in self._memory.values())
+            if held + wanted > self.budget:
+                raise StoreTooSmall(_too_small(wanted, self.budget - held, "the budget in memory"))
+            return
+        for stale in self.root.glob("*.partial"):  # left by a run that was killed
+            if time.time() - stale.stat().st_mtime > 3600:
+                stale.unlink(missing_ok=True)
+        files = sorted(self.root.glob("*.npy"), key=lambda p: p.stat().st_mtime)
+        held = sum(p.stat().st_size for p in files)
+        for path in files:
+            free = min(self.budget - held, shutil.disk_usage(self.root).free - GIB)
+            if wanted <= free:
+                return
+            if path not in self._in_use:
+                held -= path.stat().st_size
+                path.unlink(missing_ok=True)
+        free = min(self.budget - held, shutil.disk_usage(self.root).free - GIB)
+        if wanted > free:
+            raise StoreTooSmall(_too_small(wanted, free, str(self.root)))
+
+
+def _too_small(wanted: int, free: int, where: str) -> str:
+    return f"features of {wanted / GIB:.2f} GiB do not fit: {max(free, 0) / GIB:.2f} GiB are free in {where}"
+
+
+def _present(array: np.ndarray | None) -> np.ndarray:
+    if array is None:
+        raise RuntimeError("a stored feature vanished while it was in use: was the store's folder emptied?")
+    return array
+
+
+def _padded(rows: np.ndarray, batch: int) -> np.ndarray:
+    """The last, short batch is filled up with its last row, so that one program serves all."""
+    short = batch - len(rows)
+    return np.concatenate([rows, np.repeat(rows[-1:], short, axis=0)]) if short else np.asarray(rows)
+
+
+def ahead(make: Callable[[Any], Any], items: Sequence[Any], depth: int = 2) -> Iterator[Any]:
+    """`map(make, items)`, with `depth` results being made in a thread while the caller works."""
+    with ThreadPoolExecutor(1) as pool:
+        waiting = [pool.submit(make, item) for item in items[:depth]]
+        for item in [*items[depth:], *[None] * min(depth, len(items))]:
+            done = waiting.pop(0)
+            if item is not None:
+                waiting.append(pool.submit(make, item))
+            yield done.result()
+
+
+def fits_on_device(nbytes: int) -> bool:
+    """Whether `nbytes` may be kept in device memory, leaving at least half of what is free."""
+    stats = jax.local_devices()[0].memory_stats()
+    if stats and "bytes_limit" in stats:
+        return nbytes <= (stats["bytes_limit"] - stats["bytes_in_use"]) // 2
+    names = os.sysconf_names
+    pages = os.sysconf("SC_AVPHYS_PAGES" if "SC_AVPHYS_PAGES" in names else "SC_PHYS_PAGES")
+    return nbytes <= pages * os.sysconf("SC_PAGE_SIZE") // 2

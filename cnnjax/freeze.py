@@ -1,0 +1,238 @@
+"""Which layers do not train, and what follows for gradients, optimizer and normalisation.
+
+A `Freeze` is a specification that knows no model; `Freeze.resolve(model)` gives a `Frozen`, the same
+choice spelt out in leaf paths. Gradients, the optax mask, BatchNorm and the staged frontier are all
+derived from that one object.
+"""
+
+import difflib
+import fnmatch
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar
+
+import jax
+import optax
+from flax import nnx
+
+from cnnjax.functional import leaves_of, modules
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Freeze:
+    """A specification of frozen layers. Build it with one of the constructors or `parse`.
+
+    Example:
+        >>> Freeze.depth(3), Freeze.through("block4_pool"), Freeze.parse("[:-4]")
+        (Freeze('3'), Freeze('block4_pool'), Freeze('[:-4]'))
+    """
+
+    kind: Literal["depth", "all", "through", "slice", "match"]
+    value: Any = field(default=None)
+
+    @classmethod
+    def none(cls) -> "Freeze":
+        """Everything trains."""
+        return cls("depth", 0)
+
+    @classmethod
+    def all(cls) -> "Freeze":
+        """Nothing trains (a head put on top still does)."""
+        return cls("all")
+
+    @classmethod
+    def depth(cls, layers: int) -> "Freeze":
+        """The first `layers` layers that have a kernel, and all that lies before the next one.
+
+        Kernels are counted as in the names VGG16 and ResNet-50: normalisation, activation and pooling
+        belong to the convolution they follow.
+        """
+        if isinstance(layers, bool) or not isinstance(layers, int) or layers < 0:
+            raise ValueError(f"a freezing depth is a whole number of layers from 0 on, not {layers!r}")
+        return cls("depth", layers)
+
+    @classmethod
+    def through(cls, layer: str) -> "Freeze":
+        """Every layer up to and including the one named."""
+        return cls("through", layer)
+
+    @classmethod
+    def slice(cls, start: int | None = None, stop: int | None = None) -> "Freeze":
+        """Keras's `for layer in model.layers[start:stop]: layer.trainable = False`."""
+        return cls("slice", (start, stop))
+
+    @classmethod
+    def match(cls, *patterns: str) -> "Freeze":
+        """The layers whose names match a shell pattern (`conv_dw_*`); every pattern must match one."""
+        if not patterns:
+            raise ValueError("Freeze.match needs at least one pattern, such as 'conv_dw_*'")
+        return cls("match", tuple(patterns))
+
+    @classmethod
+    def parse(cls, text: str) -> "Freeze":
+        """Read what a person types: `none`, `all`, `5`, `[:-4]`, `block4_pool`, `conv_dw_*,conv1`."""
+        text = text.strip()
+        if text in ("none", "all"):
+            return cls.none() if text == "none" else cls.all()
+        if re.fullmatch(r"\d+", text):
+            return cls.depth(int(text))
+        if found := re.fullmatch(r"\[(-?\d*):(-?\d*)\]", text):
+            start, stop = (int(part) if part else None for part in found.groups())
+            return cls.slice(start, stop)
+        if "," in text or any(c in text for c in "*?["):
+            return cls.match(*(part.strip() for part in text.split(",") if part.strip()))
+        if not text or text.startswith("-"):
+            raise ValueError(f"{text!r} is no freeze: give none, all, a depth, [start:stop], a layer or a pattern")
+        return cls.through(text)
+
+    def __str__(self) -> str:
+        """The text that `parse` reads back."""
+        if self.kind == "depth":
+            return str(self.value) if self.value else "none"
+        if self.kind == "slice":
+            start, stop = ("" if part is None else part for part in self.value)
+            return f"[{start}:{stop}]"
+        return {"all": "all", "match": ",".join(self.value or ()), "through": self.value}[self.kind]
+
+    def __repr__(self) -> str:
+        return f"Freeze({str(self)!r})"
+
+    def resolve(self, model: nnx.Module, within: str = "") -> "Frozen":
+        """Spell the choice out for a model.
+
+        Args:
+            model: any Flax NNX module. Its layers are its `layer_names` if it has them (as our backbones
+                do), otherwise every module without submodules, in the order of definition.
+            within: the path of the submodule that the specification speaks of (`"backbone"`); everything
+                outside it trains.
+
+        Raises:
+            ValueError: if a name, a pattern or a depth does not fit the model; all faults in one message.
+        """
+        part: Any = model
+        for name in within.split("/") if within else ():
+            part = getattr(part, name)
+        names = layer_names(part)
+        chosen = self._choose(part, names)
+        prefix = f"{within}/" if within else ""
+        leaves = leaves_of(model)
+        # "all" names the whole part, so that parameters that belong to no layer are frozen too.
+        frozen = frozenset([within] if self.kind == "all" else (prefix + name for name in chosen))
+        return Frozen(str(self), tuple(n for n in names if n in chosen), frozen, tuple(leaves))
+
+    def _choose(self, part: nnx.Module, names: tuple[str, ...]) -> set[str]:
+        what = type(part).__name__
+        if self.kind == "all":
+            return set(names)
+        if self.kind == "slice":
+            return set(names[slice(*self.value)])
+        if self.kind == "through":
+            if self.value not in names:
+                raise ValueError(f"no layer {self.value!r} in {what}{_nearest(self.value, names)}")
+            return set(names[: names.index(self.value) + 1])
+        if self.kind == "match":
+            hits = {p: fnmatch.filter(names, p) for p in self.value}
+            missed = [f"  {p!r} matches no layer{_nearest(p, names)}" for p, found in hits.items() if not found]
+            if missed:
+                raise ValueError(f"patterns that match nothing in {what}:\n" + "\n".join(missed))
+            return {name for found in hits.values() for name in found}
+        kernels = [k for k, name in enumerate(names) if _has_kernel(part, name)]
+        if self.value > len(kernels):
+            raise ValueError(
+                f"cannot freeze {self.value} layers of {what}: it has {len(kernels)} layers with a kernel"
+                f"{f' ({names[kernels[0]]} to {names[kernels[-1]]})' if kernels else ''}"
+            )
+        stop = [*kernels, len(names)][self.value] if self.value else 0
+        return set(names[:stop])
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """A resolved `Freeze`: which leaves of one model are frozen.
+
+    Attributes:
+        label: the specification's text.
+        layers: the frozen layers' names, in the model's order.
+    """
+
+    label: str
+    layers: tuple[str, ...]
+    _paths: frozenset[str]
+    _leaves: tuple[str, ...]
+
+    def is_frozen(self, path: str) -> bool:
+        """Whether the leaf or module at `path` (`"backbone/conv1/kernel"`) is frozen."""
+        while path and path not in self._paths:
+            path = path.rpartition("/")[0]
+        return path in self._paths
+
+    def __call__(self, path: str) -> bool:
+        return self.is_frozen(path)
+
+    def partition(self, leaves: Mapping[str, T]) -> tuple[dict[str, T], dict[str, T]]:
+        """Split a dictionary of leaves into (trainable, frozen)."""
+        trainable = {p: v for p, v in leaves.items() if not self.is_frozen(p)}
+        return trainable, {p: v for p, v in leaves.items() if self.is_frozen(p)}
+
+    def mask(self, tree: Any) -> Any:
+        """True where a leaf of `tree` (flat, nested or an NNX state) trains: an optax mask."""
+        return jax.tree_util.tree_map_with_path(lambda keys, _: not self.is_frozen(_path(keys)), tree)
+
+    def optimizer(self, transform: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
+        """`transform` for a whole parameter tree: frozen leaves get no state and an update of zero.
+
+        The transform sees the trainable leaves alone, so a global clip is not distorted by frozen
+        gradients. (`optax.masked` alone would pass the frozen gradients through and move the weights.)
+
+        Example:
+            >>> model = nnx.Linear(2, 3, rngs=nnx.Rngs(0))
+            >>> tx = Freeze.all().resolve(model).optimizer(optax.adam(1e-3))
+            >>> sum(x.size for x in jax.tree.leaves(tx.init(leaves_of(model))))
+            0
+        """
+
+        def labels(tree: Any) -> Any:
+            return jax.tree.map(lambda trains: "trainable" if trains else "frozen", self.mask(tree))
+
+        # An optimizer over no leaves would still hold its step counter.
+        trains = not all(self.is_frozen(path) for path in self._leaves)
+        chosen = transform if trains else optax.set_to_zero()
+        return optax.partition({"trainable": chosen, "frozen": optax.set_to_zero()}, labels)
+
+
+def layer_names(model: nnx.Module) -> tuple[str, ...]:
+    """The layers of a model in order: `model.layer_names`, or its innermost modules."""
+    own = getattr(model, "layer_names", None)
+    if own is not None:
+        return tuple(own)
+    found = [(path, module) for path, module in modules(model) if not isinstance(module, nnx.RngStream | nnx.Rngs)]
+    parents = {"/".join(path.split("/")[:k]) for path, _ in found for k in range(1, path.count("/") + 1)}
+    return tuple(path for path, module in found if path not in parents or _owns_variables(module))
+
+
+def _owns_variables(module: nnx.Module) -> bool:
+    return any(isinstance(v, nnx.Variable) for v in vars(module).values())
+
+
+def _has_kernel(part: nnx.Module, name: str) -> bool:
+    module: Any = part
+    for step in name.split("/"):
+        if step.isdigit():
+            module = module[int(step)]
+        else:
+            module = module[step] if isinstance(module, dict | nnx.Dict) else getattr(module, step)
+    return any(x.ndim >= 2 for x in jax.tree.leaves(nnx.state(module, nnx.Param)))
+
+
+def _nearest(name: str, names: Iterable[str]) -> str:
+    names = list(names)
+    close = difflib.get_close_matches(name, names, 1, 0.3)
+    return f"; did you mean {close[0]!r}?" if close else f"; its layers are {', '.join(names[:8])}, ..."
+
+
+def _path(keys: tuple[Any, ...]) -> str:
+    parts = (getattr(k, "key", getattr(k, "name", getattr(k, "idx", k))) for k in keys)
+    return "/".join(str(part) for part in parts)

@@ -1,0 +1,54 @@
+"""Heads: features to logits, one logit for two classes."""
+
+import math
+
+from flax import nnx
+
+from cnnjax.models.backbone import Backbone
+from cnnjax.models.layers import Flatten, GlobalAveragePooling2D, dense
+
+
+def lecture_head(feature_shape: tuple[int, ...], classes: int, *, rngs: nnx.Rngs) -> Backbone:
+    """Build the lecture's head: Flatten, Dense 256 (no activation, as in its Keras code), Dropout 0.5, Dense.
+
+    Args:
+        feature_shape: One example's features, (H, W, C).
+        classes: Two classes share one logit; more have one each.
+        rngs: Keys for weights and dropout.
+
+    >>> lecture_head((5, 5, 768), 2, rngs=nnx.Rngs(0)).output_shape()
+    (1,)
+    """
+    return Backbone(
+        [
+            ("flatten", Flatten()),
+            ("dense", dense(math.prod(feature_shape), 256, rngs=rngs)),
+            ("dropout", nnx.Dropout(0.5, rngs=rngs)),
+            ("dense_1", dense(256, _logits(classes), rngs=rngs)),
+        ],
+        input_shape=feature_shape,
+    )
+
+
+def linear_head(feature_shape: tuple[int, ...], classes: int, *, rngs: nnx.Rngs) -> Backbone:
+    """Build GlobalAveragePooling2D, Dropout 0.2, Dense: the head of Keras's guide to transfer learning.
+
+    Args and units are those of `lecture_head`.
+
+    >>> linear_head((5, 5, 768), 10, rngs=nnx.Rngs(0)).output_shape()
+    (10,)
+    """
+    return Backbone(
+        [
+            ("global_average_pooling2d", GlobalAveragePooling2D()),
+            ("dropout", nnx.Dropout(0.2, rngs=rngs)),
+            ("dense", dense(feature_shape[-1], _logits(classes), rngs=rngs)),
+        ],
+        input_shape=feature_shape,
+    )
+
+
+def _logits(classes: int) -> int:
+    if classes < 2:
+        raise ValueError(f"a classifier needs at least two classes, found {classes}")
+    return 1 if classes == 2 else classes

@@ -1,0 +1,124 @@
+"""MobileNet, version 1 (Howard et al. 2017, arXiv:1704.04861), as in `keras.applications.MobileNet`."""
+
+from typing import Any
+
+from flax import nnx
+
+from cnnjax.models import layers
+from cnnjax.models.backbone import Backbone, Shape
+from cnnjax.weights.published import Published
+
+# (pointwise filters at alpha 1, stride of the depthwise convolution) of blocks 1 to 13
+_BLOCKS = ((64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2), *((512, 1),) * 5, (1024, 2), (1024, 1))
+
+
+def mobilenet(
+    alpha: float = 1.0,
+    input_shape: Shape = (224, 224, 3),
+    include_top: bool = False,
+    classes: int = 1000,
+    dropout: float = 1e-3,
+    *,
+    rngs: nnx.Rngs,
+) -> Backbone:
+    """Build MobileNet with Keras's layer names in Keras's order (86 layers, 91 with top).
+
+    Args:
+        alpha: The width multiplier; every layer has int(alpha * its width) channels.
+        input_shape: (H, W, 3), at least 32 pixels a side; None for any height or width.
+        include_top: Whether to end in Keras's classification layers (softmax over `classes`).
+        classes: Classes of the top.
+        dropout: Dropout rate in the top.
+        rngs: Keys for weights and dropout.
+
+    Returns:
+        f32[N, H, W, 3] with values -1 to 1 to f32[N, H/32, W/32, 1024 alpha] (rounded up), or to f32[N,
+        classes] with top.
+
+    Raises:
+        ValueError: The images are smaller than 32 pixels or `alpha` leaves a layer without channels.
+
+    >>> mobilenet(0.25, (160, 160, 3), rngs=nnx.Rngs(0)).output_shape()
+    (5, 5, 256)
+    """
+    if int(32 * alpha) < 1:
+        raise ValueError(
+            f"alpha {alpha} leaves conv1 {int(32 * alpha)} of its 32 channels; it must be at least 1/32"
+        )
+    if any(n is not None and n < 32 for n in input_shape[:2]):
+        raise ValueError(f"MobileNet needs images of at least 32x32 pixels, found input_shape {input_shape}")
+    channels = int(32 * alpha)
+    named: list[tuple[str, Any]] = [
+        ("input_layer", layers.InputLayer()),
+        (
+            "conv1",
+            layers.conv2d(
+                _colours(input_shape), channels, (3, 3), (2, 2), padding="SAME", use_bias=False, rngs=rngs
+            ),
+        ),
+        ("conv1_bn", layers.batch_normalization(channels, rngs=rngs)),
+        ("conv1_relu", layers.ReLU(6.0)),
+    ]
+    for block, (width, stride) in enumerate(_BLOCKS, start=1):
+        out = int(width * alpha)
+        if stride == 2:
+            named.append((f"conv_pad_{block}", layers.ZeroPadding2D(((0, 1), (0, 1)))))
+        padding = "SAME" if stride == 1 else "VALID"
+        named += [
+            (
+                f"conv_dw_{block}",
+                layers.depthwise_conv2d(
+                    channels, (3, 3), (stride, stride), padding=padding, use_bias=False, rngs=rngs
+                ),
+            ),
+            (f"conv_dw_{block}_bn", layers.batch_normalization(channels, rngs=rngs)),
+            (f"conv_dw_{block}_relu", layers.ReLU(6.0)),
+            (
+                f"conv_pw_{block}",
+                layers.conv2d(channels, out, (1, 1), padding="SAME", use_bias=False, rngs=rngs),
+            ),
+            (f"conv_pw_{block}_bn", layers.batch_normalization(out, rngs=rngs)),
+            (f"conv_pw_{block}_relu", layers.ReLU(6.0)),
+        ]
+        channels = out
+    if include_top:
+        named += [
+            ("global_average_pooling2d", layers.GlobalAveragePooling2D(keepdims=True)),
+            ("dropout", nnx.Dropout(dropout, rngs=rngs)),
+            ("conv_preds", layers.conv2d(channels, classes, (1, 1), padding="SAME", rngs=rngs)),
+            ("reshape_2", layers.Reshape((classes,))),
+            ("predictions", layers.Activation("softmax")),
+        ]
+    return Backbone(named, input_shape=input_shape, alpha=alpha)
+
+
+def _colours(input_shape: Shape) -> int:
+    if len(input_shape) != 3 or input_shape[2] is None:
+        raise ValueError(
+            f"input_shape must be (height, width, channels) with known channels, found {input_shape}"
+        )
+    return input_shape[2]
+
+
+_DIGESTS = {
+    "mobilenet_2_5_224_tf_no_top": "sha256:dbdb03ee2a22fd895301636cd328b234bb3a9952358f436d82f46b81e0d5b0bf",
+}
+
+PUBLISHED = tuple(
+    Published(
+        name=name,
+        backbone="mobilenet",
+        url=f"https://storage.googleapis.com/tensorflow/keras-applications/mobilenet/{name}.h5",
+        digest=_DIGESTS.get(name),
+        input_size=size,
+        preprocessing="tf",
+        classes=1000,
+        licence="Apache-2.0",
+        include_top=top,
+        alpha=alpha,
+    )
+    for alpha, text in ((1.0, "1_0"), (0.75, "7_5"), (0.5, "5_0"), (0.25, "2_5"))
+    for size in (224, 192, 160, 128)
+    for top in (False, True)
+    for name in (f"mobilenet_{text}_{size}_tf" + ("" if top else "_no_top"),)
+)

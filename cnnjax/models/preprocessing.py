@@ -1,0 +1,63 @@
+"""What published weights expect of their pixels, by name, as in `keras.applications.imagenet_utils`."""
+
+import difflib
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+
+def _tf(x: jax.Array) -> jax.Array:
+    return x / 127.5 - 1.0
+
+
+def _caffe(x: jax.Array) -> jax.Array:
+    return x[..., ::-1] - jnp.array([103.939, 116.779, 123.68], x.dtype)
+
+
+def _torch(x: jax.Array) -> jax.Array:
+    return (x / 255.0 - jnp.array([0.485, 0.456, 0.406], x.dtype)) / jnp.array([0.229, 0.224, 0.225], x.dtype)
+
+
+PREPROCESSING: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "tf": _tf,
+    "caffe": _caffe,
+    "torch": _torch,
+    "unit": lambda x: x / 255.0,
+    "none": lambda x: x,
+}
+"""Name to function of [..., 3] RGB pixels 0 to 255: "tf" to -1..1; "caffe" to BGR less ImageNet's mean;
+"torch" to 0..1, less ImageNet's mean, over its deviation; "unit" to 0..1; "none" leaves them."""
+
+
+def checked_preprocessing(name: str) -> str:
+    """Return `name` if there is such a preprocessing.
+
+    Raises:
+        LookupError: There is none; the nearest name is given.
+    """
+    if name not in PREPROCESSING:
+        nearest = difflib.get_close_matches(name, PREPROCESSING, n=1, cutoff=0)[0]
+        raise LookupError(
+            f"no preprocessing {name!r}; did you mean {nearest!r}? There are {', '.join(PREPROCESSING)}"
+        )
+    return name
+
+
+def preprocess(images: jax.Array, name: str) -> jax.Array:
+    """Turn pixels into what a model expects.
+
+    Args:
+        images: [..., 3] RGB, 0 to 255, floating or integer (integers become float32 first).
+        name: A key of `PREPROCESSING`.
+
+    Raises:
+        LookupError: There is no such preprocessing; the nearest name is given.
+
+    >>> preprocess(jnp.array([[0, 255, 255]], jnp.uint8), "tf")
+    Array([[-1.,  1.,  1.]], dtype=float32)
+    """
+    images = jnp.asarray(images)
+    if not jnp.issubdtype(images.dtype, jnp.floating):
+        images = images.astype(jnp.float32)
+    return PREPROCESSING[checked_preprocessing(name)](images)

@@ -1,0 +1,80 @@
+"""VGG16 (Simonyan and Zisserman 2014, arXiv:1409.1556), as in `keras.applications.VGG16`."""
+
+from typing import Any
+
+from flax import nnx
+
+from cnnjax.models import layers
+from cnnjax.models.backbone import Backbone, Shape
+from cnnjax.weights.published import Published
+
+_BLOCKS = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))  # (filters, convolutions)
+
+
+def vgg16(
+    input_shape: Shape = (224, 224, 3), include_top: bool = False, classes: int = 1000, *, rngs: nnx.Rngs
+) -> Backbone:
+    """Build VGG16 with Keras's layer names in Keras's order (19 layers, 23 with top).
+
+    Args:
+        input_shape: (H, W, 3), at least 32 pixels a side; None for any height or width, without top only.
+        include_top: Whether to end in Keras's classification layers (fc1, fc2, softmax over `classes`).
+        classes: Classes of the top.
+        rngs: Keys for weights.
+
+    Returns:
+        f32[N, H, W, 3] (BGR less ImageNet's mean) to f32[N, H/32, W/32, 512] (rounded down), or to f32[N,
+        classes] with top.
+
+    Raises:
+        ValueError: The images are smaller than 32 pixels, or of unknown size with a top.
+
+    >>> vgg16((180, 180, 3), rngs=nnx.Rngs(0)).output_shape()
+    (5, 5, 512)
+    """
+    height, width, channels = input_shape
+    if channels is None:
+        raise ValueError(
+            f"input_shape must be (height, width, channels) with known channels, found {input_shape}"
+        )
+    if any(n is not None and n < 32 for n in (height, width)):
+        raise ValueError(f"VGG16 needs images of at least 32x32 pixels, found input_shape {input_shape}")
+    named: list[tuple[str, Any]] = [("input_layer", layers.InputLayer())]
+    for block, (filters, convolutions) in enumerate(_BLOCKS, start=1):
+        for i in range(1, convolutions + 1):
+            conv = layers.conv2d(channels, filters, (3, 3), padding="SAME", activation="relu", rngs=rngs)
+            named.append((f"block{block}_conv{i}", conv))
+            channels = filters
+        named.append((f"block{block}_pool", layers.MaxPooling2D((2, 2), (2, 2))))
+    if include_top:
+        if height is None or width is None:
+            raise ValueError(
+                f"VGG16 with top needs a known image size (fc1 reads every position), found {input_shape}"
+            )
+        features = (height // 32) * (width // 32) * channels
+        named += [
+            ("flatten", layers.Flatten()),
+            ("fc1", layers.dense(features, 4096, activation="relu", rngs=rngs)),
+            ("fc2", layers.dense(4096, 4096, activation="relu", rngs=rngs)),
+            ("predictions", layers.dense(4096, classes, activation="softmax", rngs=rngs)),
+        ]
+    return Backbone(named, input_shape=input_shape)
+
+
+PUBLISHED = tuple(
+    Published(
+        name=name,
+        backbone="vgg16",
+        url=f"https://storage.googleapis.com/tensorflow/keras-applications/vgg16/{name}.h5",
+        digest=f"md5:{md5}",
+        input_size=224,
+        preprocessing="caffe",
+        classes=1000,
+        licence="CC-BY-4.0",
+        include_top=top,
+    )
+    for name, md5, top in (
+        ("vgg16_weights_tf_dim_ordering_tf_kernels", "64373286793e3c8b2b4e3219cbf3544b", True),
+        ("vgg16_weights_tf_dim_ordering_tf_kernels_notop", "6d6bbae143d832006294945121d1f1fc", False),
+    )
+)

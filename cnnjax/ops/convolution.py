@@ -1,0 +1,266 @@
+"""Convolution: XLA's own, but for what the CPU does faster otherwise."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from cnnjax.ops.shifts import (
+    Pads,
+    Pair,
+    explicit_padding,
+    out_size,
+    pad_space,
+    phase_views,
+    scatter,
+    tap_views,
+    wide_type,
+)
+
+_NHWC = ("NHWC", "HWIO", "NHWC")
+
+# Above the first size of an output cotangent XLA's kernel gradient leaves its fast path; chunks of the second keep it.
+_LARGE_BYTES, _CHUNK_BYTES, _MOST_CHUNKS = 12 << 20, 4 << 20, 16
+
+
+def conv_general_dilated(
+    lhs: jax.Array,
+    rhs: jax.Array,
+    window_strides: Sequence[int],
+    padding: str | Sequence[tuple[int, int]],
+    lhs_dilation: Sequence[int] | None = None,
+    rhs_dilation: Sequence[int] | None = None,
+    dimension_numbers: Any = None,
+    feature_group_count: int = 1,
+    batch_group_count: int = 1,
+    precision: Any = None,
+    preferred_element_type: Any = None,
+    **kwargs: Any,
+) -> jax.Array:
+    """`jax.lax.conv_general_dilated` with faster CPU lowerings, for `nnx.Conv(conv_general_dilated=...)`.
+
+    Values, shapes, types and errors are those of `jax.lax.conv_general_dilated`, to rounding. Undilated NHWC/HWIO
+    depthwise and 1x1 convolutions, and kernel gradients on large maps, are lowered otherwise on CPU; all else is
+    passed on.
+
+    Args:
+      lhs: images, `f32[N, H, W, C]` (or bfloat16, float16).
+      rhs: kernel, `f32[h, w, C / feature_group_count, D]`, of the same type.
+      window_strides: strides over height and width.
+      padding: `'SAME'`, `'VALID'`, or (low, high) for each spatial axis.
+      lhs_dilation: dilation of the images.
+      rhs_dilation: dilation of the kernel.
+      dimension_numbers: the layout, as in `jax.lax`; the lowerings here know `('NHWC', 'HWIO', 'NHWC')`.
+      feature_group_count: number of channel groups; `C` makes the convolution depthwise.
+      batch_group_count: as in `jax.lax`.
+      precision: as in `jax.lax`.
+      preferred_element_type: as in `jax.lax`.
+      **kwargs: further arguments of `jax.lax.conv_general_dilated`, such as `out_sharding`.
+
+    Returns:
+      `f32[N, H', W', D]`.
+
+    >>> x, kernel = jnp.ones((1, 4, 4, 2)), jnp.ones((3, 3, 1, 2))
+    >>> y = conv_general_dilated(
+    ...     x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=2
+    ... )
+    >>> y[0, :, :, 0].tolist()[:2]
+    [[4.0, 6.0, 6.0, 4.0], [6.0, 9.0, 9.0, 6.0]]
+    """
+    plain = (
+        lhs.ndim == rhs.ndim == 4
+        and lhs.dtype == rhs.dtype
+        and jnp.issubdtype(lhs.dtype, jnp.floating)
+        and preferred_element_type in (None, lhs.dtype)
+        and batch_group_count == 1
+        and all(d == 1 for d in (*(lhs_dilation or ()), *(rhs_dilation or ())))
+        and all(v is None for v in kwargs.values())
+        and len(window_strides) == 2
+        and lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers)
+        == lax.conv_dimension_numbers(lhs.shape, rhs.shape, _NHWC)
+        and 0 not in lhs.shape
+        and 0 not in rhs.shape
+    )
+    if plain:
+        strides, window, channels = tuple(window_strides), rhs.shape[:2], lhs.shape[3]
+        pads = explicit_padding(padding, lhs.shape[1:3], window, strides)
+        sized = min(*pads[0], *pads[1]) >= 0 and min(out_size(lhs.shape[1:3], window, strides, pads)) > 0
+        if sized and feature_group_count == channels == rhs.shape[3] and rhs.shape[2] == 1:
+            return _depthwise_op(lhs, rhs, strides, pads, precision)
+        if sized and feature_group_count == 1 and rhs.shape[2] == channels and strides == (1, 1):
+            if window == (1, 1) and pads == ((0, 0), (0, 0)):
+                return _pointwise_op(lhs, rhs, precision)
+            if channels >= 16:
+                return _spatial_op(lhs, rhs, pads, precision)
+    return lax.conv_general_dilated(
+        lhs,
+        rhs,
+        window_strides,
+        padding,
+        lhs_dilation=lhs_dilation,
+        rhs_dilation=rhs_dilation,
+        dimension_numbers=dimension_numbers,
+        feature_group_count=feature_group_count,
+        batch_group_count=batch_group_count,
+        precision=precision,
+        preferred_element_type=preferred_element_type,
+        **kwargs,
+    )
+
+
+def _native(
+    x: jax.Array, k: jax.Array, strides: Pair, pads: Pads, precision: Any, groups: int = 1
+) -> jax.Array:
+    return lax.conv_general_dilated(
+        x, k, strides, pads, dimension_numbers=_NHWC, feature_group_count=groups, precision=precision
+    )
+
+
+def _native_gradients(
+    strides: Pair, pads: Pads, precision: Any, groups: int = 1
+) -> tuple[Callable[..., jax.Array], Callable[..., jax.Array]]:
+    """Input and kernel gradient of `_native`, each a function of x, kernel and output cotangent."""
+
+    def of_input(x: jax.Array, k: jax.Array, g: jax.Array) -> jax.Array:
+        return jax.linear_transpose(lambda x: _native(x, k, strides, pads, precision, groups), x)(g)[0]
+
+    def of_kernel(x: jax.Array, k: jax.Array, g: jax.Array) -> jax.Array:
+        return jax.linear_transpose(lambda k: _native(x, k, strides, pads, precision, groups), k)(g)[0]
+
+    return of_input, of_kernel
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def _depthwise(x: jax.Array, k: jax.Array, strides: Pair, pads: Pads, precision: Any) -> jax.Array:
+    def on_cpu(x: jax.Array, k: jax.Array) -> jax.Array:
+        wide = wide_type(x.dtype)
+        taps = k.reshape(-1, k.shape[3]).astype(wide)
+        views = tap_views(pad_space(x, pads), k.shape[:2], strides)
+        terms = [v.astype(wide) * taps[t] for t, v in enumerate(views)]
+        return sum(terms[1:], terms[0]).astype(x.dtype)
+
+    def native(x: jax.Array, k: jax.Array) -> jax.Array:
+        return _native(x, k, strides, pads, precision, x.shape[3])
+
+    return lax.platform_dependent(x, k, cpu=on_cpu, default=native)
+
+
+def _depthwise_forward(
+    x: jax.Array, k: jax.Array, strides: Pair, pads: Pads, precision: Any
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return _depthwise(x, k, strides, pads, precision), (x, k)
+
+
+def _depthwise_backward(
+    strides: Pair, pads: Pads, precision: Any, kept: tuple[jax.Array, jax.Array], g: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    def input_on_cpu(x: jax.Array, k: jax.Array, g: jax.Array) -> jax.Array:
+        wide = wide_type(x.dtype)
+        taps = k.reshape(-1, k.shape[3]).astype(wide)
+
+        def shifted(tap: int, g: jax.Array) -> jax.Array:
+            return g.astype(wide) * taps[tap]
+
+        return scatter(shifted, [g], x.shape[1:3], k.shape[:2], strides, pads).astype(x.dtype)
+
+    def kernel_on_cpu(x: jax.Array, k: jax.Array, g: jax.Array) -> jax.Array:
+        # XLA fuses the products into a sum over batch and space, which is then slow; it cannot fuse across a loop.
+        n, wide = x.shape[0], wide_type(x.dtype)
+        step = next(m for m in (4, 3, 2, 1) if n % m == 0)
+
+        def add(sums: list[jax.Array], images: tuple[jax.Array, ...]) -> tuple[list[jax.Array], None]:
+            x, g = images
+            views = phase_views(pad_space(x, pads), k.shape[:2], strides, g.shape[1:3])
+            products = [[v[m].astype(wide) * g[m].astype(wide) for m in range(step)] for v in views]
+            return [sum(p, start=s) for p, s in zip(products, sums, strict=True)], None
+
+        sums = [jnp.zeros(g.shape[1:], wide)] * (k.shape[0] * k.shape[1])
+        sums, _ = lax.scan(add, sums, tuple(a.reshape(n // step, step, *a.shape[1:]) for a in (x, g)))
+        return jnp.stack([s.sum((0, 1)) for s in sums]).reshape(k.shape).astype(k.dtype)
+
+    x, k = kept
+    of_input, of_kernel = _native_gradients(strides, pads, precision, x.shape[3])
+    return (
+        lax.platform_dependent(x, k, g, cpu=input_on_cpu, default=of_input),
+        lax.platform_dependent(x, k, g, cpu=kernel_on_cpu, default=of_kernel),
+    )
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _pointwise(x: jax.Array, k: jax.Array, precision: Any) -> jax.Array:
+    def on_cpu(x: jax.Array, k: jax.Array) -> jax.Array:
+        rows = lax.dot(x.reshape(-1, x.shape[3]), k[0, 0], precision=precision)
+        return rows.reshape(*x.shape[:3], k.shape[3])
+
+    def native(x: jax.Array, k: jax.Array) -> jax.Array:
+        return _native(x, k, (1, 1), ((0, 0), (0, 0)), precision)
+
+    return lax.platform_dependent(x, k, cpu=on_cpu, default=native)
+
+
+def _pointwise_forward(
+    x: jax.Array, k: jax.Array, precision: Any
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return _pointwise(x, k, precision), (x, k)
+
+
+def _pointwise_backward(
+    precision: Any, kept: tuple[jax.Array, jax.Array], g: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    def input_on_cpu(x: jax.Array, k: jax.Array, g: jax.Array) -> jax.Array:
+        return lax.dot(g.reshape(-1, g.shape[3]), k[0, 0].T, precision=precision).reshape(x.shape)
+
+    def kernel_on_cpu(x: jax.Array, k: jax.Array, g: jax.Array) -> jax.Array:
+        return lax.dot(x.reshape(-1, x.shape[3]).T, g.reshape(-1, g.shape[3]), precision=precision).reshape(
+            k.shape
+        )
+
+    x, k = kept
+    of_input, of_kernel = _native_gradients((1, 1), ((0, 0), (0, 0)), precision)
+    return (
+        lax.platform_dependent(x, k, g, cpu=input_on_cpu, default=of_input),
+        lax.platform_dependent(x, k, g, cpu=kernel_on_cpu, default=of_kernel),
+    )
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _spatial(x: jax.Array, k: jax.Array, pads: Pads, precision: Any) -> jax.Array:
+    return _native(x, k, (1, 1), pads, precision)
+
+
+def _spatial_forward(
+    x: jax.Array, k: jax.Array, pads: Pads, precision: Any
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return _spatial(x, k, pads, precision), (x, k)
+
+
+def _spatial_backward(
+    pads: Pads, precision: Any, kept: tuple[jax.Array, jax.Array], g: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    def in_chunks(x: jax.Array, k: jax.Array, g: jax.Array) -> jax.Array:
+        n = x.shape[0]
+        step = max(_CHUNK_BYTES * n // (g.size * g.dtype.itemsize), -(-n // _MOST_CHUNKS), 1)
+        parts = [of_kernel(x[i : i + step], k, g[i : i + step]) for i in range(0, n, step)]
+        sums = [p.astype(wide_type(k.dtype)) for p in parts]
+        return sum(sums[1:], sums[0]).astype(k.dtype)
+
+    x, k = kept
+    of_input, of_kernel = _native_gradients((1, 1), pads, precision)
+    large = g.size * g.dtype.itemsize > _LARGE_BYTES
+    kernel = (
+        lax.platform_dependent(x, k, g, cpu=in_chunks, default=of_kernel) if large else of_kernel(x, k, g)
+    )
+    return of_input(x, k, g), kernel
+
+
+_depthwise.defvjp(_depthwise_forward, _depthwise_backward)
+_pointwise.defvjp(_pointwise_forward, _pointwise_backward)
+_spatial.defvjp(_spatial_forward, _spatial_backward)
+
+# Jitted, an operation is one equation whatever surrounds it, and is traced once for each shape.
+_depthwise_op = jax.jit(_depthwise, static_argnums=(2, 3, 4))
+_pointwise_op = jax.jit(_pointwise, static_argnums=(2,))
+_spatial_op = jax.jit(_spatial, static_argnums=(2, 3))

@@ -1,0 +1,96 @@
+"""The run folder: its configuration, one line a finished cell, and going on after a kill."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+
+class RunMismatch(ValueError):
+    """The folder holds another run."""
+
+
+class RunFolder:
+    """A folder that holds one sweep.
+
+    `config.json` says what is run; `results.jsonl` has one line a finished cell, written whole and synced to
+    disk as each cell ends. Opening the folder again with the same configuration goes on where it stopped.
+
+    Args:
+        path: the folder; made if it does not exist.
+        config: what identifies the run, as JSON.
+
+    Raises:
+        RunMismatch: if the folder belongs to a run with another configuration; every difference is named.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     run = RunFolder(folder, {"epochs": 3})
+        ...     run.append({"cell": "all/0", "test_accuracy": 0.9})
+        ...     [line["cell"] for line in RunFolder(folder, {"epochs": 3}).results]
+        ['all/0']
+    """
+
+    def __init__(self, path: str | os.PathLike[str], config: Mapping[str, Any]):
+        self.path = Path(path)
+        if self.path.exists() and not self.path.is_dir():
+            raise NotADirectoryError(f"the run folder {self.path} is a file; give another --out")
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._results = self.path / "results.jsonl"
+        self._check(json.loads(json.dumps(config)))
+        self.results = self._read()
+
+    def _check(self, config: dict[str, Any]) -> None:
+        file = self.path / "config.json"
+        if not file.exists():
+            if self._results.exists():
+                raise RunMismatch(f"{self._results} exists without a config.json: this is no run folder; give another --out")
+            write_whole(file, json.dumps(config, indent=2) + "\n")
+            return
+        try:
+            before = json.loads(file.read_text())
+        except json.JSONDecodeError as error:
+            raise RunMismatch(f"{file} is no JSON ({error}); repair it or give another --out") from error
+        names = sorted(set(before) | set(config))
+        changed = [
+            f"  {name}: {before.get(name)!r} there, {config.get(name)!r} now"
+            for name in names
+            if before.get(name) != config.get(name)
+        ]
+        if changed:
+            raise RunMismatch(
+                f"{self.path} holds a run with another configuration; give another --out, or the same options:\n"
+                + "\n".join(changed)
+            )
+
+    def _read(self) -> list[dict[str, Any]]:
+        if not self._results.exists():
+            return []
+        text = self._results.read_bytes()
+        whole = text[: text.rfind(b"\n") + 1]
+        if len(whole) != len(text):  # killed while writing: that cell is run again
+            os.truncate(self._results, len(whole))
+        lines = []
+        for number, line in enumerate(whole.splitlines(), 1):
+            try:
+                lines.append(json.loads(line))
+            except json.JSONDecodeError as error:
+                raise RunMismatch(f"{self._results}, line {number}, is no JSON ({error}); remove that line") from error
+        return lines
+
+    def append(self, record: Mapping[str, Any]) -> None:
+        """Write the line of a finished cell."""
+        with self._results.open("a") as file:
+            file.write(json.dumps(dict(record)) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        self.results.append(dict(record))
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file that is either old or new, never half."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text)
+    partial.replace(path)

@@ -1,0 +1,148 @@
+"""Accuracy against frozen depth: the table, its CSV and its picture."""
+
+import csv
+import io
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.table import Table
+
+from cnnjax.runs import write_whole
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table: a frozen depth at a learning rate, over seeds.
+
+    Attributes:
+        freeze: the specification, as typed.
+        first_trainable: name of the first layer that trains, "" if none of the backbone's does.
+        frozen_layers: number of frozen layers.
+        learning_rate: of its cells.
+        trainable_parameters: numbers that were trained, head included.
+        accuracies: test accuracy of each seed, in [0, 1].
+        seconds_per_step: median over its cells, without the first epoch.
+        reused: whether every cell found its features in the store.
+    """
+
+    freeze: str
+    first_trainable: str
+    frozen_layers: int
+    learning_rate: float
+    trainable_parameters: int
+    accuracies: tuple[float, ...]
+    seconds_per_step: float
+    reused: bool
+
+    @property
+    def mean(self) -> float:
+        """Mean test accuracy."""
+        return float(np.mean(self.accuracies))
+
+    @property
+    def half_width(self) -> float:
+        """Half of the 95 % interval of the mean, NaN for one seed."""
+        return interval(self.accuracies)
+
+
+def interval(values: Sequence[float]) -> float:
+    """Half-width of the 95 % confidence interval of the mean (Student's t); NaN for fewer than two values.
+
+    Example:
+        >>> round(interval([1.0, 2.0, 3.0]), 3)  # t(0.975, 2) = 4.303, s = 1
+        2.484
+    """
+    from scipy.special import stdtrit
+
+    count = len(values)
+    if count < 2:
+        return math.nan
+    return float(stdtrit(count - 1, 0.975) * np.std(values, ddof=1) / math.sqrt(count))
+
+
+def rows(results: Iterable[Mapping[str, Any]]) -> list[Row]:
+    """Group the lines of `results.jsonl` by depth and rate, least frozen first."""
+    groups: dict[tuple[str, float], list[Mapping[str, Any]]] = {}
+    for line in results:
+        groups.setdefault((line["freeze"], line["learning_rate"]), []).append(line)
+    table = [
+        Row(
+            freeze, cells[0]["first_trainable"], cells[0]["frozen_layers"], rate, cells[0]["trainable_parameters"],
+            tuple(cell["test_accuracy"] for cell in sorted(cells, key=lambda c: c["seed"])),
+            float(np.median([cell["seconds_per_step"] for cell in cells])),
+            all(cell["features_reused"] for cell in cells),
+        )
+        for (freeze, rate), cells in groups.items()
+    ]  # fmt: skip
+    return sorted(table, key=lambda row: (row.frozen_layers, row.learning_rate))
+
+
+def terminal(table: Sequence[Row], title: str) -> Table:
+    """The table for a terminal."""
+    out = Table(title=title, title_justify="left")
+    for name in ("freeze", "first trainable", "rate", "trained numbers", "test accuracy", "ms a step", "features"):
+        out.add_column(name, justify="left" if name in ("freeze", "first trainable", "features") else "right")
+    for row in table:
+        out.add_row(
+            row.freeze, row.first_trainable or "head", f"{row.learning_rate:g}", f"{row.trainable_parameters:,}",
+            accuracy_text(row), f"{1000 * row.seconds_per_step:.1f}", "from store" if row.reused else "made now",
+        )  # fmt: skip
+    return out
+
+
+def accuracy_text(row: Row) -> str:
+    """Mean and interval in per cent."""
+    spread = "" if math.isnan(row.half_width) else f" ± {100 * row.half_width:.1f}"
+    return f"{100 * row.mean:.1f}{spread} %"
+
+
+def write_csv(table: Sequence[Row], path: Path) -> None:
+    """The table as CSV: accuracies in [0, 1], seconds in seconds."""
+    text = io.StringIO()
+    out = csv.writer(text, lineterminator="\n")
+    out.writerow(
+        "freeze first_trainable frozen_layers learning_rate trainable_parameters seeds test_accuracy_mean "
+        "test_accuracy_half_width_95 seconds_per_step features_from_store".split()
+    )
+    for row in table:
+        half = "" if math.isnan(row.half_width) else f"{row.half_width:.6f}"
+        out.writerow([
+            row.freeze, row.first_trainable, row.frozen_layers, row.learning_rate, row.trainable_parameters,
+            len(row.accuracies), f"{row.mean:.6f}", half, f"{row.seconds_per_step:.6f}", row.reused,
+        ])  # fmt: skip
+    write_whole(path, text.getvalue())
+
+
+def plot(table: Sequence[Row], path: Path, title: str) -> None:
+    """Accuracy against frozen depth as PNG: a point a seed, the mean, and its 95 % interval."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 4.5), dpi=120, layout="constrained")
+    axes = FigureCanvasAgg(figure).figure.subplots()
+    depths = list(dict.fromkeys(row.freeze for row in table))
+    for rate in sorted({row.learning_rate for row in table}):
+        chosen = [row for row in table if row.learning_rate == rate]
+        x = np.array([depths.index(row.freeze) for row in chosen])
+        mean = np.array([100 * row.mean for row in chosen])
+        half = np.array([0 if math.isnan(row.half_width) else 100 * row.half_width for row in chosen])
+        # Depths at one rate are joined; with a rate of its own a depth stands alone.
+        bars = axes.errorbar(x, mean, half, marker="o", capsize=4, lw=1.5, label=f"learning rate {rate:g}")
+        for k, row in zip(x, chosen, strict=True):
+            points = [100 * a for a in row.accuracies]
+            axes.plot([k] * len(points), points, ".", color=bars[0].get_color(), alpha=0.4)
+    first = {row.freeze: row.first_trainable or "head only" for row in table}
+    labels = [f"{depth}\n({first[depth]})" for depth in depths]
+    axes.set_xticks(range(len(depths)), labels, rotation=0 if len(depths) < 8 else 30)
+    axes.set_xlabel("frozen (first layer that trains)")
+    axes.set_ylabel("test accuracy, %")
+    axes.set_title(title)
+    axes.grid(alpha=0.3)
+    axes.legend()
+    partial = path.with_name(path.name + ".partial")
+    figure.savefig(partial, format="png")
+    partial.replace(path)

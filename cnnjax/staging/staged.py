@@ -1,0 +1,237 @@
+"""A program cut at its frontier."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cnnjax.staging.cut import fingerprints, frontier, needed
+from cnnjax.staging.times import FIXED, LATE, Known, ProgramDiffers, Time, binding_times
+from cnnjax.staging.trace import digest, flat_trace, inner_jaxprs, open_jaxpr, part
+
+# Two unequal batch sizes that no layer is likely to have; keys are made at the first.
+_SIZES = (5, 7)
+
+
+@dataclass(frozen=True)
+class Feature:
+    """One value of the frontier that is stored for each image.
+
+    Attributes:
+        key: digest of the expression that makes it: the operations, and the weights they read.
+        shape: its shape for one image.
+        dtype: its type.
+    """
+
+    key: str
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes an image."""
+        return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
+
+
+class Staged:
+    """`fn(fixed, images, late)` cut by binding time.
+
+    `constants` is run once, `maker` once an image, `late` in every step:
+
+        late(constants(fixed), maker(...)(fixed, images), x) == fn(fixed, images, x)
+
+    Args:
+        fn: a pure function of a tree of frozen arrays, a batch of images `[N, ...]`, and a tree of what
+            changes from step to step (trainable weights, random keys).
+        fixed: the frozen arrays, by value: their content is part of the features' keys.
+        image: shape and dtype of one image.
+        late: the late arguments, as arrays or abstract shapes.
+
+    Example:
+        >>> w = {"frozen": jnp.ones((3, 2))}
+        >>> f = lambda fixed, x, scale: (x @ fixed["frozen"]).reshape(len(x), 2) * scale
+        >>> staged = Staged(f, w, jax.ShapeDtypeStruct((3,), "float32"), jnp.float32(2))
+        >>> [feature.shape for feature in staged.features]
+        [(2,)]
+        >>> rows = staged.maker(staged.features, batch=4)(w, jnp.ones((4, 3)))
+        >>> staged.late(staged.constants(w), rows, jnp.float32(2)).tolist()[0]
+        [6.0, 6.0]
+    """
+
+    def __init__(self, fn: Callable[..., Any], fixed: Any, image: jax.ShapeDtypeStruct, late: Any):
+        self._fn, self._image = fn, image
+        self._fixed = jax.tree.map(_abstract, fixed)
+        self._late = jax.tree.map(_abstract, late)
+        self._fixed_count = len(jax.tree.leaves(fixed))
+        self._traces: dict[int, tuple[Any, list[Any], Any]] = {}
+        jaxpr, consts, _ = self._trace(_SIZES[0])
+        self.times = self._binding_times(jaxpr)
+        self._cut, self._late_eqns = frontier(jaxpr, self.times)
+        self._position = {v: k for k, v in enumerate(self._cut)}
+        weights = [digest(x) for x in jax.tree.leaves(fixed)]
+        leaves = dict(zip(jaxpr.constvars, map(digest, consts), strict=True))
+        leaves |= dict(zip(jaxpr.invars, [*weights, "images"], strict=False))
+        self._stored = [v for v in self._cut if self.times[v].time is Time.IMAGE]
+        self._keys = fingerprints(jaxpr, self._stored, leaves)
+        self.features = tuple(self._feature(v) for v in self._stored)
+
+    def _feature(self, var: Any) -> Feature:
+        axis = self.times[var].axis
+        shape = tuple(n for k, n in enumerate(var.aval.shape) if k != axis)
+        return Feature(self._keys[var], shape, np.dtype(var.aval.dtype))
+
+    def _trace(self, batch: int) -> tuple[Any, list[Any], Any]:
+        if batch not in self._traces:
+            images = jax.ShapeDtypeStruct((batch, *self._image.shape), self._image.dtype)
+            self._traces[batch] = flat_trace(self._fn, self._fixed, images, self._late)
+            first = self._traces[next(iter(self._traces))][0]
+            names = [e.primitive for e in self._traces[batch][0].eqns]
+            if names != [e.primitive for e in first.eqns]:
+                del self._traces[batch]
+                raise ProgramDiffers(
+                    f"the model is another program at batch size {batch} than at {_SIZES[0]}: it cannot be staged"
+                )
+        return self._traces[batch]
+
+    def _binding_times(self, jaxpr: Any) -> dict[Any, Known]:
+        late = len(jax.tree.leaves(self._late))
+        known = [FIXED] * self._fixed_count + [Known(Time.IMAGE, 0)] + [LATE] * late
+        try:
+            return binding_times(jaxpr, self._trace(_SIZES[1])[0], known, _SIZES)
+        except ProgramDiffers:
+            # Nothing can be said of a program that changes with the batch: only the images themselves are stored.
+            self._traces = {_SIZES[0]: self._traces[_SIZES[0]]}
+            return dict(zip(jaxpr.invars, known, strict=True)) | {
+                v: LATE for v in [*jaxpr.constvars, *(v for e in jaxpr.eqns for v in e.outvars)]
+            }
+
+    def _at(self, batch: int) -> tuple[Any, list[Any], Any, dict[Any, Any]]:
+        """The trace at a batch size, and the map from the canonical trace's variables to its own."""
+        jaxpr, consts, tree = self._trace(batch)
+        first = self._trace(_SIZES[0])[0]
+        own = dict(zip([*first.constvars, *first.invars], [*jaxpr.constvars, *jaxpr.invars], strict=True))
+        for a, b in zip(first.eqns, jaxpr.eqns, strict=True):
+            own.update(zip(a.outvars, b.outvars, strict=True))
+        return jaxpr, consts, tree, own
+
+    @cached_property
+    def intermediates(self) -> tuple[Feature, ...]:
+        """Every value on the way to the frontier: if one is stored, the pass can start from it."""
+        return tuple(self._feature(v) for v in self._keys if self.times[v].time is Time.IMAGE)
+
+    @property
+    def bytes_per_image(self) -> int:
+        """Bytes that the store keeps for one image."""
+        return sum(feature.nbytes for feature in self.features)
+
+    @property
+    def stores_images_only(self) -> bool:
+        """Whether the frontier lies at the input: no layer can be computed beforehand."""
+        return all(v in self._trace(_SIZES[0])[0].invars for v in self._stored)
+
+    @cached_property
+    def late_primitives(self) -> frozenset[str]:
+        """Names of all operations that run in every step, those inside calls included."""
+        jaxpr = self._trace(_SIZES[0])[0]
+        found: set[str] = set()
+
+        def visit(eqns: Sequence[Any]) -> None:
+            for eqn in eqns:
+                found.add(eqn.primitive.name)
+                for body in inner_jaxprs(eqn.params):
+                    visit(open_jaxpr(body).eqns)
+
+        visit([jaxpr.eqns[k] for k in self._late_eqns])
+        return frozenset(found)
+
+    def constants(self, fixed: Any) -> list[jax.Array]:
+        """What the step reads that depends on frozen weights alone. Compute it once a run."""
+        jaxpr, consts, _ = self._trace(_SIZES[0])
+        wanted = [v for v in self._cut if self.times[v].time is Time.FIXED]
+        leaves = jax.tree.leaves(fixed)
+        given = dict(zip([*jaxpr.constvars, *jaxpr.invars[: len(leaves)]], [*consts, *leaves], strict=True))
+        eqns, ins = needed(jaxpr, wanted, ())
+        run = part(jaxpr, ins, wanted, (jaxpr.eqns[k] for k in eqns))
+        return list(jax.jit(run)(*(given[v] for v in ins)))
+
+    def maker(self, wanted: Sequence[Feature], batch: int, stored: Sequence[Feature] = ()) -> "Maker":
+        """The program that makes features, from images or from features that are stored already.
+
+        Args:
+            wanted: features to make, of this program's `features`.
+            batch: its batch size.
+            stored: features of any program that are at hand; those on the way to `wanted` are used.
+        """
+        jaxpr, consts, _, own = self._at(batch)
+        keys = {key: var for var, key in self._keys.items() if self.times[var].time is Time.IMAGE}
+        goals = [keys[f.key] for f in wanted]
+        at_hand = {keys[f.key]: f for f in stored if f.key in keys}
+        first = self._trace(_SIZES[0])[0]
+        eqns, ins = needed(first, goals, at_hand)
+        image = first.invars[self._fixed_count]
+        rows = [v for v in ins if v in at_hand and v is not image]
+        base = [v for v in ins if v not in at_hand or v is image]
+        run = part(jaxpr, [own[v] for v in (*base, *rows)], [own[v] for v in goals], (jaxpr.eqns[k] for k in eqns))
+        axes = [self.times[v].axis or 0 for v in rows]
+        out_axes = [self.times[v].axis or 0 for v in goals]
+        constants = dict(zip(first.constvars, consts, strict=True))
+        places = {v: k for k, v in enumerate(first.invars[: self._fixed_count])}
+
+        def make(fixed: Any, images: Any, *features: jax.Array) -> tuple[jax.Array, ...]:
+            leaves = jax.tree.leaves(fixed)
+            values = [
+                images if v is image else constants[v] if v in constants else leaves[places[v]] for v in base
+            ]  # fmt: skip
+            values += [jnp.moveaxis(x, 0, axis) for x, axis in zip(features, axes, strict=True)]
+            return tuple(jnp.moveaxis(y, axis, 0) for y, axis in zip(run(*values), out_axes, strict=True))
+
+        return Maker(make, tuple(at_hand[v] for v in rows), image in base, len(eqns))
+
+    def late(self, constants: Sequence[Any], features: Sequence[Any], late: Any) -> Any:
+        """The part of the program that runs in every step.
+
+        Args:
+            constants: from `constants`.
+            features: one array `[N, ...]` for each of `features`, in order.
+            late: the late arguments.
+        """
+        if not features:
+            raise ValueError("the program reads no image: there is nothing to train on")
+        jaxpr, _, tree, own = self._at(features[0].shape[0])
+        first = self._trace(_SIZES[0])[0]
+        free = first.invars[self._fixed_count + 1 :]
+        fixed = [v for v in self._cut if self.times[v].time is Time.FIXED]
+        outs = [v if hasattr(v, "val") else own[v] for v in first.outvars]
+        outs = [w if hasattr(w, "val") else o for o, w in zip(outs, jaxpr.outvars, strict=True)]
+        ins = [own[v] for v in (*fixed, *self._stored, *free)]
+        run = part(jaxpr, ins, outs, (jaxpr.eqns[k] for k in self._late_eqns))
+        axes = [self.times[v].axis or 0 for v in self._stored]
+        rows = [jnp.moveaxis(x, 0, axis) for x, axis in zip(features, axes, strict=True)]
+        return jax.tree.unflatten(tree, run(*constants, *rows, *jax.tree.leaves(late)))
+
+
+@dataclass(frozen=True)
+class Maker:
+    """A program that makes features for a batch: `maker(fixed, images, *stored)`.
+
+    Attributes:
+        reads: the stored features it starts from, in the order of its arguments.
+        reads_images: whether it needs the images (they may be None otherwise).
+        equations: how many equations it runs; 0 if what is wanted is there already.
+    """
+
+    run: Callable[..., tuple[jax.Array, ...]]
+    reads: tuple[Feature, ...]
+    reads_images: bool
+    equations: int
+
+    def __call__(self, fixed: Any, images: Any, *stored: jax.Array) -> tuple[jax.Array, ...]:
+        return self.run(fixed, images, *stored)
+
+
+def _abstract(x: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(np.shape(x), x.dtype)

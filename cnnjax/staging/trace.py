@@ -1,0 +1,128 @@
+"""Programs as flat lists of equations: trace, inline, and run a part."""
+
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.extend import core
+
+# Calls that only group equations: opened, so that a cut may pass through them. A rule for gradients
+# (custom_jvp_call, custom_vjp_call) stays whole: opening it would lose the rule.
+GROUPS = {"jit", "pjit", "closed_call", "core_call", "core_closed_call", "checkpoint", "remat", "remat2"}
+
+
+def inner_jaxprs(params: dict[str, Any]) -> list[Any]:
+    """The jaxprs among an equation's parameters that define its values."""
+    found = []
+    for value in params.values():
+        for item in value if isinstance(value, tuple | list) else (value,):
+            if isinstance(item, core.ClosedJaxpr | core.Jaxpr):
+                found.append(item)
+    return found
+
+
+def open_jaxpr(jaxpr: Any) -> Any:
+    """The jaxpr without its constants."""
+    return jaxpr.jaxpr if isinstance(jaxpr, core.ClosedJaxpr) else jaxpr
+
+
+def part(jaxpr: Any, ins: Sequence[Any], outs: Sequence[Any], eqns: Iterable[Any]) -> Callable[..., list[Any]]:
+    """The function from values of `ins` to values of `outs` that runs `eqns` of a jaxpr."""
+    body = jaxpr.replace(
+        constvars=[], invars=list(ins), outvars=list(outs), eqns=list(eqns), effects=core.no_effects,
+        debug_info=jaxpr.debug_info.with_unknown_names(),
+    )  # fmt: skip
+    return lambda *values: jax.core.eval_jaxpr(body, (), *values)
+
+
+def flat_trace(fn: Callable[..., Any], *args: Any) -> tuple[Any, list[Any], Any]:
+    """Trace `fn` on abstract arguments into one flat jaxpr.
+
+    Returns:
+        The jaxpr (constants first among nothing: they stay its `constvars`), the constants' values, and
+        the tree of the output.
+    """
+    tree: list[Any] = []
+
+    def flat(*leaves: Any) -> list[Any]:
+        out = fn(*jax.tree.unflatten(jax.tree.structure(args), leaves))
+        flat_out, structure = jax.tree.flatten(out)
+        tree[:] = [structure]
+        return flat_out
+
+    leaves = jax.tree.leaves(args)
+    nested = jax.make_jaxpr(flat)(*leaves)
+    opened = jax.make_jaxpr(lambda *values: _open(nested.jaxpr, nested.consts, values))(*leaves)
+    return opened.jaxpr, list(opened.consts), tree[0]
+
+
+def _open(jaxpr: Any, consts: Sequence[Any], values: Sequence[Any]) -> list[Any]:
+    """Evaluate with the grouping calls opened."""
+    env: dict[Any, Any] = dict(zip(jaxpr.constvars, consts, strict=True))
+    env.update(zip(jaxpr.invars, values, strict=True))
+
+    def read(atom: Any) -> Any:
+        return atom.val if isinstance(atom, core.Literal) else env[atom]
+
+    for eqn in jaxpr.eqns:
+        inner = inner_jaxprs(eqn.params) if eqn.primitive.name in GROUPS else []
+        ins = [read(atom) for atom in eqn.invars]
+        if len(inner) == 1:
+            closed = inner[0]
+            outs = _open(open_jaxpr(closed), getattr(closed, "consts", ()), ins)
+        else:
+            variables = list(dict.fromkeys(a for a in eqn.invars if not isinstance(a, core.Literal)))
+            outs = part(jaxpr, variables, eqn.outvars, [eqn])(*(env[v] for v in variables))
+        env.update(zip(eqn.outvars, outs, strict=True))
+    return [read(atom) for atom in jaxpr.outvars]
+
+
+def digest(*parts: Any) -> str:
+    """SHA-256 of texts, bytes and arrays, as hexadecimal digits."""
+    total = hashlib.sha256()
+    for item in parts:
+        if isinstance(item, bytes):
+            data = item
+        elif isinstance(item, str):
+            data = item.encode()
+        else:
+            array = np.asarray(item)
+            data = f"{array.dtype}{array.shape}".encode() + array.tobytes()
+        total.update(len(data).to_bytes(8, "little") + data)
+    return total.hexdigest()
+
+
+def describe(value: Any) -> str:
+    """An equation's parameter as a text that is the same in every process.
+
+    Functions are left out: they are gradient rules, and do not change the values that are stored.
+    """
+    if isinstance(value, core.ClosedJaxpr | core.Jaxpr):  # one class from jax 0.12 on
+        return describe_jaxpr(open_jaxpr(value)) + "".join(digest(c) for c in getattr(value, "consts", ()))
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{k}:{describe(v)}" for k, v in sorted(value.items())) + "}"
+    if isinstance(value, tuple | list) and not hasattr(value, "_fields"):
+        return "(" + ",".join(describe(v) for v in value) + ")"
+    if isinstance(value, np.ndarray | jax.Array):
+        return digest(value)
+    text = str(value)
+    return "" if " at 0x" in text or callable(value) and not isinstance(value, type) else text
+
+
+def describe_jaxpr(jaxpr: Any) -> str:
+    """A jaxpr as text, with its variables numbered in order."""
+    numbers: dict[Any, int] = {}
+
+    def name(atom: Any) -> str:
+        if isinstance(atom, core.Literal):
+            return f"{atom.val!r}:{atom.aval.str_short()}"
+        return f"v{numbers.setdefault(atom, len(numbers))}:{atom.aval.str_short()}"
+
+    lines = [",".join(map(name, (*jaxpr.constvars, *jaxpr.invars)))]
+    for eqn in jaxpr.eqns:
+        ins, outs = ",".join(map(name, eqn.invars)), ",".join(map(name, eqn.outvars))
+        lines.append(f"{outs}={eqn.primitive.name}{describe(dict(eqn.params))}({ins})")
+    lines.append(",".join(map(name, jaxpr.outvars)))
+    return "\n".join(lines)

@@ -1,0 +1,50 @@
+"""What is published where, and what it needs. The entries stand in each model's own file."""
+
+import difflib
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Published:
+    """One published weights file.
+
+    Attributes:
+        name: The file's name without its ending, which is also its name here.
+        backbone: The architecture, a key of `cnnjax.models.BACKBONES`.
+        url: Where it is.
+        digest: "sha256:..." or "md5:..." of the file, None where nobody vouches for one.
+        input_size: Height and width in pixels that it was trained at.
+        preprocessing: A key of `cnnjax.models.PREPROCESSING`.
+        classes: How many classes it was trained on.
+        licence: The licence of the weights.
+        include_top: Whether the file has the classification layers.
+        alpha: The width multiplier, for architectures that have one.
+    """
+
+    name: str
+    backbone: str
+    url: str
+    digest: str | None
+    input_size: int
+    preprocessing: str
+    classes: int
+    licence: str
+    include_top: bool
+    alpha: float | None = None
+
+
+def find(name: str) -> Published:
+    """Return the entry of that name.
+
+    Raises:
+        LookupError: There is none; the nearest name is given.
+
+    >>> find("mobilenet_7_5_224_tf_no_top").preprocessing
+    'tf'
+    """
+    from cnnjax.models import PUBLISHED  # the models' files import this one
+
+    if name not in PUBLISHED:
+        nearest = difflib.get_close_matches(name, PUBLISHED, n=1, cutoff=0)[0]
+        raise LookupError(f"no published weights {name!r}; did you mean {nearest!r}?")
+    return PUBLISHED[name]

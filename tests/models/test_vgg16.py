@@ -1,0 +1,104 @@
+"""VGG16 against Keras, with weights that Keras saved."""
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from cnnjax.models.preprocessing import preprocess
+from cnnjax.models.vgg16 import PUBLISHED, vgg16
+from cnnjax.weights.assign import load_weights
+
+NAMES = ("block1_conv2", "block1_pool", "block3_conv3", "block5_conv1", "block5_pool")
+ANY_SIZE = (None, None, 3)
+
+
+def _with_biases(model):
+    """Give Keras's model biases as well, which start at zero."""
+    rng = np.random.default_rng(1)
+    for layer in model.layers:
+        if layer.weights:
+            layer.bias.assign(rng.normal(0.0, 0.1, layer.bias.shape).astype("float32"))
+    return model
+
+
+@pytest.fixture(scope="module")
+def pair(keras_oracle, tmp_path_factory):
+    """Our model and Keras's, with Keras's weights through a file that Keras wrote."""
+    file = tmp_path_factory.mktemp("vgg16") / "vgg16.h5"
+    theirs = _with_biases(
+        keras_oracle.keras.applications.VGG16(weights=None, input_shape=ANY_SIZE, include_top=False)
+    )
+    keras_oracle.save(theirs, file)
+    ours = nnx.eval_shape(lambda: vgg16(ANY_SIZE, rngs=nnx.Rngs(0)))
+    load_weights(ours, file)
+    return ours, theirs
+
+
+@pytest.mark.parametrize("size", [160, pytest.param(180, marks=pytest.mark.slow), 224])
+def test_saved_weights_give_keras_outputs(size, pair, keras_oracle, photographs, assert_same):
+    ours, theirs = pair
+    images = photographs(size, 1)
+    prepared = keras_oracle.keras.applications.vgg16.preprocess_input(images.astype("float32"))
+    want = keras_oracle.run(theirs, prepared, NAMES)
+    got = jax.jit(lambda m, x: m.activations(preprocess(x, "caffe"), NAMES))(ours, images)
+    assert_same(got, want)
+
+
+def test_top_gives_keras_outputs(keras_oracle, tmp_path, assert_same):
+    theirs = _with_biases(keras_oracle.keras.applications.VGG16(weights=None, input_shape=(32, 64, 3), classes=5))
+    keras_oracle.save(theirs, tmp_path / "top.h5")
+    ours = nnx.eval_shape(lambda: vgg16((32, 64, 3), include_top=True, classes=5, rngs=nnx.Rngs(0)))
+    assert load_weights(ours, tmp_path / "top.h5").left_out == ()
+    x = np.random.default_rng(0).normal(0.0, 60.0, (2, 32, 64, 3)).astype("float32")
+    names = ("flatten", "fc1", "fc2", "predictions")
+    assert_same(ours.activations(x, names), keras_oracle.run(theirs, x, names))
+
+    without = nnx.eval_shape(lambda: vgg16(ANY_SIZE, rngs=nnx.Rngs(0)))
+    report = load_weights(without, tmp_path / "top.h5", leave_out="top")
+    assert report.left_out == tuple(f"{n}/{t}" for n in ("fc1", "fc2", "predictions") for t in ("kernel", "bias"))
+    np.testing.assert_array_equal(without.block5_conv3.kernel, ours.block5_conv3.kernel)
+
+
+@pytest.mark.parametrize("top", [False, True])
+def test_layers_are_keras_layers(top, keras_oracle):
+    keras = keras_oracle.keras
+    keras.backend.clear_session()
+    theirs = keras.applications.VGG16(weights=None, input_shape=(64, 96, 3), include_top=top)
+    ours = nnx.eval_shape(lambda: vgg16((64, 96, 3), include_top=top, rngs=nnx.Rngs(0)))
+    assert ours.layer_names == tuple(layer.name for layer in theirs.layers)
+    shapes = jax.eval_shape(
+        lambda m, x: m.activations(x, m.layer_names), ours, jax.ShapeDtypeStruct((1, 64, 96, 3), np.float32)
+    )
+    for layer in theirs.layers:
+        mine = nnx.state(ours.get_layer(layer.name), nnx.Param)
+        assert sum(leaf.size for leaf in jax.tree.leaves(mine)) == layer.count_params(), layer.name
+        assert shapes[layer.name].shape[1:] == tuple(layer.output.shape[1:]), layer.name
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"input_shape": (224, 31, 3)}, r"at least 32x32 pixels, found input_shape \(224, 31, 3\)"),
+        ({"input_shape": (None, 64, 3), "include_top": True}, "with top needs a known image size"),
+    ],
+)
+def test_impossible_models_are_refused(kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        vgg16(rngs=nnx.Rngs(0), **kwargs)
+
+
+def test_published_files_are_those_keras_downloads(keras_oracle, monkeypatch):
+    import keras.src.applications.vgg16 as theirs
+
+    asked = []
+
+    def no_download(name, url, file_hash, **_):
+        asked.append((name, url, f"md5:{file_hash}"))
+        raise FileNotFoundError
+
+    monkeypatch.setattr(theirs.file_utils, "get_file", no_download)
+    for entry in PUBLISHED:
+        with keras_oracle.keras.StatelessScope(), pytest.raises(FileNotFoundError):
+            theirs.VGG16(include_top=entry.include_top, input_shape=(224, 224, 3))
+        assert asked[-1] == (f"{entry.name}.h5", entry.url, entry.digest)

@@ -1,0 +1,382 @@
+"""Convolution and pooling against XLA's own lowering, NumPy, Flax and the text of lowered programs."""
+
+import itertools
+from functools import cache, partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jax import lax
+
+from cnnjax import ops
+from cnnjax.ops import convolution
+
+NHWC = ("NHWC", "HWIO", "NHWC")
+PADDINGS = ("SAME", "VALID", ((0, 1), (0, 1)), ((1, 1), (1, 1)), ((2, 0), (1, 3)))
+few = settings(max_examples=8, deadline=None, derandomize=True)
+
+
+def _normal(seed: int, *shape: int, dtype=jnp.float32) -> jax.Array:
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), dtype)
+
+
+def _native_pool(x, window, strides, padding):
+    pads = padding if isinstance(padding, str) else ((0, 0), *padding, (0, 0))
+    return lax.reduce_window(x, np.array(-np.inf, x.dtype), lax.max, (1, *window, 1), (1, *strides, 1), pads)
+
+
+def _value_and_gradients(f, *args):
+    """The value of `f` and its gradients for a fixed random cotangent, in one compiled program."""
+    g = _normal(9, *jax.eval_shape(f, *args).shape, dtype=args[0].dtype)
+
+    @jax.jit
+    def both(args, g):
+        y, pull = jax.vjp(f, *args)
+        return y, *pull(g)
+
+    return [np.asarray(v, np.float64) for v in both(args, g)]
+
+
+def _assert_same(ours, theirs, *args, tolerance=2e-6):
+    for name, found, expected in zip(
+        ("value", "input gradient", "kernel gradient"),
+        _value_and_gradients(ours, *args),
+        _value_and_gradients(theirs, *args),
+        strict=False,
+    ):
+        scale = max(1.0, np.abs(expected).max(initial=0))
+        assert found.shape == expected.shape, name
+        np.testing.assert_allclose(found / scale, expected / scale, atol=tolerance, rtol=0, err_msg=name)
+
+
+sizes = st.integers(3, 9)
+
+
+@few
+@given(
+    n=st.integers(1, 9),
+    h=sizes,
+    w=sizes,
+    c=st.integers(1, 5),
+    window=st.sampled_from([(3, 3), (1, 1), (5, 5), (2, 3), (3, 1)]),
+    strides=st.sampled_from([(1, 1), (2, 2), (1, 2), (3, 2)]),
+    padding=st.sampled_from(PADDINGS),
+)
+def test_depthwise_equals_xla(n, h, w, c, window, strides, padding):
+    options = dict(window_strides=strides, padding=padding, dimension_numbers=NHWC, feature_group_count=c)
+    x, k = _normal(0, n, h, w, c), _normal(1, *window, 1, c)
+    if 0 in jax.eval_shape(partial(lax.conv_general_dilated, **options), x, k).shape:
+        return
+    _assert_same(
+        partial(ops.conv_general_dilated, **options), partial(lax.conv_general_dilated, **options), x, k
+    )
+
+
+@pytest.mark.parametrize("padding", PADDINGS, ids=str)
+@pytest.mark.parametrize("stride", [1, 2])
+def test_depthwise_as_mobilenets_equals_xla(stride, padding):
+    options = dict(
+        window_strides=(stride, stride), padding=padding, dimension_numbers=NHWC, feature_group_count=8
+    )
+    x, k = _normal(0, 6, 11, 10, 8), _normal(1, 3, 3, 1, 8)
+    _assert_same(
+        partial(ops.conv_general_dilated, **options), partial(lax.conv_general_dilated, **options), x, k
+    )
+
+
+@few
+@given(n=st.integers(1, 4), h=sizes, w=sizes, c=st.integers(1, 9), d=st.integers(1, 9))
+def test_pointwise_equals_xla(n, h, w, c, d):
+    options = dict(window_strides=(1, 1), padding="SAME", dimension_numbers=NHWC)
+    x, k = _normal(0, n, h, w, c), _normal(1, 1, 1, c, d)
+    _assert_same(
+        partial(ops.conv_general_dilated, **options), partial(lax.conv_general_dilated, **options), x, k
+    )
+
+
+@few
+@given(
+    n=st.integers(1, 20),
+    window=st.sampled_from([(3, 3), (1, 3), (5, 2)]),
+    padding=st.sampled_from(PADDINGS[2:]),
+    images=st.integers(1, 7),
+)
+def test_chunked_kernel_gradient_equals_xla(n, window, padding, images):
+    theirs = partial(lax.conv_general_dilated, window_strides=(1, 1), padding=padding, dimension_numbers=NHWC)
+    x, k = _normal(0, n, 6, 7, 16), _normal(1, *window, 16, 3)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(convolution, "_LARGE_BYTES", 0)
+        patch.setattr(convolution, "_CHUNK_BYTES", images * jax.eval_shape(theirs, x, k).size * 4 // n)
+        _assert_same(lambda x, k: convolution._spatial(x, k, padding, None), theirs, x, k)
+
+
+def test_kernel_gradient_of_a_large_map_equals_xla():
+    options = dict(window_strides=(1, 1), padding="SAME", dimension_numbers=NHWC)
+    x, k = _normal(0, 3, 100, 100, 16), _normal(1, 3, 3, 16, 120)
+    ours, theirs = (partial(f, **options) for f in (ops.conv_general_dilated, lax.conv_general_dilated))
+    _assert_same(ours, theirs, x, k, tolerance=1e-5)
+    backward = jax.jit(lambda x, k, g: jax.vjp(ours, x, k)[1](g))
+    text = backward.lower(x, k, ours(x, k)).as_text()
+    assert text.count("stablehlo.convolution") == 1 + 3  # the input's gradient and one image at a time
+
+
+@pytest.mark.parametrize(
+    "shape, kernel, options",
+    [
+        ((2, 8, 8, 3), (3, 3, 3, 4), dict(window_strides=(2, 2), padding=((0, 1), (0, 1)))),
+        ((2, 8, 8, 4), (3, 3, 2, 6), dict(window_strides=(1, 1), padding="SAME", feature_group_count=2)),
+        ((2, 8, 8, 4), (3, 3, 1, 8), dict(window_strides=(1, 1), padding="SAME", feature_group_count=4)),
+        (
+            (2, 8, 8, 4),
+            (3, 3, 1, 4),
+            dict(window_strides=(1, 1), padding="SAME", feature_group_count=4, rhs_dilation=(2, 2)),
+        ),
+        ((2, 8, 8, 4), (1, 1, 4, 6), dict(window_strides=(2, 2), padding="VALID")),
+        ((2, 8, 8, 4), (1, 1, 4, 6), dict(window_strides=(1, 1), padding=((1, 0), (0, 2)))),
+        (
+            (2, 8, 8, 4),
+            (3, 3, 1, 4),
+            dict(window_strides=(1, 1), padding=((-1, 0), (0, -2)), feature_group_count=4),
+        ),
+        ((0, 8, 8, 4), (3, 3, 1, 4), dict(window_strides=(1, 1), padding="SAME", feature_group_count=4)),
+    ],
+)
+def test_all_other_convolutions_are_passed_on(shape, kernel, options):
+    options |= dict(dimension_numbers=NHWC)
+    x, k = _normal(0, *shape), _normal(1, *kernel)
+    _assert_same(
+        partial(ops.conv_general_dilated, **options), partial(lax.conv_general_dilated, **options), x, k
+    )
+
+
+@pytest.mark.parametrize("groups, kernel", [(6, (3, 3, 1, 6)), (1, (1, 1, 6, 4)), (1, (3, 3, 6, 4))])
+def test_bfloat16_rounds_once_like_xla(groups, kernel):
+    options = dict(window_strides=(1, 1), padding="SAME", dimension_numbers=NHWC, feature_group_count=groups)
+    x, k = _normal(0, 4, 8, 8, 6, dtype=jnp.bfloat16), _normal(1, *kernel, dtype=jnp.bfloat16)
+    assert ops.conv_general_dilated(x, k, **options).dtype == jnp.bfloat16
+    _assert_same(
+        partial(ops.conv_general_dilated, **options),
+        partial(lax.conv_general_dilated, **options),
+        x,
+        k,
+        tolerance=2**-8,
+    )
+
+
+@pytest.mark.parametrize("groups, kernel", [(4, (3, 3, 1, 4)), (1, (1, 1, 4, 5))])
+def test_vmap_over_images_and_kernels_equals_a_loop(groups, kernel):
+    def gradients(x, k):
+        f = partial(ops.conv_general_dilated, window_strides=(1, 1), padding="SAME", dimension_numbers=NHWC)
+        return jax.grad(lambda x, k: jnp.sum(f(x, k, feature_group_count=groups) ** 2), (0, 1))(x, k)
+
+    xs, ks = _normal(0, 2, 3, 5, 5, 4), _normal(1, 2, *kernel)
+    for axes in ((0, 0), (0, None), (None, 0)):
+        mapped = jax.vmap(gradients, axes)(
+            *(a if m == 0 else a[0] for a, m in zip((xs, ks), axes, strict=True))
+        )
+        looped = [
+            gradients(*(a[i if m == 0 else 0] for a, m in zip((xs, ks), axes, strict=True))) for i in (0, 1)
+        ]
+        for found, expected in zip(mapped, zip(*looped, strict=True), strict=True):
+            np.testing.assert_allclose(found, np.stack(expected), rtol=1e-4, atol=1e-4)
+
+
+def test_second_order_gradients_equal_xla():
+    x, k = _normal(0, 2, 6, 6, 3), _normal(1, 3, 3, 1, 3)
+
+    def penalty(conv, pool, x, k):
+        def loss(x):
+            y = conv(x, k, (2, 2), "SAME", dimension_numbers=NHWC, feature_group_count=3)
+            return jnp.sum(jnp.sin(pool(y, (2, 2), (1, 1), "VALID")))
+
+        return jnp.sum(jax.grad(loss)(x) ** 2)
+
+    ours = jax.grad(partial(penalty, ops.conv_general_dilated, ops.max_pool), (0, 1))(x, k)
+    theirs = jax.grad(partial(penalty, lax.conv_general_dilated, _native_pool), (0, 1))(x, k)
+    for found, expected in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+@few
+@given(
+    n=st.integers(1, 3),
+    h=st.integers(4, 9),
+    w=st.integers(4, 9),
+    window=st.sampled_from([(2, 2), (3, 3), (2, 3)]),
+    strides=st.sampled_from([(2, 2), (1, 1), (3, 3), (1, 2), (4, 3)]),
+    padding=st.sampled_from(PADDINGS[:4]),
+    levels=st.sampled_from([2, 1000]),
+)
+def test_max_pool_equals_xla_ties_included(n, h, w, window, strides, padding, levels):
+    x = jnp.asarray(np.random.default_rng(0).integers(0, levels, (n, h, w, 3)), jnp.float32) - levels
+    _assert_same(
+        lambda x: ops.max_pool(x, window, strides, padding),
+        lambda x: _native_pool(x, window, strides, padding),
+        x,
+    )
+
+
+@pytest.mark.parametrize("padding", ["VALID", "SAME"])
+@pytest.mark.parametrize("size", [(8, 8), (7, 9), (5, 4)])
+def test_two_by_two_pooling_sends_the_gradient_to_the_first_maximum(size, padding):
+    x = np.random.default_rng(0).integers(0, 3, (2, *size, 3)).astype(np.float32)
+    y, pull = jax.vjp(lambda x: ops.max_pool(x, (2, 2), padding=padding), jnp.asarray(x))
+    g = np.random.default_rng(1).normal(size=y.shape).astype(np.float32)
+    expected = np.zeros_like(x)
+    for n, i, j, c in itertools.product(*map(range, y.shape)):
+        part = x[n, 2 * i : 2 * i + 2, 2 * j : 2 * j + 2, c]
+        assert part.max() == y[n, i, j, c]
+        a, b = np.unravel_index(part.argmax(), part.shape)
+        expected[n, 2 * i + a, 2 * j + b, c] += g[n, i, j, c]
+    np.testing.assert_array_equal(pull(jnp.asarray(g))[0], expected)
+
+
+@pytest.mark.parametrize("strides", [(2, 2), (1, 1)])
+def test_max_pool_of_bfloat16_integers_and_mapped_axes(strides):
+    x = _normal(0, 2, 3, 7, 7, 2, dtype=jnp.bfloat16)
+    ours, theirs = (
+        partial(f, window=(2, 2), strides=strides, padding="VALID") for f in (ops.max_pool, _native_pool)
+    )
+    _assert_same(jax.vmap(ours), jax.vmap(theirs), x, tolerance=2**-7)
+    whole = jnp.arange(16).reshape(1, 4, 4, 1)
+    assert ops.max_pool(whole, (2, 2)).ravel().tolist() == [5, 7, 13, 15]
+
+
+def test_max_pool_names_what_is_wrong():
+    x = jnp.ones((1, 4, 4, 1))
+    with pytest.raises(ValueError, match=r"'SAMEE'.*did you mean 'SAME'"):
+        ops.max_pool(x, (2, 2), (2, 2), "SAMEE")
+    with pytest.raises(ValueError, match=r"\[N, H, W, C\].*\(4, 4, 1\)"):
+        ops.max_pool(x[0], (2, 2))
+    with pytest.raises(ValueError, match="no negative padding"):
+        ops.max_pool(x, (2, 2), padding=((-1, 0), (0, 0)))
+    with pytest.raises(ValueError, match="two numbers"):
+        ops.max_pool(x, (2,))
+
+
+def test_errors_of_a_convolution_are_those_of_jax():
+    with pytest.raises((ValueError, TypeError)) as expected:
+        lax.conv_general_dilated(
+            jnp.ones((1, 4, 4, 3)), jnp.ones((3, 3, 2, 5)), (1, 1), "SAME", dimension_numbers=NHWC
+        )
+    with pytest.raises(expected.type) as found:
+        ops.conv_general_dilated(
+            jnp.ones((1, 4, 4, 3)), jnp.ones((3, 3, 2, 5)), (1, 1), "SAME", dimension_numbers=NHWC
+        )
+    assert str(found.value) == str(expected.value)
+
+
+class _Net(nnx.Module):
+    def __init__(self, conv, pool):
+        rngs = nnx.Rngs(0)
+        make = partial(nnx.Conv, conv_general_dilated=conv, rngs=rngs, use_bias=False)
+        self.layers = nnx.List(
+            [
+                make(16, 16, (3, 3), padding="SAME", feature_group_count=16),
+                make(16, 24, (1, 1)),
+                make(24, 24, (3, 3), strides=2, padding=((0, 1), (0, 1)), feature_group_count=24),
+                make(24, 8, (3, 3), padding="VALID"),
+            ]
+        )
+        self.pool = pool
+
+    def __call__(self, x):
+        for layer in self.layers:
+            x = jnp.tanh(layer(x))
+        return self.pool(x, (3, 3), (2, 2), "SAME")
+
+
+@cache
+def _loss_of(conv, pool):
+    """Loss as a function of weights and images, and its arguments."""
+    graph, weights = nnx.split(_Net(conv, pool))
+    args = weights, _normal(0, 4, 13, 13, 16)
+    return lambda weights, x: jnp.sum(nnx.merge(graph, weights)(x) ** 2), args
+
+
+def test_flax_convolutions_take_it_as_their_operation():
+    ours, args = _loss_of(ops.conv_general_dilated, ops.max_pool)
+    theirs, _ = _loss_of(lax.conv_general_dilated, _native_pool)
+    found, expected = (jax.jit(jax.value_and_grad(f))(*args) for f in (ours, theirs))
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), found, expected)
+
+
+@pytest.mark.parametrize("platform", ["tpu", "cuda"])
+def test_other_platforms_get_xlas_own_operations(platform):
+    def texts(conv, pool):
+        loss, args = _loss_of(conv, pool)
+        return (
+            jax.jit(jax.value_and_grad(loss, (0, 1)))
+            .trace(*args)
+            .lower(lowering_platforms=(platform,))
+            .as_text()
+        )
+
+    ours, theirs = (
+        texts(ops.conv_general_dilated, ops.max_pool),
+        texts(lax.conv_general_dilated, _native_pool),
+    )
+    kinds = [
+        "convolution",
+        "reduce_window",
+        "select_and_scatter",
+        "dot_general",
+        "multiply",
+        "pad",
+        "slice",
+        "while",
+    ]
+    counts = [{kind: text.count(f"stablehlo.{kind}") for kind in kinds} for text in (ours, theirs)]
+    assert counts[0] == counts[1]
+    assert counts[0]["convolution"] == 12 and counts[0]["select_and_scatter"] >= 1
+
+
+def test_exported_for_three_platforms_at_once_runs_here():
+    loss, args = _loss_of(ops.conv_general_dilated, ops.max_pool)
+    leaves, tree = jax.tree.flatten(args)
+    flat = jax.jit(lambda *leaves: loss(*jax.tree.unflatten(tree, leaves)))
+    exported = jax.export.export(flat, platforms=["cpu", "cuda", "tpu"])(*leaves)
+    np.testing.assert_allclose(exported.call(*leaves), loss(*args), rtol=1e-5)
+
+
+def test_cpu_programs_hold_no_depthwise_or_pointwise_convolution():
+    loss, args = _loss_of(ops.conv_general_dilated, ops.max_pool)
+    text = jax.jit(jax.grad(loss)).trace(*args).lower(lowering_platforms=("cpu",)).as_text()
+    assert (
+        text.count("stablehlo.convolution") == 3
+    )  # of the one 3x3 convolution: itself and its two gradients
+    assert "select_and_scatter" not in text
+
+
+def test_a_frozen_kernel_costs_no_kernel_gradient():
+    x, k = _normal(0, 8, 6, 6, 4), _normal(1, 3, 3, 1, 4)
+
+    def loss(x, k):
+        return jnp.sum(
+            ops.conv_general_dilated(x, k, (1, 1), "SAME", dimension_numbers=NHWC, feature_group_count=4) ** 2
+        )
+
+    def compiled(argnums):
+        return jax.jit(jax.grad(loss, argnums)).lower(x, k).compile().as_text()
+
+    assert "while" not in compiled(0)
+    assert "while" in compiled(1)
+
+
+def test_each_operation_is_one_equation_with_a_steady_text():
+    loss, args = _loss_of(ops.conv_general_dilated, ops.max_pool)
+    names = [e.params.get("name") for e in jax.make_jaxpr(loss)(*args).eqns]
+    assert [n for n in names if n and n.startswith("_")] == [
+        "_depthwise",
+        "_pointwise",
+        "_depthwise",
+        "_spatial",
+        "_max_pool",
+    ]
+    first = str(jax.make_jaxpr(jax.grad(loss))(*args))
+    jax.clear_caches()
+    assert str(jax.make_jaxpr(jax.grad(loss))(*args)) == first
