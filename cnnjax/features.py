@@ -19,6 +19,7 @@ from cnnjax.staging.trace import digest
 
 Progress = Callable[[int, int], None]
 GIB = 1 << 30
+PASS_BATCH = 32
 
 
 class Pictures(Protocol):
@@ -82,7 +83,7 @@ class FeatureStore:
         return f"FeatureStore({str(self.root) if self.root else None!r})"
 
     def get(
-        self, staged: Staged, fixed: Any, source: Pictures, batch: int = 32, progress: Progress | None = None
+        self, staged: Staged, fixed: Any, source: Pictures, batch: int = PASS_BATCH, progress: Progress | None = None
     ) -> tuple[tuple[np.ndarray, ...], bool]:
         """The features of every image of a source; made now if they are not there.
 

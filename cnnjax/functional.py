@@ -4,6 +4,7 @@ Training, freezing and staging work on a flat dictionary from leaf path to array
 `{"backbone/conv1/kernel": f32[3, 3, 3, 24], ...}`: easy to partition, to mask and to print.
 """
 
+import dis
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -31,7 +32,7 @@ def modules(model: nnx.Module) -> Iterator[tuple[str, nnx.Module]]:
         elif isinstance(node, dict):
             children = list(node.items())
         elif isinstance(node, nnx.Module):
-            children = [(k, v) for k, v in vars(node).items() if not k.startswith("_pytree__")]
+            children = [(k, vars(node)[k]) for k in _attributes(node)]
         else:
             return
         for name, child in children:
@@ -42,6 +43,23 @@ def modules(model: nnx.Module) -> Iterator[tuple[str, nnx.Module]]:
         if id(module) not in seen:
             seen.add(id(module))
             yield path, module
+
+
+def _attributes(module: nnx.Module) -> list[str]:
+    """A module's attributes in the order in which its class sets them.
+
+    `nnx.merge` and `nnx.clone` give attributes back in alphabetical order, so that of `vars` is no guide.
+    """
+    places: dict[str, int] = {}
+    for cls in reversed(type(module).__mro__):
+        code = getattr(vars(cls).get("__init__"), "__code__", None)
+        for step in dis.get_instructions(code) if code else ():
+            if step.opname == "STORE_ATTR":
+                places.setdefault(step.argval, len(places))
+        for name in getattr(cls, "__dataclass_fields__", ()):
+            places.setdefault(name, len(places))
+    names = [name for name in vars(module) if not name.startswith("_pytree__")]
+    return sorted(names, key=lambda name: places.get(name, len(places)))
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ import numpy as np
 import optax
 from flax import nnx
 
-from cnnjax.features import FeatureStore, Progress, StoreTooSmall, ahead, fits_on_device
+from cnnjax.features import PASS_BATCH, FeatureStore, Progress, StoreTooSmall, ahead, fits_on_device
 from cnnjax.freeze import Frozen
 from cnnjax.functional import Leaves, functionalize, leaves_of
 from cnnjax.optimizers import make_optimizer, with_rate
@@ -175,8 +175,9 @@ class Trainer:
             "statistics": {p: live[p] for p in self._statistics},
         }
         keyed = late | {"key": jax.random.key(0)}
-        self.staged = Staged(self._forward, self.fixed, image, keyed)
-        self.inference = Staged(self._infer, self.fixed, image, late)
+        sizes = (batch_size, PASS_BATCH)
+        self.staged = Staged(self._forward, self.fixed, image, keyed, sizes)
+        self.inference = Staged(self._infer, self.fixed, image, late, sizes)
         self.constants = self.staged.constants(self.fixed)
         self.inference_constants = self.inference.constants(self.fixed)
         self._in_loop = jax.default_backend() != "cpu" or not (

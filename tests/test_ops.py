@@ -17,7 +17,7 @@ from cnnjax.ops import convolution
 
 NHWC = ("NHWC", "HWIO", "NHWC")
 PADDINGS = ("SAME", "VALID", ((0, 1), (0, 1)), ((1, 1), (1, 1)), ((2, 0), (1, 3)))
-few = settings(max_examples=8, deadline=None, derandomize=True)
+few = settings(max_examples=5, deadline=None, derandomize=True)
 
 
 def _normal(seed: int, *shape: int, dtype=jnp.float32) -> jax.Array:
@@ -156,26 +156,22 @@ def test_all_other_convolutions_are_passed_on(shape, kernel, options):
 @pytest.mark.parametrize("groups, kernel", [(6, (3, 3, 1, 6)), (1, (1, 1, 6, 4)), (1, (3, 3, 6, 4))])
 def test_bfloat16_rounds_once_like_xla(groups, kernel):
     options = dict(window_strides=(1, 1), padding="SAME", dimension_numbers=NHWC, feature_group_count=groups)
+    ours, theirs = (partial(f, **options) for f in (ops.conv_general_dilated, lax.conv_general_dilated))
     x, k = _normal(0, 4, 8, 8, 6, dtype=jnp.bfloat16), _normal(1, *kernel, dtype=jnp.bfloat16)
-    assert ops.conv_general_dilated(x, k, **options).dtype == jnp.bfloat16
-    _assert_same(
-        partial(ops.conv_general_dilated, **options),
-        partial(lax.conv_general_dilated, **options),
-        x,
-        k,
-        tolerance=2**-8,
-    )
+    assert jax.eval_shape(ours, x, k).dtype == jnp.bfloat16
+    _assert_same(ours, theirs, x, k, tolerance=2**-8)
 
 
 @pytest.mark.parametrize("groups, kernel", [(4, (3, 3, 1, 4)), (1, (1, 1, 4, 5))])
 def test_vmap_over_images_and_kernels_equals_a_loop(groups, kernel):
+    @jax.jit
     def gradients(x, k):
         f = partial(ops.conv_general_dilated, window_strides=(1, 1), padding="SAME", dimension_numbers=NHWC)
         return jax.grad(lambda x, k: jnp.sum(f(x, k, feature_group_count=groups) ** 2), (0, 1))(x, k)
 
     xs, ks = _normal(0, 2, 3, 5, 5, 4), _normal(1, 2, *kernel)
     for axes in ((0, 0), (0, None), (None, 0)):
-        mapped = jax.vmap(gradients, axes)(
+        mapped = jax.jit(jax.vmap(gradients, axes))(
             *(a if m == 0 else a[0] for a, m in zip((xs, ks), axes, strict=True))
         )
         looped = [
@@ -195,8 +191,8 @@ def test_second_order_gradients_equal_xla():
 
         return jnp.sum(jax.grad(loss)(x) ** 2)
 
-    ours = jax.grad(partial(penalty, ops.conv_general_dilated, ops.max_pool), (0, 1))(x, k)
-    theirs = jax.grad(partial(penalty, lax.conv_general_dilated, _native_pool), (0, 1))(x, k)
+    ours = jax.jit(jax.grad(partial(penalty, ops.conv_general_dilated, ops.max_pool), (0, 1)))(x, k)
+    theirs = jax.jit(jax.grad(partial(penalty, lax.conv_general_dilated, _native_pool), (0, 1)))(x, k)
     for found, expected in zip(ours, theirs, strict=True):
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
@@ -228,9 +224,9 @@ def test_two_by_two_pooling_sends_the_gradient_to_the_first_maximum(size, paddin
     g = np.random.default_rng(1).normal(size=y.shape).astype(np.float32)
     expected = np.zeros_like(x)
     for n, i, j, c in itertools.product(*map(range, y.shape)):
-        part = x[n, 2 * i : 2 * i + 2, 2 * j : 2 * j + 2, c]
+        part = np.asarray(x[n, 2 * i : 2 * i + 2, 2 * j : 2 * j + 2, c])
         assert part.max() == y[n, i, j, c]
-        a, b = np.unravel_index(part.argmax(), part.shape)
+        a, b = divmod(int(np.argmax(part)), part.shape[1])
         expected[n, 2 * i + a, 2 * j + b, c] += g[n, i, j, c]
     np.testing.assert_array_equal(pull(jnp.asarray(g))[0], expected)
 

@@ -2,11 +2,12 @@
 
 import difflib
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import ArrayLike
 
 from cnnjax.models.preprocessing import checked_preprocessing, preprocess
 
@@ -49,6 +50,10 @@ class Backbone(nnx.Module):
             layer.name = name
             setattr(self, name, layer)
 
+    if TYPE_CHECKING:  # layers are attributes that only the constructor's caller knows
+
+        def __getattr__(self, name: str) -> Any: ...
+
     @property
     def layers(self) -> tuple[Any, ...]:
         """The layers in Keras's order: `len(model.layers)`, `model.layers[:-4]` mean what they mean there."""
@@ -74,7 +79,7 @@ class Backbone(nnx.Module):
         kept = self.layer_names[: self._position(name) + 1]
         return Backbone([(n, getattr(copy, n)) for n in kept], input_shape=self.input_shape, alpha=self.alpha)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: ArrayLike) -> jax.Array:
         """Run every layer on f32[N, *input_shape].
 
         Raises:
@@ -82,7 +87,7 @@ class Backbone(nnx.Module):
         """
         return self.activations(x, self.layer_names[-1:])[self.layer_names[-1]]
 
-    def activations(self, x: jax.Array, names: Iterable[str]) -> dict[str, jax.Array]:
+    def activations(self, x: ArrayLike, names: Iterable[str]) -> dict[str, jax.Array]:
         """Run the layers up to the last one named and return the outputs of the named ones.
 
         Args:
@@ -95,17 +100,18 @@ class Backbone(nnx.Module):
         """
         names = tuple(names)
         last = max((self._position(name) for name in names), default=-1)
-        self._check(x.shape)
-        shape, found = x.shape, {}
+        out = jnp.asarray(x)
+        shape, found = out.shape, {}
+        self._check(shape)
         for name in self.layer_names[: last + 1]:
             with jax.named_scope(name):
-                x = getattr(self, name)(x)
-            if 0 in x.shape[1:]:
+                out = getattr(self, name)(out)
+            if 0 in out.shape[1:]:
                 raise ValueError(
-                    f"input of shape {shape[1:]} is too small: layer {name!r} leaves {x.shape[1:]} of it"
+                    f"input of shape {shape[1:]} is too small: layer {name!r} leaves {out.shape[1:]} of it"
                 )
             if name in names:
-                found[name] = x
+                found[name] = out
         return {name: found[name] for name in names}
 
     def output_shape(self, input_shape: tuple[int, ...] | None = None) -> tuple[int, ...]:
@@ -119,9 +125,7 @@ class Backbone(nnx.Module):
         """
         shape = self.input_shape if input_shape is None else tuple(input_shape)
         if None in shape:
-            raise ValueError(
-                f"this backbone takes inputs of shape {self.input_shape}: give output_shape a size"
-            )
+            raise ValueError(f"this backbone takes inputs of shape {self.input_shape}: give output_shape a size")
         graphdef, state = nnx.split(self)
         out = jax.eval_shape(
             lambda s, x: nnx.merge(graphdef, s)(x), state, jax.ShapeDtypeStruct((1, *shape), jnp.float32)
@@ -131,9 +135,7 @@ class Backbone(nnx.Module):
     def _position(self, name: str) -> int:
         if name not in self.layer_names:
             nearest = difflib.get_close_matches(name, self.layer_names, n=1, cutoff=0)[0]
-            raise LookupError(
-                f"no layer {name!r} among {len(self.layer_names)} layers; did you mean {nearest!r}?"
-            )
+            raise LookupError(f"no layer {name!r} among {len(self.layer_names)} layers; did you mean {nearest!r}?")
         return self.layer_names.index(name)
 
     def _check(self, shape: tuple[int, ...]) -> None:
@@ -170,6 +172,6 @@ class Classifier(nnx.Module):
         self.head = head
         self.preprocessing = checked_preprocessing(preprocessing)
 
-    def __call__(self, images: jax.Array) -> jax.Array:
+    def __call__(self, images: ArrayLike) -> jax.Array:
         """Return logits f32[N, classes] (f32[N, 1] for two) of f32 or uint8 [N, H, W, 3] pixels 0 to 255."""
         return self.head(self.backbone(preprocess(images, self.preprocessing)))

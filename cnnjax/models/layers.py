@@ -48,9 +48,7 @@ def _glorot_uniform(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.flo
 def _checked_activation(name: str) -> str:
     if name not in ACTIVATIONS:
         nearest = difflib.get_close_matches(name, ACTIVATIONS, n=1, cutoff=0)[0]
-        raise ValueError(
-            f"no activation {name!r}; did you mean {nearest!r}? There are {', '.join(ACTIVATIONS)}"
-        )
+        raise ValueError(f"no activation {name!r}; did you mean {nearest!r}? There are {', '.join(ACTIVATIONS)}")
     return name
 
 

@@ -42,9 +42,7 @@ def mobilenet(
     (5, 5, 256)
     """
     if int(32 * alpha) < 1:
-        raise ValueError(
-            f"alpha {alpha} leaves conv1 {int(32 * alpha)} of its 32 channels; it must be at least 1/32"
-        )
+        raise ValueError(f"alpha {alpha} leaves conv1 {int(32 * alpha)} of its 32 channels; it must be at least 1/32")
     if any(n is not None and n < 32 for n in input_shape[:2]):
         raise ValueError(f"MobileNet needs images of at least 32x32 pixels, found input_shape {input_shape}")
     channels = int(32 * alpha)
@@ -52,9 +50,7 @@ def mobilenet(
         ("input_layer", layers.InputLayer()),
         (
             "conv1",
-            layers.conv2d(
-                _colours(input_shape), channels, (3, 3), (2, 2), padding="SAME", use_bias=False, rngs=rngs
-            ),
+            layers.conv2d(_colours(input_shape), channels, (3, 3), (2, 2), padding="SAME", use_bias=False, rngs=rngs),
         ),
         ("conv1_bn", layers.batch_normalization(channels, rngs=rngs)),
         ("conv1_relu", layers.ReLU(6.0)),
@@ -67,9 +63,7 @@ def mobilenet(
         named += [
             (
                 f"conv_dw_{block}",
-                layers.depthwise_conv2d(
-                    channels, (3, 3), (stride, stride), padding=padding, use_bias=False, rngs=rngs
-                ),
+                layers.depthwise_conv2d(channels, (3, 3), (stride, stride), padding=padding, use_bias=False, rngs=rngs),
             ),
             (f"conv_dw_{block}_bn", layers.batch_normalization(channels, rngs=rngs)),
             (f"conv_dw_{block}_relu", layers.ReLU(6.0)),
@@ -94,9 +88,7 @@ def mobilenet(
 
 def _colours(input_shape: Shape) -> int:
     if len(input_shape) != 3 or input_shape[2] is None:
-        raise ValueError(
-            f"input_shape must be (height, width, channels) with known channels, found {input_shape}"
-        )
+        raise ValueError(f"input_shape must be (height, width, channels) with known channels, found {input_shape}")
     return input_shape[2]
 
 

@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 
 def _tf(x: jax.Array) -> jax.Array:
@@ -38,13 +39,11 @@ def checked_preprocessing(name: str) -> str:
     """
     if name not in PREPROCESSING:
         nearest = difflib.get_close_matches(name, PREPROCESSING, n=1, cutoff=0)[0]
-        raise LookupError(
-            f"no preprocessing {name!r}; did you mean {nearest!r}? There are {', '.join(PREPROCESSING)}"
-        )
+        raise LookupError(f"no preprocessing {name!r}; did you mean {nearest!r}? There are {', '.join(PREPROCESSING)}")
     return name
 
 
-def preprocess(images: jax.Array, name: str) -> jax.Array:
+def preprocess(images: ArrayLike, name: str) -> jax.Array:
     """Turn pixels into what a model expects.
 
     Args:
@@ -57,7 +56,7 @@ def preprocess(images: jax.Array, name: str) -> jax.Array:
     >>> preprocess(jnp.array([[0, 255, 255]], jnp.uint8), "tf")
     Array([[-1.,  1.,  1.]], dtype=float32)
     """
-    images = jnp.asarray(images)
-    if not jnp.issubdtype(images.dtype, jnp.floating):
-        images = images.astype(jnp.float32)
-    return PREPROCESSING[checked_preprocessing(name)](images)
+    x = jnp.asarray(images)
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        x = x.astype(jnp.float32)
+    return PREPROCESSING[checked_preprocessing(name)](x)

@@ -34,11 +34,11 @@ def vgg16(
     """
     height, width, channels = input_shape
     if channels is None:
-        raise ValueError(
-            f"input_shape must be (height, width, channels) with known channels, found {input_shape}"
-        )
+        raise ValueError(f"input_shape must be (height, width, channels) with known channels, found {input_shape}")
     if any(n is not None and n < 32 for n in (height, width)):
         raise ValueError(f"VGG16 needs images of at least 32x32 pixels, found input_shape {input_shape}")
+    if include_top and (height is None or width is None):
+        raise ValueError(f"VGG16 with top needs a known image size (fc1 reads every position), found {input_shape}")
     named: list[tuple[str, Any]] = [("input_layer", layers.InputLayer())]
     for block, (filters, convolutions) in enumerate(_BLOCKS, start=1):
         for i in range(1, convolutions + 1):
@@ -46,11 +46,7 @@ def vgg16(
             named.append((f"block{block}_conv{i}", conv))
             channels = filters
         named.append((f"block{block}_pool", layers.MaxPooling2D((2, 2), (2, 2))))
-    if include_top:
-        if height is None or width is None:
-            raise ValueError(
-                f"VGG16 with top needs a known image size (fc1 reads every position), found {input_shape}"
-            )
+    if include_top and height is not None and width is not None:
         features = (height // 32) * (width // 32) * channels
         named += [
             ("flatten", layers.Flatten()),

@@ -22,7 +22,7 @@ from cnnjax.ops.shifts import (
 
 _NHWC = ("NHWC", "HWIO", "NHWC")
 
-# Above the first size of an output cotangent XLA's kernel gradient leaves its fast path; chunks of the second keep it.
+# Beyond the first size of output XLA's kernel gradient leaves its fast path; chunks of the second keep it.
 _LARGE_BYTES, _CHUNK_BYTES, _MOST_CHUNKS = 12 << 20, 4 << 20, 16
 
 
@@ -42,9 +42,9 @@ def conv_general_dilated(
 ) -> jax.Array:
     """`jax.lax.conv_general_dilated` with faster CPU lowerings, for `nnx.Conv(conv_general_dilated=...)`.
 
-    Values, shapes, types and errors are those of `jax.lax.conv_general_dilated`, to rounding. Undilated NHWC/HWIO
-    depthwise and 1x1 convolutions, and kernel gradients on large maps, are lowered otherwise on CPU; all else is
-    passed on.
+    Values, shapes, types and errors are those of `jax.lax.conv_general_dilated`, to rounding. On CPU,
+    undilated NHWC/HWIO depthwise and 1x1 convolutions and kernel gradients on large maps are lowered
+    otherwise; all else is passed on.
 
     Args:
       lhs: images, `f32[N, H, W, C]` (or bfloat16, float16).
@@ -167,7 +167,7 @@ def _depthwise_backward(
         return scatter(shifted, [g], x.shape[1:3], k.shape[:2], strides, pads).astype(x.dtype)
 
     def kernel_on_cpu(x: jax.Array, k: jax.Array, g: jax.Array) -> jax.Array:
-        # XLA fuses the products into a sum over batch and space, which is then slow; it cannot fuse across a loop.
+        # XLA fuses products into a sum over batch and space, which is then slow; not so across a loop.
         n, wide = x.shape[0], wide_type(x.dtype)
         step = next(m for m in (4, 3, 2, 1) if n % m == 0)
 

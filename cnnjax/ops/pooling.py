@@ -19,7 +19,8 @@ def max_pool(
 ) -> jax.Array:
     """Maximum over windows of height and width, as `keras.layers.MaxPooling2D`.
 
-    The gradient goes to the first maximum of each window in row-major order, as XLA's select-and-scatter sends it.
+    The gradient goes to the first maximum of each window in row-major order, as XLA's select-and-scatter
+    sends it.
 
     Args:
       x: images, `f32[N, H, W, C]` (any real type).

@@ -38,7 +38,7 @@ def pad_space(x: jax.Array, pads: Pads, value: float = 0) -> jax.Array:
 
 
 def tap_views(x: jax.Array, window: Pair, strides: Pair) -> list[jax.Array]:
-    """What each place of the window, in row-major order, reads of a padded `[N, H, W, C]`: `[N, H', W', C]`."""
+    """What each place of the window, in row-major order, reads of a padded image: `[N, H', W', C]`."""
     n, h, w, c = x.shape
     rows, cols = (((m - k) // s) * s + 1 for m, k, s in zip((h, w), window, strides, strict=True))
     return [
@@ -70,10 +70,10 @@ def scatter(
     strides: Pair,
     pads: Pads,
 ) -> jax.Array:
-    """The transpose of `pad_space` and `tap_views`: the sum of `term(tap, *arrays)`, each where the tap read.
+    """The transpose of `pad_space` and `tap_views`: the sum of `term(tap, *arrays)`, each where it read.
 
-    Input places fall into phases by their remainder modulo the stride. Within a phase every tap is a plain shift,
-    so a phase is one fused sum; the phases are interleaved at the end.
+    Input places fall into phases by their remainder modulo the stride. Within a phase every tap is a plain
+    shift, so a phase is one fused sum; the phases are interleaved at the end.
 
     Args:
       term: from a tap's index and shifted views of `arrays`, `[N, M, M', C]`; zero where the last array is.

@@ -17,7 +17,7 @@ _CHEAP = ELEMENTWISE | {
 
 def row_bytes(var: Any, known: Known) -> int:
     """Bytes of a value: of one image's share for IMAGE values, of the whole for FIXED ones."""
-    shape = [n for k, n in enumerate(var.aval.shape) if k != known.axis]
+    shape = [known.repeat if k == known.axis else n for k, n in enumerate(var.aval.shape)]
     return int(np.prod(shape, dtype=np.int64)) * var.aval.dtype.itemsize
 
 

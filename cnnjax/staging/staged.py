@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.extend import core
 
 from cnnjax.staging.cut import fingerprints, frontier, needed
 from cnnjax.staging.times import FIXED, LATE, Known, ProgramDiffers, Time, binding_times
@@ -50,6 +51,8 @@ class Staged:
         fixed: the frozen arrays, by value: their content is part of the features' keys.
         image: shape and dtype of one image.
         late: the late arguments, as arrays or abstract shapes.
+        batches: batch sizes it will be run at. If the program is another one at some of them (rare: it
+            chooses by size), nothing is cut, and what is stored is the images.
 
     Example:
         >>> w = {"frozen": jnp.ones((3, 2))}
@@ -62,52 +65,59 @@ class Staged:
         [6.0, 6.0]
     """
 
-    def __init__(self, fn: Callable[..., Any], fixed: Any, image: jax.ShapeDtypeStruct, late: Any):
+    def __init__(
+        self, fn: Callable[..., Any], fixed: Any, image: jax.ShapeDtypeStruct, late: Any, batches: Sequence[int] = ()
+    ):
         self._fn, self._image = fn, image
         self._fixed = jax.tree.map(_abstract, fixed)
         self._late = jax.tree.map(_abstract, late)
         self._fixed_count = len(jax.tree.leaves(fixed))
         self._traces: dict[int, tuple[Any, list[Any], Any]] = {}
+        try:
+            self._split(jax.tree.leaves(fixed), batches)
+        except ProgramDiffers:
+            # The whole program is late: as one call, its batch size is its own affair.
+            self._fn = jax.jit(fn)
+            self._traces.clear()
+            self._split(jax.tree.leaves(fixed), (), opened=False)
+
+    def _split(self, fixed: list[Any], batches: Sequence[int], opened: bool = True) -> None:
+        self._opened = opened
         jaxpr, consts, _ = self._trace(_SIZES[0])
-        self.times = self._binding_times(jaxpr)
+        late = len(jax.tree.leaves(self._late))
+        known = [FIXED] * self._fixed_count + [Known(Time.IMAGE, 0)] + [LATE] * late
+        if opened:
+            self.times = binding_times(jaxpr, self._trace(_SIZES[1])[0], known, _SIZES)
+            for batch in batches:
+                self._trace(batch)
+        else:
+            made = [*jaxpr.constvars, *(v for eqn in jaxpr.eqns for v in eqn.outvars)]
+            self.times = dict(zip(jaxpr.invars, known, strict=True)) | dict.fromkeys(made, LATE)
         self._cut, self._late_eqns = frontier(jaxpr, self.times)
-        self._position = {v: k for k, v in enumerate(self._cut)}
-        weights = [digest(x) for x in jax.tree.leaves(fixed)]
-        leaves = dict(zip(jaxpr.constvars, map(digest, consts), strict=True))
-        leaves |= dict(zip(jaxpr.invars, [*weights, "images"], strict=False))
         self._stored = [v for v in self._cut if self.times[v].time is Time.IMAGE]
+        leaves = dict(zip(jaxpr.constvars, map(digest, consts), strict=True))
+        leaves |= dict(zip(jaxpr.invars, [*map(digest, fixed), "images"], strict=False))
         self._keys = fingerprints(jaxpr, self._stored, leaves)
         self.features = tuple(self._feature(v) for v in self._stored)
 
     def _feature(self, var: Any) -> Feature:
-        axis = self.times[var].axis
-        shape = tuple(n for k, n in enumerate(var.aval.shape) if k != axis)
+        known = self.times[var]
+        shape = tuple(n for k, n in enumerate(var.aval.shape) if k != known.axis)
+        shape = shape if known.repeat == 1 else (known.repeat, *shape)
         return Feature(self._keys[var], shape, np.dtype(var.aval.dtype))
 
     def _trace(self, batch: int) -> tuple[Any, list[Any], Any]:
         if batch not in self._traces:
             images = jax.ShapeDtypeStruct((batch, *self._image.shape), self._image.dtype)
-            self._traces[batch] = flat_trace(self._fn, self._fixed, images, self._late)
+            self._traces[batch] = flat_trace(self._fn, self._fixed, images, self._late, opened=self._opened)
             first = self._traces[next(iter(self._traces))][0]
             names = [e.primitive for e in self._traces[batch][0].eqns]
             if names != [e.primitive for e in first.eqns]:
                 del self._traces[batch]
                 raise ProgramDiffers(
-                    f"the model is another program at batch size {batch} than at {_SIZES[0]}: it cannot be staged"
+                    f"the model is another program at batch size {batch} than at {_SIZES[0]}: name it in `batches`"
                 )
         return self._traces[batch]
-
-    def _binding_times(self, jaxpr: Any) -> dict[Any, Known]:
-        late = len(jax.tree.leaves(self._late))
-        known = [FIXED] * self._fixed_count + [Known(Time.IMAGE, 0)] + [LATE] * late
-        try:
-            return binding_times(jaxpr, self._trace(_SIZES[1])[0], known, _SIZES)
-        except ProgramDiffers:
-            # Nothing can be said of a program that changes with the batch: only the images themselves are stored.
-            self._traces = {_SIZES[0]: self._traces[_SIZES[0]]}
-            return dict(zip(jaxpr.invars, known, strict=True)) | {
-                v: LATE for v in [*jaxpr.constvars, *(v for e in jaxpr.eqns for v in e.outvars)]
-            }
 
     def _at(self, batch: int) -> tuple[Any, list[Any], Any, dict[Any, Any]]:
         """The trace at a batch size, and the map from the canonical trace's variables to its own."""
@@ -132,6 +142,20 @@ class Staged:
     def stores_images_only(self) -> bool:
         """Whether the frontier lies at the input: no layer can be computed beforehand."""
         return all(v in self._trace(_SIZES[0])[0].invars for v in self._stored)
+
+    @cached_property
+    def blocked(self) -> tuple[str, ...]:
+        """Operations on images and frozen weights alone that had to be left to the step.
+
+        They mix the images of a batch, or are not known to keep them apart. Empty for common networks.
+        """
+        found = []
+        for eqn in self._trace(_SIZES[0])[0].eqns:
+            ins = [self.times[a].time for a in eqn.invars if not isinstance(a, core.Literal)]
+            late = any(self.times[v].time is Time.LATE for v in eqn.outvars)
+            if late and ins and Time.LATE not in ins and Time.IMAGE in ins:
+                found.append(eqn.primitive.name)
+        return tuple(found)
 
     @cached_property
     def late_primitives(self) -> frozenset[str]:
@@ -176,8 +200,7 @@ class Staged:
         rows = [v for v in ins if v in at_hand and v is not image]
         base = [v for v in ins if v not in at_hand or v is image]
         run = part(jaxpr, [own[v] for v in (*base, *rows)], [own[v] for v in goals], (jaxpr.eqns[k] for k in eqns))
-        axes = [self.times[v].axis or 0 for v in rows]
-        out_axes = [self.times[v].axis or 0 for v in goals]
+        known_rows, known_goals = [self.times[v] for v in rows], [self.times[v] for v in goals]
         constants = dict(zip(first.constvars, consts, strict=True))
         places = {v: k for k, v in enumerate(first.invars[: self._fixed_count])}
 
@@ -186,8 +209,8 @@ class Staged:
             values = [
                 images if v is image else constants[v] if v in constants else leaves[places[v]] for v in base
             ]  # fmt: skip
-            values += [jnp.moveaxis(x, 0, axis) for x, axis in zip(features, axes, strict=True)]
-            return tuple(jnp.moveaxis(y, axis, 0) for y, axis in zip(run(*values), out_axes, strict=True))
+            values += [_from_rows(x, known) for x, known in zip(features, known_rows, strict=True)]
+            return tuple(_to_rows(y, known) for y, known in zip(run(*values), known_goals, strict=True))
 
         return Maker(make, tuple(at_hand[v] for v in rows), image in base, len(eqns))
 
@@ -205,12 +228,10 @@ class Staged:
         first = self._trace(_SIZES[0])[0]
         free = first.invars[self._fixed_count + 1 :]
         fixed = [v for v in self._cut if self.times[v].time is Time.FIXED]
-        outs = [v if hasattr(v, "val") else own[v] for v in first.outvars]
-        outs = [w if hasattr(w, "val") else o for o, w in zip(outs, jaxpr.outvars, strict=True)]
+        outs = list(jaxpr.outvars)
         ins = [own[v] for v in (*fixed, *self._stored, *free)]
         run = part(jaxpr, ins, outs, (jaxpr.eqns[k] for k in self._late_eqns))
-        axes = [self.times[v].axis or 0 for v in self._stored]
-        rows = [jnp.moveaxis(x, 0, axis) for x, axis in zip(features, axes, strict=True)]
+        rows = [_from_rows(x, self.times[v]) for x, v in zip(features, self._stored, strict=True)]
         return jax.tree.unflatten(tree, run(*constants, *rows, *jax.tree.leaves(late)))
 
 
@@ -231,6 +252,18 @@ class Maker:
 
     def __call__(self, fixed: Any, images: Any, *stored: jax.Array) -> tuple[jax.Array, ...]:
         return self.run(fixed, images, *stored)
+
+
+def _to_rows(value: jax.Array, known: Known) -> jax.Array:
+    """A value of the program as `[N, ...]`, one row an image."""
+    rows = jnp.moveaxis(value, known.axis or 0, 0)
+    return rows if known.repeat == 1 else rows.reshape(-1, known.repeat, *rows.shape[1:])
+
+
+def _from_rows(rows: jax.Array, known: Known) -> jax.Array:
+    """`[N, ...]` as the value that the program had."""
+    value = rows if known.repeat == 1 else rows.reshape(-1, *rows.shape[2:])
+    return jnp.moveaxis(value, 0, known.axis or 0)
 
 
 def _abstract(x: Any) -> jax.ShapeDtypeStruct:

@@ -27,12 +27,15 @@ class Time(enum.IntEnum):
 class Known(NamedTuple):
     """What is known of a value: its time, and for IMAGE the axis along which the images lie.
 
-    `spread` marks a FIXED value that has a batch axis but the same content for every image.
+    `repeat` is the number of entries one image has along that axis: over 1 where a reshape merged the batch
+    with positions, as a matrix product over all pixels does. `spread` marks a FIXED value that has a batch
+    axis but the same content for every image.
     """
 
     time: Time
     axis: int | None = None
     spread: bool = False
+    repeat: int = 1
 
 
 class ProgramDiffers(Exception):
@@ -93,12 +96,12 @@ def _atom(a: Any, b: Any, env: dict[Any, Known]) -> Known:
 
 
 def _axis(a: Any, b: Any, sizes: tuple[int, int]) -> tuple[int, ...] | None:
-    """The axes along which a value grows with the batch; None if it does so otherwise than row by row."""
+    """The axes along which a value grows in proportion to the batch; None if it changes in another way."""
     p, q = getattr(a.aval, "shape", ()), getattr(b.aval, "shape", ())
     if len(p) != len(q):
         return None
     axes = tuple(k for k in range(len(p)) if p[k] != q[k])
-    return axes if all((p[k], q[k]) == sizes for k in axes) else None
+    return axes if all(p[k] % sizes[0] == 0 and p[k] * sizes[1] == q[k] * sizes[0] for k in axes) else None
 
 
 def _equation(x: Any, y: Any, ins: list[Known], sizes: tuple[int, int]) -> list[Known]:
@@ -112,10 +115,10 @@ def _equation(x: Any, y: Any, ins: list[Known], sizes: tuple[int, int]) -> list[
     if time is Time.FIXED:
         return [_fixed(x, ins, found) for found in axes]
     out = []
-    for found in axes:
+    for var, found in zip(x.outvars, axes, strict=True):
         if found is None or len(found) != 1 or not _keeps_images_apart(x, ins, found[0]):
             return late
-        out.append(Known(Time.IMAGE, found[0]))
+        out.append(Known(Time.IMAGE, found[0], repeat=var.aval.shape[found[0]] // sizes[0]))
     return out
 
 

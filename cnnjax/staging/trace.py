@@ -37,12 +37,11 @@ def part(jaxpr: Any, ins: Sequence[Any], outs: Sequence[Any], eqns: Iterable[Any
     return lambda *values: jax.core.eval_jaxpr(body, (), *values)
 
 
-def flat_trace(fn: Callable[..., Any], *args: Any) -> tuple[Any, list[Any], Any]:
-    """Trace `fn` on abstract arguments into one flat jaxpr.
+def flat_trace(fn: Callable[..., Any], *args: Any, opened: bool = True) -> tuple[Any, list[Any], Any]:
+    """Trace `fn` on abstract arguments into one jaxpr, flat if `opened`.
 
     Returns:
-        The jaxpr (constants first among nothing: they stay its `constvars`), the constants' values, and
-        the tree of the output.
+        The jaxpr, the values of its `constvars`, and the tree of the output.
     """
     tree: list[Any] = []
 
@@ -54,8 +53,10 @@ def flat_trace(fn: Callable[..., Any], *args: Any) -> tuple[Any, list[Any], Any]
 
     leaves = jax.tree.leaves(args)
     nested = jax.make_jaxpr(flat)(*leaves)
-    opened = jax.make_jaxpr(lambda *values: _open(nested.jaxpr, nested.consts, values))(*leaves)
-    return opened.jaxpr, list(opened.consts), tree[0]
+    if not opened:
+        return nested.jaxpr, list(nested.consts), tree[0]
+    flattened = jax.make_jaxpr(lambda *values: _open(nested.jaxpr, nested.consts, values))(*leaves)
+    return flattened.jaxpr, list(flattened.consts), tree[0]
 
 
 def _open(jaxpr: Any, consts: Sequence[Any], values: Sequence[Any]) -> list[Any]:

@@ -40,9 +40,7 @@ class LoadReport:
         return f"{len(self.loaded)} tensors from {self.path}{without}"
 
 
-def load_weights(
-    model: Backbone, path: str | PathLike[str], *, leave_out: str | Iterable[str] = ()
-) -> LoadReport:
+def load_weights(model: Backbone, path: str | PathLike[str], *, leave_out: str | Iterable[str] = ()) -> LoadReport:
     """Fill every leaf of `model` from a file in Keras's legacy HDF5.
 
     Strict both ways: every parameter and every BatchNorm statistic is filled, every tensor of the file is
@@ -73,9 +71,7 @@ def load_weights(
     faults = _misfits(leaves, used)
     if faults:
         hint = _hint(model, leaves, used)
-        raise WeightsError(
-            "\n  ".join([f"{path} does not fit the model{hint}; nothing was loaded:", *faults])
-        )
+        raise WeightsError("\n  ".join([f"{path} does not fit the model{hint}; nothing was loaded:", *faults]))
 
     loaded = []
     for layer, found in leaves.items():
@@ -118,21 +114,15 @@ def _leaf(layer: nnx.Module, name: str) -> _Leaf:
     return _Leaf(variable, (name,), shape)
 
 
-def _left_out(
-    path: Path, tensors: Tensors, leaves: Mapping[str, Any], leave_out: str | Iterable[str]
-) -> list[str]:
+def _left_out(path: Path, tensors: Tensors, leaves: Mapping[str, Any], leave_out: str | Iterable[str]) -> list[str]:
     order = list(tensors)
     if leave_out == "top":
         last = max((order.index(layer) for layer in leaves if layer in tensors), default=len(order))
         return order[last + 1 :]
     patterns = [leave_out] if isinstance(leave_out, str) else list(leave_out)
-    if useless := [
-        pattern for pattern in patterns if not any(fnmatchcase(layer, pattern) for layer in order)
-    ]:
+    if useless := [pattern for pattern in patterns if not any(fnmatchcase(layer, pattern) for layer in order)]:
         named = ", ".join(f"{pattern!r}{_nearest(pattern, order)}" for pattern in useless)
-        raise WeightsError(
-            f"{path}: no layer of the file with tensors matches what should be left out: {named}"
-        )
+        raise WeightsError(f"{path}: no layer of the file with tensors matches what should be left out: {named}")
     return [layer for layer in order if any(fnmatchcase(layer, pattern) for pattern in patterns)]
 
 
@@ -160,8 +150,7 @@ def _layer_misfits(layer: str, found: Mapping[str, _Leaf], named: Mapping[str, n
     wanted = [leaf for leaf in found.values() if leaf.called(named) is None]
     for leaf in wanted:
         faults.append(
-            f"{layer}/{leaf.names[0]} {leaf.shape} of the model is not in the file"
-            + _nearest(leaf.names[0], spare)
+            f"{layer}/{leaf.names[0]} {leaf.shape} of the model is not in the file" + _nearest(leaf.names[0], spare)
         )
     for name in spare:
         near = _nearest(name, [other for leaf in wanted for other in leaf.names])
@@ -174,13 +163,9 @@ def _layer_misfits(layer: str, found: Mapping[str, _Leaf], named: Mapping[str, n
         if values.shape != leaf.shape:
             faults.append(f"{layer}/{name} is {values.shape} in the file, {leaf.shape} in the model")
         elif not np.can_cast(values.dtype, dtype):
-            faults.append(
-                f"{layer}/{name} is {values.dtype} in the file, {dtype} in the model, which is narrower"
-            )
+            faults.append(f"{layer}/{name} is {values.dtype} in the file, {dtype} in the model, which is narrower")
         elif bad := values.size - np.count_nonzero(np.isfinite(values)):
-            faults.append(
-                f"{layer}/{name} {values.shape} has {bad} values in the file that are NaN or infinite"
-            )
+            faults.append(f"{layer}/{name} {values.shape} has {bad} values in the file that are NaN or infinite")
     return faults
 
 
@@ -196,9 +181,7 @@ def _hint(model: Backbone, leaves: Mapping[str, Mapping[str, _Leaf]], used: Tens
     mine, theirs = max(widths, default=(0, 0))
     if model.alpha is None or mine == theirs:
         return ""
-    return (
-        f" (the file looks like alpha {model.alpha * theirs / mine:.2g}, the model has alpha {model.alpha:g})"
-    )
+    return f" (the file looks like alpha {model.alpha * theirs / mine:.2g}, the model has alpha {model.alpha:g})"
 
 
 def _nearest(name: str, others: Iterable[str]) -> str:

@@ -69,8 +69,7 @@ def read_tensors(path: str | PathLike[str]) -> Tensors:
         everything = [dataset for tensors in datasets.values() for dataset in tensors.values()]
         _check_size(path, "all its tensors together", sum(map(_declared, everything)), path.stat().st_size)
         return {
-            layer: {name: _values(dataset) for name, dataset in tensors.items()}
-            for layer, tensors in datasets.items()
+            layer: {name: _values(dataset) for name, dataset in tensors.items()} for layer, tensors in datasets.items()
         }
 
 
@@ -91,9 +90,7 @@ def _check_is_hdf5(path: Path) -> None:
             if start.lstrip().startswith(beginning):
                 raise WeightsError(f"{path}: is not an HDF5 file but {what}")
         text = all(byte >= 32 or byte in b"\t\n\r\f" for byte in start)
-        raise WeightsError(
-            f"{path}: is not an HDF5 file{' but text' if text else ''}; it begins with {start[:24]!r}"
-        )
+        raise WeightsError(f"{path}: is not an HDF5 file{' but text' if text else ''}; it begins with {start[:24]!r}")
 
 
 @contextmanager
@@ -105,9 +102,7 @@ def _one_clear_error(path: Path) -> Generator[None]:
     except Exception as fault:  # a damaged file makes h5py raise almost anything
         text = str(fault)
         if "truncated file" in text:
-            raise WeightsError(
-                f"{path}: the file is truncated (an unfinished download or copy?): {text}"
-            ) from fault
+            raise WeightsError(f"{path}: the file is truncated (an unfinished download or copy?): {text}") from fault
         raise WeightsError(
             f"{path}: the file is damaged, HDF5 cannot read it: {type(fault).__name__}: {text}"
         ) from fault
@@ -144,12 +139,11 @@ def _strings(path: Path, group: Any, attribute: str) -> list[str]:
             raise WeightsError(f"{path}: attribute {chunk!r} of {group.name!r} is not a list of names")
         try:
             names += [name.decode() if isinstance(name, bytes) else name for name in value]
-        except UnicodeDecodeError as fault:
+            "".join(names).encode()  # h5py hands on what is not UTF-8 as surrogates
+        except UnicodeError as fault:
             raise WeightsError(f"{path}: attribute {chunk!r} of {group.name!r} is not UTF-8 text") from fault
     if twice := [name for name, times in Counter(names).items() if times > 1]:
-        raise WeightsError(
-            f"{path}: attribute {attribute!r} of {group.name!r} names {', '.join(twice)} more than once"
-        )
+        raise WeightsError(f"{path}: attribute {attribute!r} of {group.name!r} names {', '.join(twice)} more than once")
     return names
 
 
@@ -163,9 +157,7 @@ def _member(path: Path, group: Any, name: str, kind: type) -> Any:
         if link is None:
             raise WeightsError(f"{path}: {group.name!r} names {name!r}, which is not in the file")
         if isinstance(link, h5py.ExternalLink):
-            raise WeightsError(
-                f"{path}: {where!r} is an external link, to {link.filename!r}; links are not followed"
-            )
+            raise WeightsError(f"{path}: {where!r} is an external link, to {link.filename!r}; links are not followed")
         if isinstance(link, h5py.SoftLink):
             raise WeightsError(f"{path}: {where!r} is a soft link, to {link.path!r}; links are not followed")
         here = here[part]
@@ -206,9 +198,7 @@ def _check_dataset(path: Path, dataset: Any) -> None:
             f"{path}: {dataset.name!r} keeps its values in another file, {dataset.external[0][0]!r}; refused"
         )
     if dataset.is_virtual:
-        raise WeightsError(
-            f"{path}: {dataset.name!r} is a virtual data set, its values are elsewhere; refused"
-        )
+        raise WeightsError(f"{path}: {dataset.name!r} is a virtual data set, its values are elsewhere; refused")
     if dataset.dtype.kind != "f":
         raise WeightsError(f"{path}: {dataset.name!r} holds {dataset.dtype}, expected floating numbers")
     if dataset.shape is None:
@@ -216,9 +206,7 @@ def _check_dataset(path: Path, dataset: Any) -> None:
     stored = dataset.id.get_storage_size()
     _check_size(path, repr(dataset.name), _declared(dataset), stored)
     if dataset.size and not stored:
-        raise WeightsError(
-            f"{path}: {dataset.name!r} declares shape {dataset.shape} but its values were never written"
-        )
+        raise WeightsError(f"{path}: {dataset.name!r} declares shape {dataset.shape} but its values were never written")
 
 
 def _declared(dataset: Any) -> int:

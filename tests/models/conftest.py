@@ -26,7 +26,10 @@ def keras_oracle() -> Iterator[SimpleNamespace]:
     def run(model, x: np.ndarray, names: tuple[str, ...]) -> dict[str, np.ndarray]:
         """Return the named layers' outputs in inference, computed in one compiled program."""
         ends = keras.Model(model.inputs, [model.get_layer(name).output for name in names])
-        weights = [[v.value for v in ends.trainable_variables], [v.value for v in ends.non_trainable_variables]]
+        weights = [
+            [v.value for v in ends.trainable_variables],
+            [v.value for v in ends.non_trainable_variables],
+        ]
         outputs, _ = jax.jit(lambda w, x: ends.stateless_call(*w, x, training=False))(weights, x)
         outputs = outputs if isinstance(outputs, list | tuple) else [outputs]
         return {name: np.asarray(out) for name, out in zip(names, outputs, strict=True)}

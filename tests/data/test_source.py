@@ -1,0 +1,80 @@
+"""Pictures in memory, and the helpers all sources share."""
+
+import threading
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cnnjax.data import Folder, InMemory, Source
+from cnnjax.data.source import map_threaded
+
+IMAGES = np.random.default_rng(0).integers(0, 256, (5, 6, 7, 3), dtype=np.uint8)
+LABELS = [0, 1, 1, 0, 1]
+
+
+def test_reads_what_was_given() -> None:
+    source = InMemory(IMAGES, LABELS, ["a", "b"])
+    assert isinstance(source, Source)
+    assert len(source) == 5 and source.names == tuple("01234") and source.image_size == (6, 7)
+    assert source.labels.dtype == np.int32 and source.skipped == ()
+    found = source.read([3, 0])
+    assert found.dtype == np.float32
+    np.testing.assert_array_equal(found, IMAGES[[3, 0]])
+    np.testing.assert_array_equal(InMemory(IMAGES / 2, LABELS, ["a", "b"]).read([4])[0], IMAGES[4] / 2)
+    with pytest.raises(IndexError, match="expected 0 to 4, found 5 to 5"):
+        source.read([5])
+
+
+def test_resizes_as_a_folder_does(tmp_path) -> None:  # noqa: ANN001
+    for i, (image, label) in enumerate(zip(IMAGES, LABELS, strict=True)):
+        (tmp_path / "ab"[label]).mkdir(exist_ok=True)
+        Image.fromarray(image).save(tmp_path / "ab"[label] / f"{i}.png")
+    folder = Folder(tmp_path, image_size=(4, 9))
+    order = [int(name[2]) for name in folder.names]
+    memory = InMemory(IMAGES, LABELS, folder.class_names, image_size=(4, 9))
+    np.testing.assert_array_equal(memory.read(order), folder.read(range(5)))
+
+
+def test_digest_is_of_the_pixels_alone() -> None:
+    digest = InMemory(IMAGES, LABELS, ["a", "b"]).digest
+    assert digest == InMemory(IMAGES.copy(), LABELS[::-1], ["c", "d"], names="vwxyz").digest
+    other = IMAGES.copy()
+    other[2, 3, 4, 1] ^= 1
+    changed = [other, IMAGES[::-1], IMAGES[:4], IMAGES.reshape(5, 7, 6, 3)]
+    digests = {InMemory(images, LABELS[: len(images)], ["a", "b"]).digest for images in changed}
+    digests.add(InMemory(IMAGES, LABELS, ["a", "b"], image_size=(7, 7)).digest)
+    assert len(digests) == 5 and digest not in digests
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "reason"),
+    [
+        (IMAGES[..., 0], LABELS, r"images: expected shape \[N, H, W, 3\], found \[5, 6, 7\]"),
+        (IMAGES.astype(np.int64), LABELS, "images: expected uint8, or floats in 0..255, found int64"),
+        (IMAGES - 1.0, LABELS, r"images: expected values in 0..255, found -1\.0"),
+        (IMAGES * np.float32("nan"), LABELS, "images: expected values in 0..255, found nan"),
+        (IMAGES, LABELS[:4], r"labels: expected shape \[5\], one a picture, found \[4\]"),
+        (IMAGES, np.array(LABELS) / 2, "labels: expected whole numbers, found float64"),
+        (IMAGES, [0, 1, 2, 0, 1], "labels: expected 0 to 1 for 2 classes, found 0 to 2"),
+    ],
+)
+def test_what_does_not_fit_is_refused(images: np.ndarray, labels: list[int], reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        InMemory(images, labels, ["a", "b"])
+    with pytest.raises(ValueError, match="names: expected 5, one a picture, found 2"):
+        InMemory(IMAGES, LABELS, ["a", "b"], names=["x", "y"])
+
+
+def test_threads_keep_the_order_and_do_run_side_by_side() -> None:
+    threads = set()
+
+    def slow_first(item: int) -> int:
+        threads.add(threading.get_ident())
+        time.sleep(0.01 if item < 10 else 0)
+        return item * item
+
+    assert map_threaded(slow_first, range(100)) == [item * item for item in range(100)]
+    assert 2 <= len(threads) <= 4
+    assert map_threaded(slow_first, []) == []

@@ -1,0 +1,155 @@
+"""The store: one pass, never a second, and never a wrong hit."""
+
+import os
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cnnjax.data import InMemory
+from cnnjax.features import FeatureStore, StoreTooSmall, ahead
+from cnnjax.staging import Staged
+
+W = {"w": jnp.arange(12.0).reshape(3, 4) / 7}
+RNG = np.random.default_rng(0)
+PIXELS = RNG.integers(0, 255, (70, 6, 6, 3), np.uint8)
+
+
+def source(pixels=PIXELS):
+    return InMemory(pixels, np.arange(len(pixels)) % 2, ("a", "b"))
+
+
+def program(weights=W, scale=255.0):
+    def fn(fixed, x, late):
+        return ((x / scale) @ fixed["w"]).mean((1, 2)) * late
+
+    return Staged(fn, weights, jax.ShapeDtypeStruct((6, 6, 3), jnp.float32), jnp.float32(1))
+
+
+def expected(pixels=PIXELS):
+    return (pixels.astype(np.float64) / 255 @ np.asarray(W["w"], np.float64)).mean((1, 2))
+
+
+@pytest.fixture(params=["disk", "memory"])
+def store(request, tmp_path):
+    return FeatureStore(tmp_path / "store" if request.param == "disk" else None)
+
+
+def test_made_once_and_found_afterwards(store):
+    (first,), found = store.get(program(), W, source())
+    assert not found and np.allclose(first, expected(), rtol=1e-5)
+    (second,), found = store.get(program(), W, source())
+    assert found and np.array_equal(first, second)
+    assert [(p.images, p.decoded) for p in store.passes] == [(70, True)]
+
+
+def test_another_process_finds_them(tmp_path):
+    FeatureStore(tmp_path).get(program(), W, source())
+    later = FeatureStore(tmp_path)
+    (rows,), found = later.get(program(), W, source())
+    assert found and later.passes == [] and np.allclose(rows, expected(), rtol=1e-5)
+
+
+@pytest.mark.parametrize("change", ["a weight", "a pixel", "the preprocessing", "an added picture", "the order"])
+def test_one_change_makes_one_pass(store, change):
+    store.get(program(), W, source())
+    weights, scale, pixels = W, 255.0, PIXELS.copy()
+    if change == "a weight":
+        weights = {"w": W["w"].at[0, 0].add(1e-6)}
+    elif change == "a pixel":
+        pixels[3, 2, 1, 0] ^= 1
+    elif change == "the preprocessing":
+        scale = 254.0
+    elif change == "an added picture":
+        pixels = np.concatenate([pixels, pixels[:1]])
+    else:
+        pixels = pixels[::-1].copy()
+    assert store.get(program(weights, scale), weights, source(pixels))[1] is False
+    assert len(store.passes) == 2
+    assert store.get(program(weights, scale), weights, source(pixels))[1] is True
+
+
+def test_labels_and_names_are_no_reason_for_a_pass(store):
+    store.get(program(), W, source())
+    renamed = InMemory(PIXELS, np.zeros(70, int), ("c", "d"), names=[f"picture {k}" for k in range(70)])
+    assert store.get(program(), W, renamed)[1] is True
+
+
+def test_a_deeper_feature_starts_from_a_stored_one(store):
+    def deep(fixed, x, late):
+        return jnp.sin(((x / 255.0) @ fixed["w"]).mean((1, 2)) @ fixed["w"].T) * late
+
+    store.get(program(), W, source())
+    staged = Staged(deep, W, jax.ShapeDtypeStruct((6, 6, 3), jnp.float32), jnp.float32(1))
+    (rows,), _ = store.get(staged, W, source())
+    assert [p.decoded for p in store.passes] == [True, False]
+    assert np.allclose(rows, np.sin(expected() @ np.asarray(W["w"]).T), atol=1e-5)
+
+
+def test_a_failed_pass_leaves_nothing_behind(tmp_path):
+    class Broken(InMemory):
+        def read(self, indices):
+            if 40 in indices:
+                raise OSError("disk gone")
+            return super().read(indices)
+
+    store = FeatureStore(tmp_path)
+    with pytest.raises(OSError, match="disk gone"):
+        store.get(program(), W, Broken(PIXELS, np.zeros(70, int), ("a", "b")))
+    assert list(tmp_path.iterdir()) == [] and store.passes == []
+    assert store.get(program(), W, source())[1] is False
+
+
+@pytest.mark.parametrize("damage", ["cut short", "no array", "another shape"])
+def test_a_damaged_file_costs_a_pass_and_never_a_wrong_number(tmp_path, damage):
+    FeatureStore(tmp_path).get(program(), W, source())
+    (path,) = tmp_path.iterdir()
+    if damage == "cut short":
+        os.truncate(path, path.stat().st_size // 2)
+    elif damage == "no array":
+        path.write_text("not an array")
+    else:
+        np.save(path, np.zeros((3, 4), np.float32))
+    (rows,), found = FeatureStore(tmp_path).get(program(), W, source())
+    assert not found and np.allclose(rows, expected(), rtol=1e-5)
+
+
+def test_bfloat16_survives_the_disk(tmp_path):
+    def fn(fixed, x, late):
+        return (x.mean((1, 2)) @ fixed["w"]).astype(jnp.bfloat16).astype(jnp.float32) * late
+
+    staged = Staged(fn, W, jax.ShapeDtypeStruct((6, 6, 3), jnp.float32), jnp.float32(1))
+    assert staged.features[0].dtype == jnp.bfloat16  # the cast back stays in the step: half the bytes
+    first = FeatureStore(tmp_path).get(staged, W, source())[0][0]
+    again, found = FeatureStore(tmp_path).get(staged, W, source())
+    assert found and again[0].dtype == jnp.bfloat16 and np.array_equal(first, again[0])
+
+
+def test_the_oldest_make_room(tmp_path):
+    one = 70 * 16 + 128  # bytes of the file of a program's features
+    store = FeatureStore(tmp_path, budget=2 * one + 8)
+    for k in range(4):
+        FeatureStore(tmp_path, budget=2 * one + 8).get(program(scale=200.0 + k), W, source())
+        for path in tmp_path.iterdir():  # a clock with coarse ticks must not decide the test
+            os.utime(path, (path.stat().st_atime, path.stat().st_mtime - 10))
+    assert len(list(tmp_path.iterdir())) == 2
+    assert store.get(program(scale=203.0), W, source())[1] is True
+    assert store.get(program(scale=200.0), W, source())[1] is False
+
+
+def test_what_does_not_fit_is_refused(store):
+    store.budget = 1000
+    with pytest.raises(StoreTooSmall, match=r"features of 0\.00 GiB do not fit"):
+        store.get(program(), W, source())
+
+
+def test_a_file_in_place_of_the_folder_is_named(tmp_path):
+    (tmp_path / "store").write_text("")
+    with pytest.raises(NotADirectoryError, match="is a file"):
+        FeatureStore(tmp_path / "store")
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 5])
+def test_reading_ahead_keeps_the_order(count):
+    assert list(ahead(lambda k: k * k, list(range(count)))) == [k * k for k in range(count)]

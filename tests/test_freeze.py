@@ -1,0 +1,137 @@
+"""The specification, its errors, and what it gives optax."""
+
+import jax
+import jax.numpy as jnp
+import keras
+import optax
+import pytest
+from flax import nnx
+from residual import ResNet
+
+from cnnjax.freeze import Freeze, layer_names
+from cnnjax.functional import leaves_of
+from cnnjax.models import Classifier, lecture_cnn, linear_head, mobilenet, vgg16
+
+
+@pytest.fixture(scope="module")
+def mobile():
+    return mobilenet(alpha=0.25, input_shape=(64, 64, 3), rngs=nnx.Rngs(0))
+
+
+@pytest.fixture(scope="module")
+def resnet():
+    return ResNet(rngs=nnx.Rngs(0))
+
+
+@pytest.mark.parametrize("text", ["none", "all", "3", "[:-4]", "[2:5]", "[3:]", "block4_pool", "conv_dw_*", "a*,b"])
+def test_parse_reads_what_str_writes(text):
+    assert str(Freeze.parse(text)) == text
+
+
+@pytest.mark.parametrize("text", ["", "-3", "  "])
+def test_parse_refuses_what_is_no_freeze(text):
+    with pytest.raises(ValueError, match="no freeze"):
+        Freeze.parse(text)
+
+
+@pytest.mark.parametrize("stop", [-4, -1, 0, 5, 86])
+def test_slices_mean_what_they_mean_in_keras(mobile, stop):
+    theirs = keras.applications.MobileNet(alpha=0.25, input_shape=(64, 64, 3), include_top=False, weights=None)
+    frozen = Freeze.slice(None, stop).resolve(mobile)
+    expected = [layer.name for layer in theirs.layers[:stop]]
+    assert [n for n in frozen.layers if n != "input_layer"] == [n for n in expected if not n.startswith("input")]
+
+
+def test_the_lectures_slice_leaves_block5_of_vgg16_trainable():
+    model = vgg16(input_shape=(32, 32, 3), rngs=nnx.Rngs(0))
+    trainable, _ = Freeze.parse("[:-4]").resolve(model).partition(leaves_of(model))
+    assert {p.split("/")[0] for p in trainable} == {"block5_conv1", "block5_conv2", "block5_conv3"}
+
+
+def test_depth_counts_layers_with_a_kernel(mobile):
+    # MobileNet without top has 27: conv1 and 13 pairs of depthwise and pointwise convolutions.
+    assert Freeze.depth(0).resolve(mobile).layers == ()
+    assert Freeze.depth(1).resolve(mobile).layers == ("input_layer", "conv1", "conv1_bn", "conv1_relu")
+    assert Freeze.depth(27).resolve(mobile).layers == mobile.layer_names
+    with pytest.raises(ValueError, match=r"cannot freeze 28 layers of Backbone: it has 27 layers .*conv1 to conv_pw_13"):
+        Freeze.depth(28).resolve(mobile)
+
+
+def test_through_is_up_to_and_including(mobile):
+    frozen = Freeze.through("conv_pw_1_bn").resolve(mobile)
+    assert frozen.layers[-1] == "conv_pw_1_bn"
+    assert frozen("conv_pw_1_bn/mean") and frozen("conv1/kernel") and not frozen("conv_dw_2/kernel")
+    # A name that another begins with is not that other.
+    assert not Freeze.match("conv_pw_1").resolve(mobile)("conv_pw_13/kernel")
+
+
+def test_an_unknown_layer_is_answered_with_the_nearest(mobile):
+    with pytest.raises(ValueError, match=r"no layer 'conv_pw_14' in Backbone; did you mean 'conv_pw_\d+'\?"):
+        Freeze.through("conv_pw_14").resolve(mobile)
+
+
+def test_every_pattern_must_match_something(mobile):
+    assert len(Freeze.match("conv_dw_*_bn", "conv1").resolve(mobile).layers) == 14
+    with pytest.raises(ValueError, match=r"match nothing(?s:.*)'block\*' matches no layer(?s:.*)'convdw_3'"):
+        Freeze.match("block*", "conv_dw_*", "convdw_3").resolve(mobile)
+
+
+def test_layers_of_a_model_that_is_not_ours_come_in_order_of_definition(resnet):
+    names = layer_names(resnet)
+    assert names[:6] == ("stem", "norm", "blocks/0/conv1", "blocks/0/norm1", "blocks/0/conv2", "blocks/0/norm2")
+    assert names[-1] == "out"
+    assert Freeze.depth(3).resolve(resnet).layers == names[:6]
+    assert Freeze.match("blocks/1/*").resolve(resnet).layers == tuple(n for n in names if n.startswith("blocks/1"))
+
+
+def test_all_freezes_parameters_that_belong_to_no_layer():
+    class Token(nnx.Module):
+        def __init__(self, rngs: nnx.Rngs):
+            self.token = nnx.Param(jnp.zeros(3))
+            self.linear = nnx.Linear(3, 3, rngs=rngs)
+
+    model = Token(nnx.Rngs(0))
+    assert Freeze.all().resolve(model).partition(leaves_of(model))[0] == {}
+
+
+def test_within_keeps_the_head_trainable():
+    backbone = lecture_cnn((48, 48, 3), (4, 4, 4, 4), rngs=nnx.Rngs(0))
+    model = Classifier(backbone, linear_head(backbone.output_shape(), 2, rngs=nnx.Rngs(0)), "unit")
+    trainable, _ = Freeze.all().resolve(model, within="backbone").partition(leaves_of(model))
+    assert {p for p in trainable if "dropout" not in p} == {"head/dense/kernel", "head/dense/bias"}
+
+
+def test_frozen_leaves_hold_no_optimizer_bytes(mobile):
+    leaves = {p: x for p, x in leaves_of(mobile).items() if not p.endswith(("mean", "var"))}
+    for spec in ("none", "5", "conv_pw_11_relu", "all"):
+        frozen = Freeze.parse(spec).resolve(mobile)
+        trainable, _ = frozen.partition(leaves)
+        state = frozen.optimizer(optax.adam(1e-3)).init(leaves)
+        held = sum(x.nbytes for x in jax.tree.leaves(state) if x.ndim)
+        assert held == 2 * sum(x.nbytes for x in trainable.values()), spec
+
+
+def test_full_tree_mask_and_partition_give_identical_updates(resnet):
+    params = {p: x for p, x in leaves_of(resnet).items() if not p.endswith(("mean", "var", "count", "key"))}
+    grads = {p: jax.random.normal(jax.random.key(k), x.shape) for k, (p, x) in enumerate(params.items())}
+    frozen = Freeze.depth(3).resolve(resnet)
+    # A global clip and weight decay are where a plain mask goes wrong.
+    tx = optax.chain(optax.clip_by_global_norm(0.1), optax.adamw(1e-2, weight_decay=0.1))
+    mine, _ = frozen.partition(params)
+    expected, _ = tx.update(frozen.partition(grads)[0], tx.init(mine), mine)
+    full = frozen.optimizer(tx)
+    updates, _ = full.update(grads, full.init(params), params)
+    for path, update in updates.items():
+        if path in expected:
+            assert jnp.array_equal(update, expected[path]), path
+        else:
+            assert not update.any(), path
+
+
+def test_the_mask_reads_nested_and_nnx_trees(resnet):
+    frozen = Freeze.through("stem").resolve(resnet)
+    nested = frozen.mask({"stem": {"kernel": 1}, "out": {"kernel": 1}})
+    assert nested == {"stem": {"kernel": False}, "out": {"kernel": True}}
+    state = nnx.state(resnet, nnx.Param)
+    flags = jax.tree.leaves(frozen.mask(state))
+    assert flags.count(False) == 2 and len(flags) == len(jax.tree.leaves(state))
