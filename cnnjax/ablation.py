@@ -7,10 +7,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from itertools import product
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import jax
-import tyro
 from flax import nnx
 from rich.console import Console
 
@@ -18,6 +17,7 @@ from cnnjax.features import GIB, FeatureStore
 from cnnjax.freeze import Freeze, Frozen, layer_names
 from cnnjax.functional import Leaves, leaves_of
 from cnnjax.models import BACKBONES, PUBLISHED, Backbone, Classifier, create, lecture_head, linear_head
+from cnnjax.optimizers import make_optimizer
 from cnnjax.progress import Bars
 from cnnjax.runs import RunFolder
 from cnnjax.show import depth
@@ -52,9 +52,9 @@ class Ablation:
     """Width of MobileNet (1.0 if not given)."""
     image_size: int | None = None
     """Height and width the pictures are resized to; 160 if not given."""
-    freeze: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
-    """What to freeze, once for each depth: none, all, a number of layers, a layer's name (up to and including),
-    [start:stop] as in Keras, or patterns. Six depths from none to all if not given."""
+    freeze: tuple[str, ...] = ()
+    """The depths to compare, each: none, all, a number of layers, a layer's name (up to and including),
+    [start:stop] as in Keras, or a pattern. Up to six from none to all if not given."""
     head: Literal["lecture", "linear"] = "lecture"
     """lecture: Flatten, Dense 256, Dropout 0.5, Dense. linear: average pooling, Dropout 0.2, Dense."""
     seeds: int = 3
@@ -88,12 +88,16 @@ class Ablation:
         if self.weights is not None and not self.weights.is_file():
             raise FileNotFoundError(f"no weights file {self.weights}")
         if self.data is None and (self.weights is not None or self.backbone != "lecture_cnn"):
-            raise ValueError("give --data FOLDER as well: without it the built-in default is run, which takes no backbone")
+            raise ValueError(
+                "give --data FOLDER as well: without it the built-in default is run, which takes no backbone"
+            )
         for name in ("seeds", "epochs", "batch_size", "image_size"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
         if not self.learning_rates or min(*self.learning_rates, self.tuning_factor) <= 0:
             raise ValueError(f"learning rates must be positive, not {self.learning_rates} times {self.tuning_factor}")
+        if self.optimizer is not None:
+            make_optimizer(self.optimizer)
         for text in self.freeze:
             Freeze.parse(text)
 
@@ -219,9 +223,12 @@ def sweep(config: Ablation, task: Task, console: Console | None = None) -> Path:
                 made = store.passes[passes:]
                 prepared["seconds"] = sum(p.seconds for p in made)
                 prepared["passes"] = sum(p.equations > 0 for p in made)
+                prepared["decoded"] = sum(p.images for p in made if p.decoded)
             record = _run(config, task, cell, trainer, prepared, bars)
             run.append(record)
-            console.print(f"{cell.name}: test accuracy {100 * record['test_accuracy']:.2f} %, {record['seconds']:.1f} s")
+            console.print(
+                f"{cell.name}: test accuracy {100 * record['test_accuracy']:.2f} %, {record['seconds']:.1f} s"
+            )
     table = depth.rows(run.results)
     depth.write_csv(table, run.path / "table.csv")
     depth.plot(table, run.path / "accuracy.png", task.title)
@@ -259,6 +266,7 @@ def _rows(trainer: Trainer, splits: Splits, cell: Cell, bars: Bars) -> dict[str,
 def _run(
     config: Ablation, task: Task, cell: Cell, trainer: Trainer, prepared: Mapping[str, Any], bars: Bars
 ) -> dict[str, Any]:
+    assert config.epochs is not None
     state = trainer.init(_head_leaves(config, task, cell.seed), cell.learning_rate)
     state, log = trainer.fit(
         state, prepared["train"], epochs=config.epochs, seed=cell.seed, progress=bars.bar(cell.name, "steps")
@@ -286,6 +294,7 @@ def _run(
         "features_reused": all(prepared[n].reused for n in ("train", "validation", "test") if n in prepared),
         "feature_seconds": prepared["seconds"],
         "backbone_passes": prepared["passes"],
+        "decoded_images": prepared["decoded"],
         "stored_bytes_per_image": trainer.staged.bytes_per_image,
     }
 

@@ -14,7 +14,11 @@ COMMANDS = {
 def usage() -> str:
     """The list of commands."""
     lines = [f"  {name:10} {text}" for name, (_, _, _, text) in COMMANDS.items()]
-    return "usage: cnnjax COMMAND [OPTIONS]\n\n" + "\n".join(lines) + "\n\ncnnjax COMMAND --help lists a command's options."
+    return (
+        "usage: cnnjax COMMAND [OPTIONS]\n\n"
+        + "\n".join(lines)
+        + "\n\ncnnjax COMMAND --help lists a command's options."
+    )
 
 
 def main(argv: list[str] | None = None) -> None:

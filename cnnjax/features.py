@@ -4,7 +4,7 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -163,7 +163,7 @@ class FeatureStore:
         return array
 
     @contextmanager
-    def _writers(self, features: Sequence[Feature], source: Pictures) -> Iterator[list[np.ndarray]]:
+    def _writers(self, features: Sequence[Feature], source: Pictures) -> Generator[list[np.ndarray]]:
         shapes = [(len(source), *f.shape) for f in features]
         if self.root is None:
             arrays = [np.empty(s, f.dtype) for s, f in zip(shapes, features, strict=True)]

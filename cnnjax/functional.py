@@ -111,7 +111,7 @@ class Functional:
             The model's output, and all leaves afterwards (statistics and counters may have moved).
         """
         model = self.module(leaves, train=train)
-        out = model(*inputs)  # ty: ignore[call-non-callable]
+        out = model(*inputs)
         return out, leaves_of(model)
 
 

@@ -28,8 +28,8 @@ class Bars:
     def __init__(self, console: Console | None = None):
         self.console = console or Console()
         self._progress = RichProgress(
-            TextColumn("{task.description}"), BarColumn(24), MofNCompleteColumn(), _Rate(), TimeRemainingColumn(compact=True),
-            console=self.console, transient=True,
+            TextColumn("{task.description}"), BarColumn(24), MofNCompleteColumn(), _Rate(),
+            TimeRemainingColumn(compact=True), console=self.console, transient=True,
         )  # fmt: skip
 
     def __enter__(self) -> "Bars":

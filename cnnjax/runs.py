@@ -46,7 +46,9 @@ class RunFolder:
         file = self.path / "config.json"
         if not file.exists():
             if self._results.exists():
-                raise RunMismatch(f"{self._results} exists without a config.json: this is no run folder; give another --out")
+                raise RunMismatch(
+                    f"{self._results} exists without a config.json: this is no run folder; give another --out"
+                )
             write_whole(file, json.dumps(config, indent=2) + "\n")
             return
         try:

@@ -230,7 +230,7 @@ class Trainer:
 
         gradients, (statistics, metrics) = jax.grad(objective, has_aux=True)(state.trainable)
         updates, optimizer = self.optimizer.update(gradients, state.optimizer, state.trainable)
-        trainable = optax.apply_updates(state.trainable, updates)
+        trainable: Any = optax.apply_updates(state.trainable, updates)
         return State(state.step + 1, trainable, statistics, optimizer), metrics
 
     def _take_and_update(
@@ -248,7 +248,7 @@ class Trainer:
             return self._take_and_update(state, context, arrays, labels, *batch, seed)
 
         state, metrics = jax.lax.scan(body, state, (index, weights))
-        return state, Metrics(*(x.sum() for x in metrics))
+        return state, Metrics(*(jnp.sum(x) for x in metrics))
 
     def _score(
         self, state: State, context: Any, rows: Any, labels: jax.Array, weights: jax.Array, decoded: bool = False
@@ -342,7 +342,13 @@ class Trainer:
         return state, log
 
     def _run_epoch(
-        self, state: State, rows: Rows, index: np.ndarray, weights: np.ndarray, seed: np.uint32, tick: Callable[[int], None]
+        self,
+        state: State,
+        rows: Rows,
+        index: np.ndarray,
+        weights: np.ndarray,
+        seed: np.uint32,
+        tick: Callable[[int], None],
     ) -> tuple[State, Metrics]:
         context = (self.constants, self.fixed if rows.source is not None else None)
         if rows.on_device and self._in_loop:

@@ -16,3 +16,27 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"real pictures and weights not found at {folder}; set CNNJAX_SHARED_DATA")
     return folder
+
+
+@pytest.fixture(scope="session")
+def shapes_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small folder of drawn pictures, train and test, two classes that differ in their stripes' direction."""
+    import numpy as np
+    from PIL import Image
+
+    root, rng = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0)
+    wave = 100 * np.sin(np.arange(48) * 0.7)
+    for split, count in (("train", 22), ("test", 9)):
+        for name, stripes in (("across", wave[:, None]), ("down", wave[None, :])):
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for k in range(count):
+                pixels = 128 + np.broadcast_to(stripes, (48, 48)) + rng.normal(0, 20, (48, 48))
+                Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)).save(folder / f"{k}.png")
+    return root
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test reads or writes the user's cache."""
+    monkeypatch.setenv("CNNJAX_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))

@@ -53,7 +53,9 @@ def test_depth_counts_layers_with_a_kernel(mobile):
     assert Freeze.depth(0).resolve(mobile).layers == ()
     assert Freeze.depth(1).resolve(mobile).layers == ("input_layer", "conv1", "conv1_bn", "conv1_relu")
     assert Freeze.depth(27).resolve(mobile).layers == mobile.layer_names
-    with pytest.raises(ValueError, match=r"cannot freeze 28 layers of Backbone: it has 27 layers .*conv1 to conv_pw_13"):
+    with pytest.raises(
+        ValueError, match=r"cannot freeze 28 layers of Backbone: it has 27 layers .*conv1 to conv_pw_13"
+    ):
         Freeze.depth(28).resolve(mobile)
 
 

@@ -71,21 +71,15 @@ def test_depthwise_equals_xla(n, h, w, c, window, strides, padding):
     x, k = _normal(0, n, h, w, c), _normal(1, *window, 1, c)
     if 0 in jax.eval_shape(partial(lax.conv_general_dilated, **options), x, k).shape:
         return
-    _assert_same(
-        partial(ops.conv_general_dilated, **options), partial(lax.conv_general_dilated, **options), x, k
-    )
+    _assert_same(partial(ops.conv_general_dilated, **options), partial(lax.conv_general_dilated, **options), x, k)
 
 
 @pytest.mark.parametrize("padding", PADDINGS, ids=str)
 @pytest.mark.parametrize("stride", [1, 2])
 def test_depthwise_as_mobilenets_equals_xla(stride, padding):
-    options = dict(
-        window_strides=(stride, stride), padding=padding, dimension_numbers=NHWC, feature_group_count=8
-    )
+    options = dict(window_strides=(stride, stride), padding=padding, dimension_numbers=NHWC, feature_group_count=8)
     x, k = _normal(0, 6, 11, 10, 8), _normal(1, 3, 3, 1, 8)
-    _assert_same(
-        partial(ops.conv_general_dilated, **options), partial(lax.conv_general_dilated, **options), x, k
-    )
+    _assert_same(partial(ops.conv_general_dilated, **options), partial(lax.conv_general_dilated, **options), x, k)
 
 
 @few
@@ -93,9 +87,7 @@ def test_depthwise_as_mobilenets_equals_xla(stride, padding):
 def test_pointwise_equals_xla(n, h, w, c, d):
     options = dict(window_strides=(1, 1), padding="SAME", dimension_numbers=NHWC)
     x, k = _normal(0, n, h, w, c), _normal(1, 1, 1, c, d)
-    _assert_same(
-        partial(ops.conv_general_dilated, **options), partial(lax.conv_general_dilated, **options), x, k
-    )
+    _assert_same(partial(ops.conv_general_dilated, **options), partial(lax.conv_general_dilated, **options), x, k)
 
 
 @few
@@ -148,9 +140,7 @@ def test_kernel_gradient_of_a_large_map_equals_xla():
 def test_all_other_convolutions_are_passed_on(shape, kernel, options):
     options |= dict(dimension_numbers=NHWC)
     x, k = _normal(0, *shape), _normal(1, *kernel)
-    _assert_same(
-        partial(ops.conv_general_dilated, **options), partial(lax.conv_general_dilated, **options), x, k
-    )
+    _assert_same(partial(ops.conv_general_dilated, **options), partial(lax.conv_general_dilated, **options), x, k)
 
 
 @pytest.mark.parametrize("groups, kernel", [(6, (3, 3, 1, 6)), (1, (1, 1, 6, 4)), (1, (3, 3, 6, 4))])
@@ -174,9 +164,7 @@ def test_vmap_over_images_and_kernels_equals_a_loop(groups, kernel):
         mapped = jax.jit(jax.vmap(gradients, axes))(
             *(a if m == 0 else a[0] for a, m in zip((xs, ks), axes, strict=True))
         )
-        looped = [
-            gradients(*(a[i if m == 0 else 0] for a, m in zip((xs, ks), axes, strict=True))) for i in (0, 1)
-        ]
+        looped = [gradients(*(a[i if m == 0 else 0] for a, m in zip((xs, ks), axes, strict=True))) for i in (0, 1)]
         for found, expected in zip(mapped, zip(*looped, strict=True), strict=True):
             np.testing.assert_allclose(found, np.stack(expected), rtol=1e-4, atol=1e-4)
 
@@ -234,9 +222,7 @@ def test_two_by_two_pooling_sends_the_gradient_to_the_first_maximum(size, paddin
 @pytest.mark.parametrize("strides", [(2, 2), (1, 1)])
 def test_max_pool_of_bfloat16_integers_and_mapped_axes(strides):
     x = _normal(0, 2, 3, 7, 7, 2, dtype=jnp.bfloat16)
-    ours, theirs = (
-        partial(f, window=(2, 2), strides=strides, padding="VALID") for f in (ops.max_pool, _native_pool)
-    )
+    ours, theirs = (partial(f, window=(2, 2), strides=strides, padding="VALID") for f in (ops.max_pool, _native_pool))
     _assert_same(jax.vmap(ours), jax.vmap(theirs), x, tolerance=2**-7)
     whole = jnp.arange(16).reshape(1, 4, 4, 1)
     assert ops.max_pool(whole, (2, 2)).ravel().tolist() == [5, 7, 13, 15]
@@ -256,13 +242,9 @@ def test_max_pool_names_what_is_wrong():
 
 def test_errors_of_a_convolution_are_those_of_jax():
     with pytest.raises((ValueError, TypeError)) as expected:
-        lax.conv_general_dilated(
-            jnp.ones((1, 4, 4, 3)), jnp.ones((3, 3, 2, 5)), (1, 1), "SAME", dimension_numbers=NHWC
-        )
+        lax.conv_general_dilated(jnp.ones((1, 4, 4, 3)), jnp.ones((3, 3, 2, 5)), (1, 1), "SAME", dimension_numbers=NHWC)
     with pytest.raises(expected.type) as found:
-        ops.conv_general_dilated(
-            jnp.ones((1, 4, 4, 3)), jnp.ones((3, 3, 2, 5)), (1, 1), "SAME", dimension_numbers=NHWC
-        )
+        ops.conv_general_dilated(jnp.ones((1, 4, 4, 3)), jnp.ones((3, 3, 2, 5)), (1, 1), "SAME", dimension_numbers=NHWC)
     assert str(found.value) == str(expected.value)
 
 
@@ -305,12 +287,7 @@ def test_flax_convolutions_take_it_as_their_operation():
 def test_other_platforms_get_xlas_own_operations(platform):
     def texts(conv, pool):
         loss, args = _loss_of(conv, pool)
-        return (
-            jax.jit(jax.value_and_grad(loss, (0, 1)))
-            .trace(*args)
-            .lower(lowering_platforms=(platform,))
-            .as_text()
-        )
+        return jax.jit(jax.value_and_grad(loss, (0, 1))).trace(*args).lower(lowering_platforms=(platform,)).as_text()
 
     ours, theirs = (
         texts(ops.conv_general_dilated, ops.max_pool),
@@ -342,9 +319,7 @@ def test_exported_for_three_platforms_at_once_runs_here():
 def test_cpu_programs_hold_no_depthwise_or_pointwise_convolution():
     loss, args = _loss_of(ops.conv_general_dilated, ops.max_pool)
     text = jax.jit(jax.grad(loss)).trace(*args).lower(lowering_platforms=("cpu",)).as_text()
-    assert (
-        text.count("stablehlo.convolution") == 3
-    )  # of the one 3x3 convolution: itself and its two gradients
+    assert text.count("stablehlo.convolution") == 3  # of the one 3x3 convolution: itself and its two gradients
     assert "select_and_scatter" not in text
 
 

@@ -142,7 +142,15 @@ def test_the_steps_operations_fall_with_depth_as_the_arithmetic_says(spec):
     trainer = Trainer(model, Freeze.parse(spec).resolve(model, "backbone"), (size, size), batch_size=batch)
     rows = trainer.rows(pictures(batch, size))
     index, weights = epoch_batches(batch, batch, 0, 0)
-    arguments = (trainer.init(), (trainer.constants, None), rows.arrays, rows.labels, index[0], weights[0], np.uint32(0))
+    arguments = (
+        trainer.init(),
+        (trainer.constants, None),
+        rows.arrays,
+        rows.labels,
+        index[0],
+        weights[0],
+        np.uint32(0),
+    )
     counted = trainer._taking_step.lower(*arguments).compile().cost_analysis()["flops"]
 
     depth = {"none": 0, "all": 4}.get(spec) if spec in ("none", "all") else int(spec)
@@ -167,7 +175,7 @@ def test_features_on_disk_and_in_no_store_train_alike(resnet, tmp_path, monkeypa
         store = FeatureStore(tmp_path / where, budget=1 << 30 if where != "nowhere" else 1)
         trainer = Trainer(resnet, frozen, (32, 32), batch_size=8, optimizer="sgd", store=store)
         with monkeypatch.context() as patch:
-            patch.setattr("cnnjax.training.fits_on_device", lambda nbytes: where == "device")
+            patch.setattr("cnnjax.training.fits_on_device", lambda nbytes, fits=where == "device": fits)
             rows, test = trainer.rows(source), trainer.rows(source, train=False)
         assert rows.on_device is (where == "device") and (rows.source is not None) is (where == "nowhere")
         state, log = trainer.fit(trainer.init(), rows, epochs=2, seed=1)
@@ -230,7 +238,9 @@ def test_an_unknown_optimizer_is_answered_with_the_nearest():
 def test_leaves_that_do_not_fit_are_all_named(resnet):
     trainer = Trainer(resnet, Freeze.through("stem").resolve(resnet), (32, 32), batch_size=8)
     wrong = {"out/kernel": jnp.zeros((3, 3)), "out/bais": jnp.zeros(1), "out/bias": jnp.zeros(1, jnp.int32)}
-    with pytest.raises(ValueError, match=r"(?s)out/bias: .*out/kernel: expected float32\[8, 1\], found .*out/bais: no such leaf"):
+    with pytest.raises(
+        ValueError, match=r"(?s)out/bias: .*out/kernel: expected float32\[8, 1\], found .*out/bais: no such leaf"
+    ):
         trainer.init(wrong)
 
 

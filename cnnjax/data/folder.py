@@ -191,8 +191,7 @@ class Folder:
         if lost.size:
             gone = ", ".join(repr(self.class_names[c]) for c in lost)
             raise PictureError(
-                f"no picture of class {gone} in {self.root} can be decoded:\n  "
-                + "\n  ".join(skipped[:_SHOWN])
+                f"no picture of class {gone} in {self.root} can be decoded:\n  " + "\n  ".join(skipped[:_SHOWN])
             )
         vars(self).update(vars(kept), skipped=skipped)
 
@@ -214,9 +213,7 @@ def splits(root: str | os.PathLike[str]) -> dict[str, str]:
         if kind is None or not visible_folders(root / name) or has_pictures(root / name):
             continue
         if kind in found:
-            raise ValueError(
-                f"{root}: both {found[kind]!r} and {name!r} look like the {kind} split; keep one"
-            )
+            raise ValueError(f"{root}: both {found[kind]!r} and {name!r} look like the {kind} split; keep one")
         found[kind] = name
     return {kind: found[kind] for kind in ("train", "validation", "test") if kind in found}
 
@@ -242,11 +239,7 @@ def open_splits(
         raise ValueError(f"no split folders (train, validation, test) in {root}: {hint}")
     classes = {name: set(visible_folders(Path(root) / name)) for name in found.values()}
     everything = set().union(*classes.values())
-    faults = [
-        f"{name!r} lacks {some(sorted(everything - has))}"
-        for name, has in classes.items()
-        if everything - has
-    ]
+    faults = [f"{name!r} lacks {some(sorted(everything - has))}" for name, has in classes.items() if everything - has]
     if faults:
         raise ValueError(f"the splits of {root} must hold the same classes, but " + "; ".join(faults))
     return {kind: Folder(root, name, image_size, on_error) for kind, name in found.items()}
@@ -335,13 +328,9 @@ def _split_folder(root: Path, split: str | None) -> Path:
         iter(difflib.get_close_matches(split, folders)), None
     )
     has = (
-        f"found {'splits' if found else 'folders'} {some(list(found.values()) or folders)}"
-        if folders
-        else "no folders"
+        f"found {'splits' if found else 'folders'} {some(list(found.values()) or folders)}" if folders else "no folders"
     )
-    raise FileNotFoundError(
-        f"no split {split!r} in {root}: {has}" + (f"; did you mean {near!r}?" if near else "")
-    )
+    raise FileNotFoundError(f"no split {split!r} in {root}: {has}" + (f"; did you mean {near!r}?" if near else ""))
 
 
 def _content(path: str) -> bytes:

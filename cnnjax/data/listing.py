@@ -21,9 +21,7 @@ def existing_folder(path: Path) -> Path:
     there = next((parent for parent in path.absolute().parents if parent.is_dir()), Path("/"))
     missing = path.absolute().relative_to(there).parts[0]
     near = difflib.get_close_matches(missing, os.listdir(there), 1)
-    hint = (
-        f"did you mean {str(there / near[0])!r}?" if near else f"{there} exists, {missing!r} in it does not"
-    )
+    hint = f"did you mean {str(there / near[0])!r}?" if near else f"{there} exists, {missing!r} in it does not"
     raise FileNotFoundError(f"no folder {path}; {hint}")
 
 
@@ -58,9 +56,7 @@ def list_classes(root: Path, classes: Sequence[str]) -> tuple[tuple[str, ...], n
         names += pictures
         counts.append(len(pictures))
         if not pictures:
-            seen = ", ".join(
-                f"{count} {ending or 'without ending'}" for ending, count in others.most_common(3)
-            )
+            seen = ", ".join(f"{count} {ending or 'without ending'}" for ending, count in others.most_common(3))
             empty.append(f"{name!r} (found {seen or 'no files'})")
     if empty:
         raise ValueError(f"no pictures ({', '.join(EXTENSIONS)}) in {root} for class " + ", ".join(empty))

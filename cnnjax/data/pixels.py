@@ -11,9 +11,7 @@ import numpy as np
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "WEBP")
 """What `decode` reads, told by the content of a file, never by its name."""
 
-PIXEL_CHOICES = (
-    "rgb; alpha dropped; 16 bit: high byte; exif turn ignored; bilinear, half-pixel, no antialias; v1"
-)
+PIXEL_CHOICES = "rgb; alpha dropped; 16 bit: high byte; exif turn ignored; bilinear, half-pixel, no antialias; v1"
 """Every choice that decides a pixel, part of a source's digest: raise the version when values change."""
 
 _LOCK = threading.Lock()

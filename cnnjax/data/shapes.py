@@ -81,9 +81,7 @@ class ShapesConfig(tfds.core.BuilderConfig):
             raise ValueError(f"size: expected at least 8 pixels, found {self.size}")
         self.per_class = dict(self.per_class or _PER_CLASS[self.kind])
         if set(self.per_class) != set(SPLITS) or min(self.per_class.values()) < 1:
-            raise ValueError(
-                f"per_class: expected a positive number for {', '.join(SPLITS)}, found {self.per_class}"
-            )
+            raise ValueError(f"per_class: expected a positive number for {', '.join(SPLITS)}, found {self.per_class}")
         # All that decides the pictures is in the name: another choice is another folder in the cache.
         counts = "-".join(str(self.per_class[split]) for split in SPLITS)
         self.name = f"{self.kind}-{self.size}px-{counts}-seed{self.seed}"
@@ -196,8 +194,7 @@ def _in_memory(builder: Shapes, split: str, config: ShapesConfig) -> InMemory:
     # What the record reader raises for a damaged file is not specified.
     except Exception as error:
         raise OSError(
-            f"damaged data set in {builder.data_dir}, split {split!r}: {error}; "
-            "delete that folder and it is drawn anew"
+            f"damaged data set in {builder.data_dir}, split {split!r}: {error}; delete that folder and it is drawn anew"
         ) from error
     return InMemory(images, labels, config.classes, names)
 
@@ -236,9 +233,7 @@ def draw(class_name: str, size: int, rng: np.random.Generator) -> np.ndarray:
 
     # The background: a slope between two middling colours, with faint bars that are no class's texture.
     ramp, across = turned(between(0, 2 * math.pi), x, y)
-    mix = np.clip(
-        0.5 + 0.5 * ramp + between(0, 0.25) * _wave(between(0.3, 0.8) * across + rng.random()), 0, 1
-    )
+    mix = np.clip(0.5 + 0.5 * ramp + between(0, 0.25) * _wave(between(0.3, 0.8) * across + rng.random()), 0, 1)
     first, second = 0.25 + 0.5 * rng.random((2, 3))
     picture = first + (second - first) * mix[:, :, None]
     for _ in range(2):
@@ -250,9 +245,7 @@ def draw(class_name: str, size: int, rng: np.random.Generator) -> np.ndarray:
     x, y = x / scale, y / (scale * between(0.8, 1.2))
     tx, ty = turned(between(0, 2 * math.pi), x, y)
     pitch = between(1.2, 1.8)
-    weave = np.clip(
-        0.5 + 1.5 * _TEXTURES[texture](tx * pitch + rng.random(), ty * pitch + rng.random()), 0, 1
-    )
+    weave = np.clip(0.5 + 1.5 * _TEXTURES[texture](tx * pitch + rng.random(), ty * pitch + rng.random()), 0, 1)
     light, dark = 0.6 + 0.4 * rng.random(3), 0.4 * rng.random(3)
     fill = light + (dark - light) * weave[:, :, None]
     picture = _blend(picture, fill, _SHAPES[shape](x, y) * scale, size)

@@ -130,9 +130,7 @@ class InMemory:
 def as_size(size: Sequence[int]) -> tuple[int, int]:
     """Returns `size` as (height, width); raises `ValueError` unless it is two positive whole numbers."""
     if len(size) != 2 or any(int(n) != n or n < 1 for n in size):
-        raise ValueError(
-            f"image_size: expected height and width, two positive whole numbers, found {tuple(size)}"
-        )
+        raise ValueError(f"image_size: expected height and width, two positive whole numbers, found {tuple(size)}")
     return int(size[0]), int(size[1])
 
 
@@ -156,9 +154,7 @@ def as_indices(indices: Sequence[int] | np.ndarray, count: int) -> np.ndarray:
     if found.size == 0:
         return np.zeros(0, np.int64)
     if found.ndim != 1 or not np.issubdtype(found.dtype, np.integer):
-        raise IndexError(
-            f"indices: expected whole numbers of shape [n], found {found.dtype}{list(found.shape)}"
-        )
+        raise IndexError(f"indices: expected whole numbers of shape [n], found {found.dtype}{list(found.shape)}")
     if found.min() < 0 or found.max() >= count:
         raise IndexError(f"indices: expected 0 to {count - 1}, found {found.min()} to {found.max()}")
     return found.astype(np.int64)
@@ -172,9 +168,7 @@ def map_threaded(function: Callable[[_Item], _Result], items: Sequence[_Item]) -
     """
     run = max(1, min(_CHUNK, -(-len(items) // (_THREADS * 4))))
     starts = range(0, len(items), run)
-    done = _pool(os.getpid()).map(
-        lambda start: [function(item) for item in items[start : start + run]], starts
-    )
+    done = _pool(os.getpid()).map(lambda start: [function(item) for item in items[start : start + run]], starts)
     return [result for results in done for result in results]
 
 

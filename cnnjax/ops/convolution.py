@@ -111,9 +111,7 @@ def conv_general_dilated(
     )
 
 
-def _native(
-    x: jax.Array, k: jax.Array, strides: Pair, pads: Pads, precision: Any, groups: int = 1
-) -> jax.Array:
+def _native(x: jax.Array, k: jax.Array, strides: Pair, pads: Pads, precision: Any, groups: int = 1) -> jax.Array:
     return lax.conv_general_dilated(
         x, k, strides, pads, dimension_numbers=_NHWC, feature_group_count=groups, precision=precision
     )
@@ -201,22 +199,16 @@ def _pointwise(x: jax.Array, k: jax.Array, precision: Any) -> jax.Array:
     return lax.platform_dependent(x, k, cpu=on_cpu, default=native)
 
 
-def _pointwise_forward(
-    x: jax.Array, k: jax.Array, precision: Any
-) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+def _pointwise_forward(x: jax.Array, k: jax.Array, precision: Any) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
     return _pointwise(x, k, precision), (x, k)
 
 
-def _pointwise_backward(
-    precision: Any, kept: tuple[jax.Array, jax.Array], g: jax.Array
-) -> tuple[jax.Array, jax.Array]:
+def _pointwise_backward(precision: Any, kept: tuple[jax.Array, jax.Array], g: jax.Array) -> tuple[jax.Array, jax.Array]:
     def input_on_cpu(x: jax.Array, k: jax.Array, g: jax.Array) -> jax.Array:
         return lax.dot(g.reshape(-1, g.shape[3]), k[0, 0].T, precision=precision).reshape(x.shape)
 
     def kernel_on_cpu(x: jax.Array, k: jax.Array, g: jax.Array) -> jax.Array:
-        return lax.dot(x.reshape(-1, x.shape[3]).T, g.reshape(-1, g.shape[3]), precision=precision).reshape(
-            k.shape
-        )
+        return lax.dot(x.reshape(-1, x.shape[3]).T, g.reshape(-1, g.shape[3]), precision=precision).reshape(k.shape)
 
     x, k = kept
     of_input, of_kernel = _native_gradients((1, 1), ((0, 0), (0, 0)), precision)
@@ -250,9 +242,7 @@ def _spatial_backward(
     x, k = kept
     of_input, of_kernel = _native_gradients((1, 1), pads, precision)
     large = g.size * g.dtype.itemsize > _LARGE_BYTES
-    kernel = (
-        lax.platform_dependent(x, k, g, cpu=in_chunks, default=of_kernel) if large else of_kernel(x, k, g)
-    )
+    kernel = lax.platform_dependent(x, k, g, cpu=in_chunks, default=of_kernel) if large else of_kernel(x, k, g)
     return of_input(x, k, g), kernel
 
 

@@ -42,9 +42,7 @@ def max_pool(
     window = tuple(window)
     strides = window if strides is None else tuple(strides)
     if len(window) != 2 or len(strides) != 2:
-        raise ValueError(
-            f"max_pool expects a window and strides of two numbers, found {window} and {strides}"
-        )
+        raise ValueError(f"max_pool expects a window and strides of two numbers, found {window} and {strides}")
     pads = explicit_padding(padding, x.shape[1:3], window, strides)
     if min(*pads[0], *pads[1]) < 0:
         raise ValueError(f"max_pool expects no negative padding, found {padding}")
@@ -63,9 +61,7 @@ def _native_max(x: jax.Array, window: Pair, strides: Pair, pads: Pads) -> jax.Ar
     )
 
 
-def _max_pool_forward(
-    x: jax.Array, window: Pair, strides: Pair, pads: Pads
-) -> tuple[jax.Array, tuple[jax.Array]]:
+def _max_pool_forward(x: jax.Array, window: Pair, strides: Pair, pads: Pads) -> tuple[jax.Array, tuple[jax.Array]]:
     return _max_pool(x, window, strides, pads), (x,)
 
 

@@ -13,9 +13,7 @@ Pair = tuple[int, ...]
 Pads = tuple[tuple[int, int], ...]
 
 
-def explicit_padding(
-    padding: str | Sequence[tuple[int, int]], size: Pair, window: Pair, strides: Pair
-) -> Pads:
+def explicit_padding(padding: str | Sequence[tuple[int, int]], size: Pair, window: Pair, strides: Pair) -> Pads:
     """Padding as (low, high) of height and width."""
     names = ("SAME", "SAME_LOWER", "VALID")
     if isinstance(padding, str) and padding.upper() not in names:
@@ -56,9 +54,7 @@ def phase_views(x: jax.Array, window: Pair, strides: Pair, out: Pair) -> list[ja
     blocks = [-(-m // s) for m, s in zip((h, w), strides, strict=True)]
     x = pad_space(x, ((0, blocks[0] * strides[0] - h), (0, blocks[1] * strides[1] - w)))
     x = x.reshape(n, blocks[0], strides[0], blocks[1], strides[1], c).transpose(2, 4, 0, 1, 3, 5)
-    places = [
-        (divmod(i, strides[0]), divmod(j, strides[1])) for i in range(window[0]) for j in range(window[1])
-    ]
+    places = [(divmod(i, strides[0]), divmod(j, strides[1])) for i in range(window[0]) for j in range(window[1])]
     return [x[a, b, :, i : i + out[0], j : j + out[1]] for (i, a), (j, b) in places]
 
 

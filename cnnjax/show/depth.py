@@ -3,6 +3,7 @@
 import csv
 import io
 import math
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,11 @@ import numpy as np
 from rich.table import Table
 
 from cnnjax.runs import write_whole
+
+_COLUMNS = (
+    "freeze first_trainable frozen_layers learning_rate trainable_parameters "
+    "seeds test_accuracy_mean test_accuracy_half_width_95 seconds_per_step features_from_store"
+).split()
 
 
 @dataclass(frozen=True)
@@ -104,10 +110,7 @@ def write_csv(table: Sequence[Row], path: Path) -> None:
     """The table as CSV: accuracies in [0, 1], seconds in seconds."""
     text = io.StringIO()
     out = csv.writer(text, lineterminator="\n")
-    out.writerow(
-        "freeze first_trainable frozen_layers learning_rate trainable_parameters seeds test_accuracy_mean "
-        "test_accuracy_half_width_95 seconds_per_step features_from_store".split()
-    )
+    out.writerow(_COLUMNS)
     for row in table:
         half = "" if math.isnan(row.half_width) else f"{row.half_width:.6f}"
         out.writerow([
@@ -140,7 +143,7 @@ def plot(table: Sequence[Row], path: Path, title: str) -> None:
     axes.set_xticks(range(len(depths)), labels, rotation=0 if len(depths) < 8 else 30)
     axes.set_xlabel("frozen (first layer that trains)")
     axes.set_ylabel("test accuracy, %")
-    axes.set_title(title)
+    axes.set_title(textwrap.fill(title, 90), fontsize="medium")
     axes.grid(alpha=0.3)
     axes.legend()
     partial = path.with_name(path.name + ".partial")

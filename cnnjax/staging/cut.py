@@ -11,7 +11,8 @@ from cnnjax.staging.trace import GROUPS, describe, digest, inner_jaxprs, open_ja
 
 # Equations that cost next to nothing: they may run in every step if that lets us store fewer bytes.
 _CHEAP = ELEMENTWISE | {
-    "broadcast_in_dim", "concatenate", "iota", "pad", "platform_index", "reshape", "rev", "slice", "squeeze", "transpose",
+    "broadcast_in_dim", "concatenate", "iota", "pad", "platform_index", "reshape", "rev", "slice", "squeeze",
+    "transpose",
 }  # fmt: skip
 
 
@@ -69,7 +70,9 @@ def frontier(jaxpr: Any, times: dict[Any, Known]) -> tuple[list[Any], list[int]]
         return needed(jaxpr, jaxpr.outvars, early)[1]
 
     def cost(values: Iterable[Any]) -> int:
-        return sum(row_bytes(v, times[v]) for v in set(values) if made.get(v) is not None or times[v].time is Time.IMAGE)
+        return sum(
+            row_bytes(v, times[v]) for v in set(values) if made.get(v) is not None or times[v].time is Time.IMAGE
+        )
 
     def handed(values: list[Any]) -> list[Any]:
         return [v for v in values if times[v].time is not Time.LATE]

@@ -45,11 +45,13 @@ class ProgramDiffers(Exception):
 LATE, FIXED = Known(Time.LATE), Known(Time.FIXED)
 
 ELEMENTWISE = frozenset(
-    "abs acos acosh add add_any and asin asinh atan atan2 atanh cbrt ceil clamp convert_element_type copy copy_p cos "
-    "cosh digamma div eq erf erf_inv erfc exp exp2 expm1 floor ge gt imag integer_pow is_finite le lgamma log log1p "
-    "logistic lt max min mul name ne neg nextafter not or population_count pow real reduce_precision rem round "
-    "rsqrt select_n shift_left shift_right_arithmetic shift_right_logical sign sin sinh sqrt square stop_gradient sub "
-    "tan tanh xor".split()
+    (
+        "abs acos acosh add add_any and asin asinh atan atan2 atanh cbrt ceil clamp convert_element_type copy "
+        "copy_p cos cosh digamma div eq erf erf_inv erfc exp exp2 expm1 floor ge gt imag integer_pow is_finite le "
+        "lgamma log log1p logistic lt max min mul name ne neg nextafter not or population_count pow real "
+        "reduce_precision rem round rsqrt select_n shift_left shift_right_arithmetic shift_right_logical sign sin "
+        "sinh sqrt square stop_gradient sub tan tanh xor "
+    ).split()
 )
 _REDUCTIONS = frozenset(
     "reduce_sum reduce_max reduce_min reduce_prod reduce_and reduce_or reduce_xor argmax argmin".split()
@@ -73,7 +75,9 @@ def binding_times(a: Any, b: Any, known: list[Known], sizes: tuple[int, int]) ->
     """
     if len(a.eqns) != len(b.eqns):
         raise ProgramDiffers(f"{len(a.eqns)} equations at batch {sizes[0]}, {len(b.eqns)} at batch {sizes[1]}")
-    env: dict[Any, Known] = {v: FIXED if _axis(v, w, sizes) == () else LATE for v, w in _pairs(a.constvars, b.constvars)}
+    env: dict[Any, Known] = {
+        v: FIXED if _axis(v, w, sizes) == () else LATE for v, w in _pairs(a.constvars, b.constvars)
+    }
     env.update(zip(a.invars, known, strict=True))
     for x, y in zip(a.eqns, b.eqns, strict=True):
         if x.primitive is not y.primitive or len(x.invars) != len(y.invars):

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
+import jax.core
 import numpy as np
 from jax.extend import core
 
@@ -109,7 +110,7 @@ def describe(value: Any) -> str:
     if isinstance(value, np.ndarray | jax.Array):
         return digest(value)
     text = str(value)
-    return "" if " at 0x" in text or callable(value) and not isinstance(value, type) else text
+    return "" if " at 0x" in text or (callable(value) and not isinstance(value, type)) else text
 
 
 def describe_jaxpr(jaxpr: Any) -> str:

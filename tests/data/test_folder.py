@@ -326,9 +326,7 @@ def test_impossible_fractions_are_refused(root: Path) -> None:
 
 def test_wrong_names_get_the_nearest_right_one(root: Path) -> None:
     for split, near in {"tran": "train", "Training": "train", "TEST": "test"}.items():
-        with pytest.raises(
-            FileNotFoundError, match=f"no split '{split}'.*train, test; did you mean '{near}'"
-        ):
+        with pytest.raises(FileNotFoundError, match=f"no split '{split}'.*train, test; did you mean '{near}'"):
             Folder(root, split)
     with pytest.raises(FileNotFoundError, match="no split 'valid' in .*: found splits train, test$"):
         Folder(root, "valid")

@@ -156,9 +156,7 @@ FAULTS = {
 
 @pytest.mark.parametrize("fault", FAULTS)
 @pytest.mark.parametrize("filters", ["error", "ignore"])
-def test_faults_are_named_whatever_the_warning_filters(
-    fault: str, filters: Literal["error", "ignore"]
-) -> None:
+def test_faults_are_named_whatever_the_warning_filters(fault: str, filters: Literal["error", "ignore"]) -> None:
     data, reason = FAULTS[fault]
     with warnings.catch_warnings():
         warnings.simplefilter(filters)

@@ -128,9 +128,7 @@ def test_a_damaged_copy_is_named(tmp_path: Path) -> None:
     open_shapes(small(), tmp_path)
     (file,) = tmp_path.rglob("*validation.array_record*")
     file.write_bytes(file.read_bytes()[:1000])
-    with pytest.raises(
-        OSError, match=f"damaged data set in {file.parent}, split 'validation'.*delete that folder"
-    ):
+    with pytest.raises(OSError, match=f"damaged data set in {file.parent}, split 'validation'.*delete that folder"):
         open_shapes(small(), tmp_path)
 
 

@@ -27,7 +27,7 @@ def test_reads_what_was_given() -> None:
         source.read([5])
 
 
-def test_resizes_as_a_folder_does(tmp_path) -> None:  # noqa: ANN001
+def test_resizes_as_a_folder_does(tmp_path) -> None:
     for i, (image, label) in enumerate(zip(IMAGES, LABELS, strict=True)):
         (tmp_path / "ab"[label]).mkdir(exist_ok=True)
         Image.fromarray(image).save(tmp_path / "ab"[label] / f"{i}.png")

@@ -56,7 +56,9 @@ def test_the_frontier_of_a_residual_network(resnet, spec, shapes):
     images = 255 * jax.random.uniform(jax.random.key(1), (6, 16, 16, 3))
     rows = jax.jit(cut.maker(cut.features, 6).run)(fixed, images)
     whole = jax.jit(program)(fixed, images, late)
-    for a, b in zip(jax.tree.leaves(jax.jit(cut.late)(cut.constants(fixed), rows, late)), jax.tree.leaves(whole), strict=True):
+    for a, b in zip(
+        jax.tree.leaves(jax.jit(cut.late)(cut.constants(fixed), rows, late)), jax.tree.leaves(whole), strict=True
+    ):
         assert jnp.allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
@@ -130,9 +132,7 @@ def test_keys_are_the_same_in_another_process(request):
     code = _PRINT_KEY.format(tests=str(request.path.parents[1]))
     # Two hash seeds: nothing in the key may hang on the order of a set or on an address.
     runs = [
-        subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=env
-        ).stdout.strip()
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=env).stdout.strip()
         for env in ({"PYTHONHASHSEED": "1", "PATH": ""}, {"PYTHONHASHSEED": "2", "PATH": ""})
     ]
     assert len(runs[0]) == 64 and runs[0] == runs[1]
