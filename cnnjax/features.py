@@ -130,7 +130,9 @@ class FeatureStore:
         return {f.key: _present(self._load(f, source)) for f in missing}
 
     def _name(self, feature: Feature, source: Pictures) -> str:
-        return digest(feature.key, source.digest, jax.default_backend(), jax.__version__)[:40]
+        # All that decides a bit of the result and does not stand in the program.
+        precision = str(jax.config.jax_default_matmul_precision)
+        return digest(feature.key, source.digest, jax.default_backend(), jax.__version__, precision)[:40]
 
     def _path(self, feature: Feature, source: Pictures) -> Path:
         assert self.root is not None

@@ -42,8 +42,8 @@ class Bars:
         self._progress.stop()
 
     def bar(self, description: str, unit: str) -> Progress:
-        """A new bar; it goes away when its work is done."""
-        task = self._progress.add_task(description, total=None, unit=unit)
+        """A new bar; it shows with the first report and goes away when its work is done."""
+        task = self._progress.add_task(description, total=None, unit=unit, visible=False)
 
         def report(done: int, total: int) -> None:
             self._progress.update(task, completed=done, total=total, visible=done < total)

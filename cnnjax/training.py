@@ -332,10 +332,11 @@ class Trainer:
         log = []
         steps = -(-len(rows) // self.batch_size)
         report = progress or (lambda done, total: None)
-        for epoch in range(epochs):
+        first = int(state.step) // steps  # a state that was trained before goes on with the next epochs
+        for epoch in range(first, first + epochs):
             start = time.perf_counter()
             index, weights = epoch_batches(len(rows), self.batch_size, seed, epoch)
-            tick = partial(_shifted, report, epoch * steps, epochs * steps)
+            tick = partial(_shifted, report, (epoch - first) * steps, epochs * steps)
             state, metrics = self._run_epoch(state, rows, index, weights, np.uint32(seed), tick)
             record = metrics.summary() | {"epoch": epoch, "steps": steps}
             log.append(record | {"seconds": time.perf_counter() - start})

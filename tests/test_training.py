@@ -77,7 +77,7 @@ def resnet():
         ("resnet", "stem", "", 32),
         ("resnet", "blocks/0/norm2", "", 32),
         ("resnet", "blocks/1/conv1", "", 32),
-        ("mobile", "9", "backbone", 64),
+        ("mobile", "17", "backbone", 64),
         ("mobile", "conv_pw_11_relu", "backbone", 64),
         ("mobile", "all", "backbone", 64),
     ],
@@ -250,3 +250,14 @@ def test_every_example_is_seen_once_an_epoch_in_an_order_of_its_own():
     for index in (first, second):
         assert sorted(index[weights > 0]) == list(range(10))
     assert not np.array_equal(first, second) and weights.sum() == 10
+
+
+def test_training_in_two_parts_is_training_in_one(resnet):
+    trainer = Trainer(resnet, Freeze.through("blocks/1/norm2").resolve(resnet), (32, 32), batch_size=8)
+    rows = trainer.rows(pictures(20, 32))
+    whole, log = trainer.fit(trainer.init(), rows, epochs=3, seed=2)
+    half, _ = trainer.fit(trainer.init(), rows, epochs=1, seed=2)
+    parts, rest = trainer.fit(half, rows, epochs=2, seed=2)
+    assert [r["epoch"] for r in rest] == [1, 2] and rest[-1]["loss"] == log[-1]["loss"]
+    for path, value in whole.trainable.items():
+        assert jnp.array_equal(value, parts.trainable[path]), path
