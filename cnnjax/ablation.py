@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import jax
+import numpy as np
 from flax import nnx
 from rich.console import Console
 
@@ -19,10 +20,11 @@ from cnnjax.functional import Leaves, leaves_of
 from cnnjax.models import BACKBONES, PUBLISHED, Backbone, Classifier, create, lecture_head, linear_head
 from cnnjax.optimizers import make_optimizer
 from cnnjax.progress import Bars
+from cnnjax.rows import LabelledPictures
 from cnnjax.runs import RunFolder
 from cnnjax.show import depth
 from cnnjax.staging.trace import digest
-from cnnjax.training import LabelledPictures, Trainer
+from cnnjax.training import Trainer
 
 HEADS = {"lecture": lecture_head, "linear": linear_head}
 Splits = Mapping[str, Any]
@@ -94,8 +96,10 @@ class Ablation:
         for name in ("seeds", "epochs", "batch_size", "image_size"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
-        if not self.learning_rates or min(*self.learning_rates, self.tuning_factor) <= 0:
+        if not self.learning_rates or not all(rate > 0 for rate in (*self.learning_rates, self.tuning_factor)):
             raise ValueError(f"learning rates must be positive, not {self.learning_rates} times {self.tuning_factor}")
+        if self.first_seed < 0:
+            raise ValueError(f"first_seed must be at least 0, not {self.first_seed}")
         if self.optimizer is not None:
             make_optimizer(self.optimizer)
         for text in self.freeze:
@@ -159,7 +163,7 @@ def cells(config: Ablation, model: Classifier) -> list[Cell]:
     """Every cell of the sweep, least frozen first."""
     texts = config.freeze or default_depths(model.backbone)
     faults, resolved = [], {}
-    for text in dict.fromkeys(texts):
+    for text in dict.fromkeys(text.strip() for text in texts):
         try:
             resolved[text] = Freeze.parse(text).resolve(model, within="backbone")
         except ValueError as error:
@@ -168,10 +172,14 @@ def cells(config: Ablation, model: Classifier) -> list[Cell]:
         raise ValueError("\n".join(faults))
     ordered = sorted(resolved.items(), key=lambda item: len(item[1].layers))
     seeds = range(config.first_seed, config.first_seed + config.seeds)
-    return [
-        Cell(text, frozen, rate * (1.0 if text == "all" else config.tuning_factor), seed)
+    factor = {
+        text: config.tuning_factor if first_trainable(model.backbone, frozen) else 1.0 for text, frozen in ordered
+    }
+    grid = (
+        Cell(text, frozen, rate * factor[text], seed)
         for (text, frozen), rate, seed in product(ordered, config.learning_rates, seeds)
-    ]
+    )
+    return list({cell.name: cell for cell in grid}.values())
 
 
 def first_trainable(backbone: Backbone, frozen: Frozen) -> str:
@@ -201,6 +209,27 @@ def sweep(config: Ablation, task: Task, console: Console | None = None) -> Path:
     out = config.out or Path("runs") / f"ablate-{config.backbone}-{digest(repr(sorted(identity.items())))[:8]}"
     run = RunFolder(out, identity)
     store = FeatureStore(config.store or cache_folder() / "features", int(config.store_gib * GIB))
+    with run.locked():
+        _run_missing(config, task, run, wanted, model, store, console)
+    table = depth.rows(run.results)
+    depth.write_csv(table, run.path / "table.csv")
+    depth.plot(table, run.path / "accuracy.png", task.title)
+    console.print(depth.terminal(table, task.title))
+    console.print(f"written to {run.path}: config.json, results.jsonl, table.csv, accuracy.png", highlight=False)
+    return run.path
+
+
+def _run_missing(
+    config: Ablation,
+    task: Task,
+    run: RunFolder,
+    wanted: list[Cell],
+    model: Classifier,
+    store: FeatureStore,
+    console: Console,
+) -> None:
+    """Run the cells that the folder has no line for, one depth after the other."""
+    assert config.image_size and config.optimizer
     done = {line["cell"] for line in run.results}
     if done:
         console.print(f"{len(done)} of {len(wanted)} cells are in {run.path} already; going on")
@@ -215,6 +244,7 @@ def sweep(config: Ablation, task: Task, console: Console | None = None) -> Path:
             if trainer is None or trainer.frozen is not cell.frozen:
                 passes = len(store.passes)
                 prepared.clear()  # the last depth's features leave memory before the next one's come
+                store.release()
                 trainer = Trainer(
                     model, cell.frozen, (config.image_size, config.image_size),
                     batch_size=config.batch_size, optimizer=config.optimizer, store=store,
@@ -229,12 +259,6 @@ def sweep(config: Ablation, task: Task, console: Console | None = None) -> Path:
             console.print(
                 f"{cell.name}: test accuracy {100 * record['test_accuracy']:.2f} %, {record['seconds']:.1f} s"
             )
-    table = depth.rows(run.results)
-    depth.write_csv(table, run.path / "table.csv")
-    depth.plot(table, run.path / "accuracy.png", task.title)
-    console.print(depth.terminal(table, task.title))
-    console.print(f"written to {run.path}: config.json, results.jsonl, table.csv, accuracy.png", highlight=False)
-    return run.path
 
 
 def _classifier(config: Ablation, task: Task, seed: int) -> Classifier:
@@ -250,7 +274,10 @@ def _head_leaves(config: Ablation, task: Task, seed: int) -> Leaves:
 def _identity(config: Ablation, task: Task) -> dict[str, Any]:
     options = {k: v for k, v in asdict(config).items() if k not in ("out", "store", "store_gib")}
     options |= {k: str(v) for k, v in options.items() if isinstance(v, Path)}
-    pictures = {f"{name}_pictures": source.digest for name, source in task.splits.items()}
+    pictures = {
+        f"{name}_pictures": digest(source.digest, np.asarray(source.labels), *source.class_names)
+        for name, source in task.splits.items()
+    }
     return {**options, **pictures, **task.identity, "weights_digest": digest(*leaves_of(task.backbone).values())}
 
 

@@ -20,9 +20,15 @@ def save(path: str | os.PathLike[str], leaves: Leaves) -> None:
     Args:
         path: a folder; one that exists is replaced.
         leaves: arrays by path.
+
+    Raises:
+        ValueError: if one of them is a random key.
     """
     import orbax.checkpoint as ocp
 
+    keys = [p for p, x in leaves.items() if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key)]
+    if keys:
+        raise ValueError(f"random keys are made anew from a seed and not saved; leave out {', '.join(keys)}")
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(Path(path).absolute(), unflatten_dict(leaves, sep="/"), force=True)
 
@@ -45,7 +51,10 @@ def restore(path: str | os.PathLike[str], expected: Leaves) -> Leaves:
         raise FileNotFoundError(f"no checkpoint at {folder}")
     with ocp.StandardCheckpointer() as checkpointer:
         metadata = checkpointer.metadata(folder).item_metadata
-        there = flatten_dict(getattr(metadata, "tree", metadata), sep="/")
+        tree = getattr(metadata, "tree", metadata)
+        if not isinstance(tree, dict):
+            raise FileNotFoundError(f"{folder} is no checkpoint")
+        there = flatten_dict(tree, sep="/")
         faults = [f"  {p}: missing from the checkpoint" for p in sorted(set(expected) - set(there))]
         faults += [f"  {p}: not in the model" for p in sorted(set(there) - set(expected))]
         for p in sorted(set(there) & set(expected)):

@@ -37,6 +37,9 @@ def main(argv: list[str] | None = None) -> None:
         near = difflib.get_close_matches(name, COMMANDS, 1, 0.4)
         _fail(f"no command {name!r}" + (f"; did you mean {near[0]!r}?" if near else "") + f"\n\n{usage()}")
     module_name, options, function, _ = COMMANDS[name]
+    given = [word.partition("=")[0] for word in rest if word.startswith("--")]
+    if twice := sorted({option for option in given if given.count(option) > 1}):
+        _fail(f"{twice[0]} is given more than once; give its values together: {twice[0]} A B C")
     import tyro
 
     module = importlib.import_module(module_name)

@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -73,7 +73,7 @@ class FeatureStore:
         self.budget = budget
         self.passes: list[Pass] = []
         self._memory: dict[str, np.ndarray] = {}
-        self._in_use: set[Path] = set()
+        self._in_use: set[str] = set()
         if self.root is not None:
             if self.root.exists() and not self.root.is_dir():
                 raise NotADirectoryError(f"the feature store {self.root} is a file; give a folder")
@@ -105,6 +105,10 @@ class FeatureStore:
         if missing:
             found |= self._make(staged, missing, fixed, source, batch, progress or (lambda done, total: None))
         return tuple(_present(found[f.key]) for f in staged.features), not missing
+
+    def release(self) -> None:
+        """Say that the features given out so far are no longer read: they may be removed to make room."""
+        self._in_use.clear()
 
     def _make(
         self, staged: Staged, missing: list[Feature], fixed: Any, source: Pictures, batch: int, progress: Progress
@@ -144,24 +148,25 @@ class FeatureStore:
         return self._path(feature, source).exists()
 
     def _load(self, feature: Feature, source: Pictures) -> np.ndarray | None:
+        name = self._name(feature, source)
+        self._in_use.add(name)
         if self.root is None:
-            return self._memory.get(self._name(feature, source))
+            return self._memory.get(name)
         path = self._path(feature, source)
         try:
             array = np.load(path, mmap_mode="r")
+            if array.dtype != feature.dtype:  # bfloat16 comes back from .npy as plain bytes
+                array = array.view(feature.dtype)
+            if array.shape != (len(source), *feature.shape):
+                raise ValueError(f"expected shape {(len(source), *feature.shape)}, found {array.shape}")
         except FileNotFoundError:
             return None
-        except (ValueError, OSError, EOFError):
+        except (ValueError, OSError, EOFError, TypeError):
             # A damaged file costs a pass, never a wrong number.
             path.unlink(missing_ok=True)
             return None
-        if array.dtype != feature.dtype:  # bfloat16 comes back from .npy as plain bytes
-            array = array.view(feature.dtype)
-        if array.shape != (len(source), *feature.shape):
-            path.unlink(missing_ok=True)
-            return None
-        os.utime(path)
-        self._in_use.add(path)
+        with suppress(OSError):  # removed meanwhile, or another user's
+            os.utime(path)
         return array
 
     @contextmanager
@@ -179,6 +184,8 @@ class FeatureStore:
                 np.lib.format.open_memmap(p, "w+", f.dtype, s)
                 for p, f, s in zip(partial, features, shapes, strict=True)
             ]
+            for file, temporary in zip(files, partial, strict=True):
+                _reserve(temporary, file.nbytes)
             yield list(files)
             for file, temporary, path in zip(files, partial, paths, strict=True):
                 file.flush()
@@ -190,29 +197,54 @@ class FeatureStore:
     def _make_room(self, wanted: int) -> None:
         """Remove what was not used for the longest time until `wanted` bytes fit."""
         if self.root is None:
-            held = sum(a.nbytes for a in self._memory.values())
-            if held + wanted > self.budget:
-                raise StoreTooSmall(_too_small(wanted, self.budget - held, "the budget in memory"))
+            sizes = {name: array.nbytes for name, array in self._memory.items()}
+            self._evict(wanted, sizes, lambda: self.budget, self._memory.pop)
             return
-        for stale in self.root.glob("*.partial"):  # left by a run that was killed
-            if time.time() - stale.stat().st_mtime > 3600:
+        root = self.root
+        for stale in root.glob("*.partial"):  # left by a run that was killed
+            if time.time() - _status(stale)[0] > 3600:
                 stale.unlink(missing_ok=True)
-        files = sorted(self.root.glob("*.npy"), key=lambda p: p.stat().st_mtime)
-        held = sum(p.stat().st_size for p in files)
-        for path in files:
-            free = min(self.budget - held, shutil.disk_usage(self.root).free - GIB)
-            if wanted <= free:
+        files = sorted((_status(path), path.stem) for path in root.glob("*.npy"))
+        sizes = {name: size for (_, size), name in files}
+
+        def remove(name: str) -> None:
+            (root / f"{name}.npy").unlink(missing_ok=True)
+
+        def free_on_disk() -> int:
+            return shutil.disk_usage(root).free - GIB
+
+        self._evict(wanted, sizes, lambda: min(self.budget, sum(sizes.values()) + free_on_disk()), remove)
+
+    def _evict(
+        self, wanted: int, sizes: dict[str, int], limit: Callable[[], int], remove: Callable[[str], object]
+    ) -> None:
+        for name in [name for name in sizes if name not in self._in_use]:
+            if sum(sizes.values()) + wanted <= limit():
                 return
-            if path not in self._in_use:
-                held -= path.stat().st_size
-                path.unlink(missing_ok=True)
-        free = min(self.budget - held, shutil.disk_usage(self.root).free - GIB)
+            remove(name)
+            del sizes[name]
+        free = limit() - sum(sizes.values())
         if wanted > free:
-            raise StoreTooSmall(_too_small(wanted, free, str(self.root)))
+            where = str(self.root) if self.root else "the budget in memory"
+            raise StoreTooSmall(
+                f"features of {wanted / GIB:.2f} GiB do not fit: {max(free, 0) / GIB:.2f} GiB are free in {where}"
+            )
 
 
-def _too_small(wanted: int, free: int, where: str) -> str:
-    return f"features of {wanted / GIB:.2f} GiB do not fit: {max(free, 0) / GIB:.2f} GiB are free in {where}"
+def _status(path: Path) -> tuple[float, int]:
+    """Time of last use and size; a file that another process has just renamed or removed counts as new and empty."""
+    try:
+        found = path.stat()
+    except OSError:
+        return time.time(), 0
+    return found.st_mtime, found.st_size
+
+
+def _reserve(path: Path, nbytes: int) -> None:
+    """Take the disk's space now: a full disk is then an error here, not a crash while writing."""
+    if hasattr(os, "posix_fallocate"):
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, max(path.stat().st_size, nbytes))
 
 
 def _present(array: np.ndarray | None) -> np.ndarray:

@@ -16,7 +16,7 @@ import jax
 import optax
 from flax import nnx
 
-from cnnjax.functional import leaves_of, modules
+from cnnjax.functional import children, join, leaves_of
 
 T = TypeVar("T")
 
@@ -79,9 +79,11 @@ class Freeze:
             return cls.none() if text == "none" else cls.all()
         if re.fullmatch(r"\d+", text):
             return cls.depth(int(text))
-        if found := re.fullmatch(r"\[(-?\d*):(-?\d*)\]", text):
+        if found := re.fullmatch(r"\[((?:-?\d+)?):((?:-?\d+)?)\]", text):
             start, stop = (int(part) if part else None for part in found.groups())
             return cls.slice(start, stop)
+        if text.startswith("["):
+            raise ValueError(f"{text!r} is no slice: write [start:stop], such as [:-4] or [2:]")
         if "," in text or any(c in text for c in "*?["):
             return cls.match(*(part.strip() for part in text.split(",") if part.strip()))
         if not text or text.startswith("-"):
@@ -105,7 +107,7 @@ class Freeze:
 
         Args:
             model: any Flax NNX module. Its layers are its `layer_names` if it has them (as our backbones
-                do), otherwise every module without submodules, in the order of definition.
+                do), otherwise every module without submodules, in the order of definition (`layer_names` tells).
             within: the path of the submodule that the specification speaks of (`"backbone"`); everything
                 outside it trains.
 
@@ -114,32 +116,41 @@ class Freeze:
         """
         part: Any = model
         for name in within.split("/") if within else ():
+            if not hasattr(part, name):
+                raise ValueError(f"no part {within!r} in {type(model).__name__}: {type(part).__name__} has no {name!r}")
             part = getattr(part, name)
-        names = layer_names(part)
-        chosen = self._choose(part, names)
+        layers = _layers(part)
+        chosen = self._choose(type(part).__name__, layers)
         prefix = f"{within}/" if within else ""
-        leaves = leaves_of(model)
-        # "all" names the whole part, so that parameters that belong to no layer are frozen too.
+        leaves = tuple(leaves_of(model))
+        _refuse_shared(layers, chosen, prefix, leaves)
+        # "all" names the whole part, so that nothing in it is left out.
         frozen = frozenset([within] if self.kind == "all" else (prefix + name for name in chosen))
-        return Frozen(str(self), tuple(n for n in names if n in chosen), frozen, tuple(leaves))
+        return Frozen(str(self), tuple(name for name, _, _ in layers if name in chosen), frozen, leaves)
 
-    def _choose(self, part: nnx.Module, names: tuple[str, ...]) -> set[str]:
-        what = type(part).__name__
+    def _choose(self, what: str, layers: list[tuple[str, Any, bool]]) -> set[str]:
+        names = [name for name, _, _ in layers]
         if self.kind == "all":
             return set(names)
-        if self.kind == "slice":
-            return set(names[slice(*self.value)])
-        if self.kind == "through":
-            if self.value not in names:
-                raise ValueError(f"no layer {self.value!r} in {what}{_nearest(self.value, names)}")
-            return set(names[: names.index(self.value) + 1])
         if self.kind == "match":
             hits = {p: fnmatch.filter(names, p) for p in self.value}
             missed = [f"  {p!r} matches no layer{_nearest(p, names)}" for p, found in hits.items() if not found]
             if missed:
                 raise ValueError(f"patterns that match nothing in {what}:\n" + "\n".join(missed))
             return {name for found in hits.values() for name in found}
-        kernels = [k for k, name in enumerate(names) if _has_kernel(part, name)]
+        if not all(certain for _, _, certain in layers):
+            raise ValueError(
+                f"the order of {what}'s layers was lost: nnx.merge or nnx.clone sorted attributes that __init__ sets "
+                "indirectly. Freeze by patterns, or give the model `layer_names`, its layers in order"
+            )
+        if self.kind == "slice":
+            return set(names[slice(*self.value)])
+        if self.kind == "through":
+            inside = [k for k, name in enumerate(names) if name == self.value or name.startswith(f"{self.value}/")]
+            if not inside:
+                raise ValueError(f"no layer {self.value!r} in {what}{_nearest(self.value, names)}")
+            return set(names[: inside[-1] + 1])
+        kernels = [k for k, (_, layer, _) in enumerate(layers) if _has_kernel(layer)]
         if self.value > len(kernels):
             raise ValueError(
                 f"cannot freeze {self.value} layers of {what}: it has {len(kernels)} layers with a kernel"
@@ -147,6 +158,20 @@ class Freeze:
             )
         stop = [*kernels, len(names)][self.value] if self.value else 0
         return set(names[:stop])
+
+
+def _refuse_shared(layers: list[tuple[str, Any, bool]], chosen: set[str], prefix: str, leaves: tuple[str, ...]) -> None:
+    """NNX knows a shared array by one path only; freezing it by another would do nothing, silently."""
+    have = set(leaves)
+    for name, layer, _ in layers:
+        if name not in chosen:
+            continue
+        own = [prefix + name] if isinstance(layer, nnx.Variable) else [f"{prefix}{name}/{p}" for p in leaves_of(layer)]
+        if missing := [path for path in own if path not in have]:
+            raise ValueError(
+                f"cannot freeze {prefix + name}: {', '.join(missing)} is shared with another layer and trained there; "
+                "give each layer its own arrays"
+            )
 
 
 @dataclass(frozen=True)
@@ -204,27 +229,55 @@ class Frozen:
 
 
 def layer_names(model: nnx.Module) -> tuple[str, ...]:
-    """The layers of a model in order: `model.layer_names`, or its innermost modules."""
-    own = getattr(model, "layer_names", None)
-    if own is not None:
-        return tuple(own)
-    found = [(path, module) for path, module in modules(model) if not isinstance(module, nnx.RngStream | nnx.Rngs)]
-    parents = {"/".join(path.split("/")[:k]) for path, _ in found for k in range(1, path.count("/") + 1)}
-    return tuple(path for path, module in found if path not in parents or _owns_variables(module))
+    """The layers of a model in order: its `layer_names` if it has them, otherwise its innermost modules.
+
+    Parameters that belong to a module with submodules (a class token, a layer's scale) stand for themselves.
+
+    Example:
+        >>> layer_names(nnx.Sequential(nnx.Linear(2, 3, rngs=nnx.Rngs(0)), nnx.BatchNorm(3, rngs=nnx.Rngs(0))))
+        ('layers/0', 'layers/1')
+    """
+    return tuple(path for path, _, _ in _layers(model))
 
 
-def _owns_variables(module: nnx.Module) -> bool:
-    return any(isinstance(v, nnx.Variable) for v in vars(module).values())
+def _layers(model: nnx.Module) -> list[tuple[str, Any, bool]]:
+    """(path, module or variable, whether the order up to here is certain) of every layer."""
+    found: list[tuple[str, Any, bool]] = []
+
+    def walk(node: Any, path: tuple[Any, ...], certain: bool) -> None:
+        if isinstance(node, nnx.Variable):
+            found.append((join(path), node, certain))
+            return
+        named = getattr(node, "layer_names", None)
+        if named is not None:
+            found.extend((join((*path, name)), getattr(node, name), certain) for name in named)
+            return
+        parts, sure = children(node)
+        inner = [(name, part) for name, part in parts if _may_hold_layers(part)]
+        variables = any(isinstance(part, nnx.Variable) for _, part in parts)
+        if path and isinstance(node, nnx.Module) and not inner and not isinstance(node, nnx.List | nnx.Dict):
+            found.append((join(path), node, certain))
+            return
+        for name, part in parts if variables else inner:
+            if isinstance(part, nnx.Variable) or _may_hold_layers(part):
+                walk(part, (*path, name), certain and sure)
+
+    walk(model, (), True)
+    return found
 
 
-def _has_kernel(part: nnx.Module, name: str) -> bool:
-    module: Any = part
-    for step in name.split("/"):
-        if step.isdigit():
-            module = module[int(step)]
-        else:
-            module = module[step] if isinstance(module, dict | nnx.Dict) else getattr(module, step)
-    return any(x.ndim >= 2 for x in jax.tree.leaves(nnx.state(module, nnx.Param)))
+def _may_hold_layers(part: Any) -> bool:
+    if isinstance(part, nnx.Rngs | nnx.RngStream):
+        return False
+    return isinstance(part, nnx.Module) or (
+        isinstance(part, list | tuple | dict) and any(_may_hold_layers(p) for _, p in children(part)[0])
+    )
+
+
+def _has_kernel(layer: Any) -> bool:
+    if isinstance(layer, nnx.Variable):
+        return False
+    return any(x.ndim >= 2 for x in jax.tree.leaves(nnx.state(layer, nnx.Param)))
 
 
 def _nearest(name: str, names: Iterable[str]) -> str:

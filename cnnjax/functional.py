@@ -22,44 +22,56 @@ def join(path: tuple[Any, ...]) -> str:
 
 
 def modules(model: nnx.Module) -> Iterator[tuple[str, nnx.Module]]:
-    """Every module below `model` as (path, module), parents first, in the order of definition."""
+    """Every module below `model` as (path, module), each once, parents first."""
+    seen: set[int] = set()
 
     def walk(node: Any, path: tuple[Any, ...]) -> Iterator[tuple[str, nnx.Module]]:
-        if isinstance(node, nnx.Module) and path and not isinstance(node, nnx.List | nnx.Dict):
-            yield join(path), node
-        if isinstance(node, nnx.List | list | tuple):
-            children: list[tuple[Any, Any]] = list(enumerate(node))
-        elif isinstance(node, dict):
-            children = list(node.items())
-        elif isinstance(node, nnx.Module):
-            children = [(k, vars(node)[k]) for k in _attributes(node)]
-        else:
-            return
-        for name, child in children:
+        if isinstance(node, nnx.Module) and not isinstance(node, nnx.List | nnx.Dict):
+            if id(node) in seen:
+                return
+            seen.add(id(node))
+            if path:
+                yield join(path), node
+        for name, child in children(node)[0]:
             yield from walk(child, (*path, name))
 
-    seen: set[int] = set()
-    for path, module in walk(model, ()):
-        if id(module) not in seen:
-            seen.add(id(module))
-            yield path, module
+    return walk(model, ())
 
 
-def _attributes(module: nnx.Module) -> list[str]:
-    """A module's attributes in the order in which its class sets them.
+def children(node: Any) -> tuple[list[tuple[Any, Any]], bool]:
+    """The named parts of a module, list or dictionary, and whether their order is the order of definition.
 
-    `nnx.merge` and `nnx.clone` give attributes back in alphabetical order, so that of `vars` is no guide.
+    `nnx.merge` and `nnx.clone` give attributes back in alphabetical order (and are known by it: NNX's own
+    attributes stand in that order too). Then the order is read off the class's `__init__`; what is set
+    otherwise (`setattr` in a loop) has lost its place.
     """
+    if isinstance(node, nnx.List | list | tuple):
+        return list(enumerate(node)), True
+    if isinstance(node, dict):
+        return list(node.items()), True
+    if not isinstance(node, nnx.Module):
+        return [], True
+    names = list(vars(node))
+    public = [name for name in names if not name.startswith("_pytree__")]
+    if names != sorted(names):
+        return [(name, vars(node)[name]) for name in public], True
+    places = _places(type(node))
+    named = [(name, vars(node)[name]) for name in sorted(public, key=lambda name: places.get(name, len(places)))]
+    lost = [name for name, part in named if name not in places and isinstance(part, nnx.Module | nnx.Variable)]
+    return named, not lost or len(public) == 1
+
+
+def _places(cls: type) -> dict[str, int]:
+    """Attribute -> its place among those that `__init__` sets."""
     places: dict[str, int] = {}
-    for cls in reversed(type(module).__mro__):
-        code = getattr(vars(cls).get("__init__"), "__code__", None)
+    for base in reversed(cls.__mro__):
+        code = getattr(vars(base).get("__init__"), "__code__", None)
         for step in dis.get_instructions(code) if code else ():
             if step.opname == "STORE_ATTR":
                 places.setdefault(step.argval, len(places))
-        for name in getattr(cls, "__dataclass_fields__", ()):
+        for name in getattr(base, "__dataclass_fields__", ()):
             places.setdefault(name, len(places))
-    names = [name for name in vars(module) if not name.startswith("_pytree__")]
-    return sorted(names, key=lambda name: places.get(name, len(places)))
+    return places
 
 
 @dataclass(frozen=True)
@@ -88,10 +100,14 @@ class Functional:
 
     def random_leaves(self, key: jax.Array) -> Leaves:
         """Fresh random leaves for one step, every stream from its own fold of `key`."""
-        kinds, leaves = self.kinds, {}
-        for index, path in enumerate(self.random()):
-            is_key = issubclass(kinds[path], nnx.RngKey)
-            leaves[path] = jax.random.fold_in(key, index) if is_key else jnp.zeros((), jnp.uint32)
+        leaves = {}
+        variables = ((join(path), v) for path, v in self.variables if issubclass(type(v), nnx.RngState))
+        for index, (path, variable) in enumerate(variables):
+            shape, own = variable.get_value().shape, jax.random.fold_in(key, index)
+            if issubclass(type(variable), nnx.RngKey):
+                leaves[path] = jax.random.split(own, shape) if shape else own
+            else:
+                leaves[path] = jnp.zeros(shape, jnp.uint32)
         return leaves
 
     def module(self, leaves: Leaves, *, train: bool = False) -> nnx.Module:

@@ -39,7 +39,15 @@ def make_optimizer(name: str = "rmsprop", learning_rate: float | None = None) ->
 
 
 def with_rate(opt_state: Any, learning_rate: float) -> Any:
-    """The optimizer state with another learning rate."""
-    hyperparams = dict(opt_state.hyperparams)
+    """The optimizer state with another learning rate.
+
+    Raises:
+        ValueError: if the rate is not positive, or is no part of the state.
+    """
+    if not learning_rate > 0:
+        raise ValueError(f"a learning rate must be positive, not {learning_rate}")
+    hyperparams = dict(getattr(opt_state, "hyperparams", {}))
+    if "learning_rate" not in hyperparams:
+        raise ValueError("this optimizer has no learning rate to set; wrap it in optax.inject_hyperparams")
     hyperparams["learning_rate"] = jnp.asarray(learning_rate, jnp.float32)
     return opt_state._replace(hyperparams=hyperparams)

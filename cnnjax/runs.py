@@ -1,8 +1,10 @@
 """The run folder: its configuration, one line a finished cell, and going on after a kill."""
 
 import json
+import math
 import os
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +39,10 @@ class RunFolder:
         self.path = Path(path)
         if self.path.exists() and not self.path.is_dir():
             raise NotADirectoryError(f"the run folder {self.path} is a file; give another --out")
-        self.path.mkdir(parents=True, exist_ok=True)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OSError(f"cannot make the run folder {self.path} ({error.strerror}); give another --out") from error
         self._results = self.path / "results.jsonl"
         self._check(json.loads(json.dumps(config)))
         self.results = self._read()
@@ -53,7 +58,9 @@ class RunFolder:
             return
         try:
             before = json.loads(file.read_text())
-        except json.JSONDecodeError as error:
+            if not isinstance(before, dict):
+                raise ValueError(f"expected an object, found {type(before).__name__}")
+        except ValueError as error:
             raise RunMismatch(f"{file} is no JSON ({error}); repair it or give another --out") from error
         names = sorted(set(before) | set(config))
         changed = [
@@ -74,21 +81,51 @@ class RunFolder:
         whole = text[: text.rfind(b"\n") + 1]
         if len(whole) != len(text):  # killed while writing: that cell is run again
             os.truncate(self._results, len(whole))
-        lines = []
+        lines: dict[str, dict[str, Any]] = {}
         for number, line in enumerate(whole.splitlines(), 1):
             try:
-                lines.append(json.loads(line))
-            except json.JSONDecodeError as error:
-                raise RunMismatch(f"{self._results}, line {number}, is no JSON ({error}); remove that line") from error
-        return lines
+                record = json.loads(line)
+                lines.setdefault(record["cell"], record)
+            except (ValueError, KeyError, TypeError) as error:
+                raise RunMismatch(f"{self._results}, line {number}, is no JSON of a cell; remove that line") from error
+        return list(lines.values())
+
+    @contextmanager
+    def locked(self) -> Generator[None]:
+        """Keep other processes out, until the block or this process ends, however it ends.
+
+        Raises:
+            RunMismatch: if another process is in.
+        """
+        try:
+            import fcntl
+        except ImportError:  # a platform without such locks
+            yield
+            return
+        with (self.path / ".lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise RunMismatch(f"another process is writing to {self.path}; wait, or give another --out") from error
+            self.results = self._read()
+            yield
 
     def append(self, record: Mapping[str, Any]) -> None:
-        """Write the line of a finished cell."""
+        """Write the line of a finished cell; a number that is not finite (a loss that diverged) as null."""
+        record = _finite(dict(record))
         with self._results.open("a") as file:
-            file.write(json.dumps(dict(record)) + "\n")
+            file.write(json.dumps(record, allow_nan=False) + "\n")
             file.flush()
             os.fsync(file.fileno())
-        self.results.append(dict(record))
+        self.results.append(record)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _finite(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def write_whole(path: Path, text: str) -> None:

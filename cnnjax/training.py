@@ -5,11 +5,11 @@ stored features. It knows no data set: pictures come from anything with `digest`
 """
 
 import time
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,24 +20,13 @@ from flax import nnx
 from cnnjax.features import PASS_BATCH, FeatureStore, Progress, StoreTooSmall, ahead, fits_on_device
 from cnnjax.freeze import Frozen
 from cnnjax.functional import Leaves, functionalize, leaves_of
+from cnnjax.losses import ZERO, Metrics, losses
 from cnnjax.optimizers import make_optimizer, with_rate
+from cnnjax.rows import LabelledPictures, Rows, epoch_batches
 from cnnjax.staging import Staged
 
 # XLA's CPU backend leaves its fast convolutions inside a loop, so epochs with any are run step by step there.
 _SLOW_IN_LOOPS_ON_CPU = {"conv_general_dilated", "reduce_window_max", "select_and_scatter_add", "custom_vjp_call"}
-
-
-class LabelledPictures(Protocol):
-    """What the trainer asks of a data source (see `cnnjax.data.Source`)."""
-
-    @property
-    def digest(self) -> str: ...
-    @property
-    def labels(self) -> np.ndarray: ...
-    @property
-    def image_size(self) -> tuple[int, int]: ...
-    def __len__(self) -> int: ...
-    def read(self, indices: np.ndarray) -> np.ndarray: ...
 
 
 class State(NamedTuple):
@@ -54,68 +43,6 @@ class State(NamedTuple):
     trainable: Leaves
     statistics: Leaves
     optimizer: Any
-
-
-class Metrics(NamedTuple):
-    """Sums over examples; `count` of them."""
-
-    loss: jax.Array | float
-    correct: jax.Array | float
-    count: jax.Array | float
-
-    def summary(self) -> dict[str, float]:
-        """Means, as Python numbers."""
-        loss, correct, count = (float(x) for x in jax.device_get(self))
-        return {"loss": loss / max(count, 1), "accuracy": correct / max(count, 1)}
-
-
-ZERO = Metrics(0.0, 0.0, 0.0)
-
-
-@dataclass(frozen=True)
-class Rows:
-    """The stored features of one source, ready to be trained or evaluated on.
-
-    Attributes:
-        arrays: one array `[N, ...]` a feature; on the device, or on disk if they do not fit there.
-        labels: i32[N].
-        on_device: whether `arrays` are in device memory.
-        reused: whether all of them were found in the store.
-        source: the pictures, if nothing could be stored and the frozen part runs in every step.
-    """
-
-    arrays: tuple[Any, ...]
-    labels: Any
-    on_device: bool
-    reused: bool
-    source: LabelledPictures | None = None
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def take(self, index: np.ndarray) -> tuple[Any, ...]:
-        """The rows at `index`, from disk or decoded anew."""
-        if self.source is not None:
-            return (self.source.read(index),)
-        return tuple(np.asarray(x[index]) for x in self.arrays)
-
-
-def losses(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Cross-entropy and correctness of each example.
-
-    Args:
-        logits: f32[N, 1] for two classes (binary cross-entropy), f32[N, K] for K (softmax).
-        labels: i32[N].
-
-    Returns:
-        (f32[N] losses in nats, f32[N] 1 where the prediction is right).
-    """
-    if logits.shape[-1] == 1:
-        target = labels.astype(logits.dtype)
-        loss = optax.sigmoid_binary_cross_entropy(logits[:, 0], target)
-        return loss, ((logits[:, 0] > 0) == (labels > 0)).astype(jnp.float32)
-    loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-    return loss, (jnp.argmax(logits, -1) == labels).astype(jnp.float32)
 
 
 class Trainer:
@@ -178,6 +105,8 @@ class Trainer:
         sizes = (batch_size, PASS_BATCH)
         self.staged = Staged(self._forward, self.fixed, image, keyed, sizes)
         self.inference = Staged(self._infer, self.fixed, image, late, sizes)
+        self.image_size = tuple(image_size)
+        self.outputs = self._outputs(image, late)
         self.constants = self.staged.constants(self.fixed)
         self.inference_constants = self.inference.constants(self.fixed)
         self._in_loop = jax.default_backend() != "cpu" or not (
@@ -187,6 +116,17 @@ class Trainer:
         self._taking_step = jax.jit(self._traced("step", self._take_and_update), donate_argnums=0)
         self._epoch = jax.jit(self._traced("epoch", self._scan), donate_argnums=0)
         self._evaluate = jax.jit(self._traced("evaluate", self._score), static_argnames="decoded")
+
+    def _outputs(self, image: jax.ShapeDtypeStruct, late: dict[str, Any]) -> int:
+        """Number of logits; a model that gives anything else is refused."""
+        images = jax.ShapeDtypeStruct((self.batch_size, *image.shape), image.dtype)
+        out = jax.eval_shape(self._infer, self.fixed, images, late)
+        if getattr(out, "ndim", 0) != 2 or out.shape[0] != self.batch_size:
+            found = jax.tree.map(lambda x: list(x.shape), out)
+            raise ValueError(
+                f"the model must give logits [N, classes] for images [N, H, W, 3]; for {self.batch_size}: {found}"
+            )
+        return out.shape[1]
 
     def _traced(self, name: str, fn: Callable[..., Any]) -> Callable[..., Any]:
         def counted(*args: Any, **kwargs: Any) -> Any:
@@ -277,7 +217,7 @@ class Trainer:
             learning_rate: the optimizer's own if not given.
 
         Raises:
-            ValueError: if a leaf is unknown or of another shape or type.
+            ValueError: if a leaf is unknown or of another shape or type, or the optimizer has no rate to set.
         """
         given = {p: x for p, x in (leaves or {}).items() if not self.frozen(p)}
         faults = [
@@ -292,7 +232,8 @@ class Trainer:
         # Copies: the state is donated to the step, the model's own arrays must survive it.
         live = {p: jnp.array(given.get(p, x)) for p, x in self._leaves.items()}
         trainable = {p: live[p] for p in self._trainable}
-        optimizer = self.optimizer.init(trainable)
+        # Some optimizers keep the parameters themselves in their state; donated buffers must not be shared.
+        optimizer = jax.tree.map(jnp.array, self.optimizer.init(trainable))
         if learning_rate is not None:
             optimizer = with_rate(optimizer, learning_rate)
         return State(jnp.zeros((), jnp.int32), trainable, {p: live[p] for p in self._statistics}, optimizer)
@@ -305,14 +246,27 @@ class Trainer:
             train: for training (dropout may lie before the frontier) or for evaluation.
             progress: called with (images done, images in all) if there is a pass to make.
         """
+        if tuple(source.image_size) != self.image_size:
+            raise ValueError(
+                f"the trainer was made for pictures of {self.image_size}, the source has {source.image_size}"
+            )
+        labels = np.asarray(source.labels)
+        if not len(labels):
+            raise ValueError("the source has no pictures")
+        if labels.min() < 0 or labels.max() >= max(self.outputs, 2):
+            raise ValueError(
+                f"labels {labels.min()} to {labels.max()} do not fit {self.outputs} logit{'s'[: self.outputs > 1]}: "
+                "one logit tells two classes apart, more tell one class each"
+            )
         staged = self.staged if train else self.inference
         try:
             arrays, reused = self.store.get(staged, self.fixed, source, progress=progress)
-        except StoreTooSmall:
-            return Rows((), np.asarray(source.labels), False, False, source)
+        except StoreTooSmall as error:
+            warnings.warn(f"{error}; the frozen part runs in every step instead", RuntimeWarning, stacklevel=2)
+            return Rows((), labels, False, False, source)
         if fits_on_device(sum(x.nbytes for x in arrays)):
-            return Rows(tuple(map(jnp.asarray, arrays)), jnp.asarray(source.labels), True, reused)
-        return Rows(arrays, np.asarray(source.labels), False, reused)
+            return Rows(tuple(map(jnp.asarray, arrays)), jnp.asarray(labels), True, reused)
+        return Rows(arrays, labels, False, reused)
 
     def fit(
         self, state: State, rows: Rows, *, epochs: int, seed: int = 0, progress: Progress | None = None
@@ -405,24 +359,3 @@ class Trainer:
 
 def _shifted(report: Progress, before: int, total: int, done: int) -> None:
     report(before + done, total)
-
-
-def epoch_batches(count: int, batch_size: int, seed: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-    """The order of one epoch: indices and weights, both `[steps, batch_size]`.
-
-    The last batch is filled up with the epoch's first examples at weight 0: they count in no loss and no
-    metric, and a live BatchNorm sees pictures rather than zeros.
-
-    Example:
-        >>> index, weights = epoch_batches(5, 2, seed=0, epoch=0)
-        >>> sorted(index.ravel()[weights.ravel() > 0].tolist()), weights.tolist()[-1]
-        ([0, 1, 2, 3, 4], [1.0, 0.0])
-    """
-    order = np.random.default_rng([seed, epoch]).permutation(count)
-    steps = -(-count // batch_size)
-    index = np.resize(order, steps * batch_size).reshape(steps, batch_size).astype(np.int32)
-    weights = (np.arange(steps * batch_size) < count).astype(np.float32).reshape(steps, batch_size)
-    return index, weights
-
-
-__all__ = ["Metrics", "Rows", "State", "Trainer", "epoch_batches", "losses"]

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -108,14 +109,25 @@ def test_killed_and_started_again_it_goes_on_to_the_same_numbers(finished, confi
         assert a["test_accuracy"] == b["test_accuracy"] and a["train_loss"] == b["train_loss"]
 
 
+def test_relabelled_pictures_are_another_run(finished, config, shapes_folder, tmp_path):
+    shutil.copytree(shapes_folder, tmp_path / "pictures")
+    (tmp_path / "pictures" / "test" / "across").rename(tmp_path / "pictures" / "test" / "away")
+    (tmp_path / "pictures" / "train" / "across").rename(tmp_path / "pictures" / "train" / "away")
+    task = open_task(replace(config, data=tmp_path / "pictures"), QUIET)
+    with pytest.raises(ValueError, match="test_pictures"):
+        sweep(config, task, QUIET)
+
+
 def test_rates_are_a_second_axis_and_fine_tuning_takes_a_fraction(config):
     backbone = lecture_cnn((48, 48, 3), rngs=nnx.Rngs(0))
     model = Classifier(backbone, linear_head(backbone.output_shape(), 2, rngs=nnx.Rngs(0)), "unit")
-    grid = cells(replace(config, learning_rates=(1e-2, 1e-3), tuning_factor=0.1, freeze=("all", "2")), model)
+    grid = cells(replace(config, learning_rates=(1e-2, 1e-3), tuning_factor=0.1, freeze=("all", "2", " 2")), model)
     assert [(c.freeze, round(c.learning_rate, 9), c.seed) for c in grid] == [
         ("2", 1e-3, 0), ("2", 1e-3, 1), ("2", 1e-4, 0), ("2", 1e-4, 1),
         ("all", 1e-2, 0), ("all", 1e-2, 1), ("all", 1e-3, 0), ("all", 1e-3, 1),
     ]  # fmt: skip
+    same = cells(replace(config, learning_rates=(1e-2, 1e-2), tuning_factor=0.1, freeze=("4",)), model)
+    assert [c.learning_rate for c in same] == [1e-2, 1e-2]  # all is frozen; two seeds, one rate
     with pytest.raises(ValueError, match=r"(?s)no layer 'conv2d_9'.*cannot freeze 7 layers"):
         cells(replace(config, freeze=("conv2d_9", "all", "7")), model)
 
@@ -154,6 +166,12 @@ def test_the_built_in_default(tmp_path, monkeypatch, capsys):
         (["ablate", "--optimizer", "adm"], "no optimizer 'adm'; did you mean 'adam'?"),
         (["ablate", "--image-size", "32"], "drawn at 64x64"),
         (["ablate", "--learning-rates", "-1"], "learning rates must be positive"),
+        (["ablate", "--learning-rates", "nan"], "learning rates must be positive"),
+        (["ablate", "--first-seed", "-1"], "first_seed must be at least 0"),
+        (
+            ["ablate", "--freeze", "all", "--freeze", "none"],
+            "--freeze is given more than once; give its values together",
+        ),
     ],
 )
 def test_what_a_user_can_mend_is_told_in_a_sentence(args, message, capsys):

@@ -1,5 +1,6 @@
 """Strict restoring."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -42,3 +43,11 @@ def test_all_that_does_not_fit_is_named_at_once(saved):
 def test_no_checkpoint_is_said(tmp_path):
     with pytest.raises(FileNotFoundError, match="no checkpoint at"):
         restore(tmp_path / "none", LEAVES)
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(FileNotFoundError, match="is no checkpoint|no checkpoint"):
+        restore(tmp_path / "folder", LEAVES)
+
+
+def test_random_keys_are_not_saved(tmp_path):
+    with pytest.raises(ValueError, match="leave out dropout/rngs/key"):
+        save(tmp_path / "leaves", {"dropout/rngs/key": jax.random.key(0)})

@@ -101,7 +101,7 @@ def test_a_failed_pass_leaves_nothing_behind(tmp_path):
     assert store.get(program(), W, source())[1] is False
 
 
-@pytest.mark.parametrize("damage", ["cut short", "no array", "another shape"])
+@pytest.mark.parametrize("damage", ["cut short", "no array", "another shape", "another type"])
 def test_a_damaged_file_costs_a_pass_and_never_a_wrong_number(tmp_path, damage):
     FeatureStore(tmp_path).get(program(), W, source())
     (path,) = tmp_path.iterdir()
@@ -109,8 +109,10 @@ def test_a_damaged_file_costs_a_pass_and_never_a_wrong_number(tmp_path, damage):
         os.truncate(path, path.stat().st_size // 2)
     elif damage == "no array":
         path.write_text("not an array")
-    else:
+    elif damage == "another shape":
         np.save(path, np.zeros((3, 4), np.float32))
+    else:
+        np.save(path, np.zeros((70, 3), np.int16))
     (rows,), found = FeatureStore(tmp_path).get(program(), W, source())
     assert not found and np.allclose(rows, expected(), rtol=1e-5)
 
@@ -153,3 +155,25 @@ def test_a_file_in_place_of_the_folder_is_named(tmp_path):
 @pytest.mark.parametrize("count", [0, 1, 2, 5])
 def test_reading_ahead_keeps_the_order(count):
     assert list(ahead(lambda k: k * k, list(range(count)))) == [k * k for k in range(count)]
+
+
+def test_what_is_in_use_is_kept_until_it_is_released(store):
+    one = 70 * 16 + 128
+    store.budget = one + 8
+    store.get(program(), W, source())
+    with pytest.raises(StoreTooSmall):
+        store.get(program(scale=2.0), W, source())
+    store.release()
+    assert store.get(program(scale=2.0), W, source())[1] is False
+    store.release()
+    assert store.get(program(), W, source())[1] is False  # it had made room
+
+
+def test_files_that_vanish_meanwhile_are_no_error(tmp_path, monkeypatch):
+    store = FeatureStore(tmp_path)
+    store.get(program(), W, source())
+    monkeypatch.setattr(os, "utime", lambda *args: (_ for _ in ()).throw(FileNotFoundError("gone")))
+    assert FeatureStore(tmp_path).get(program(), W, source())[1] is True
+    (tmp_path / "dangling.npy").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "dangling.partial").symlink_to(tmp_path / "nowhere")
+    assert FeatureStore(tmp_path).get(program(scale=3.0), W, source())[1] is False

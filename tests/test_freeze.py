@@ -28,9 +28,9 @@ def test_parse_reads_what_str_writes(text):
     assert str(Freeze.parse(text)) == text
 
 
-@pytest.mark.parametrize("text", ["", "-3", "  "])
+@pytest.mark.parametrize("text", ["", "-3", "  ", "[-1]", "[1:2:3]", "[a:b]", "[:-4", "[-:2]"])
 def test_parse_refuses_what_is_no_freeze(text):
-    with pytest.raises(ValueError, match="no freeze"):
+    with pytest.raises(ValueError, match="is no (freeze|slice)"):
         Freeze.parse(text)
 
 
@@ -137,3 +137,70 @@ def test_the_mask_reads_nested_and_nnx_trees(resnet):
     state = nnx.state(resnet, nnx.Param)
     flags = jax.tree.leaves(frozen.mask(state))
     assert flags.count(False) == 2 and len(flags) == len(jax.tree.leaves(state))
+
+
+class Loop(nnx.Module):
+    """Layers set by `setattr`, whose order `nnx.merge` loses."""
+
+    def __init__(self, rngs: nnx.Rngs):
+        self.stem = nnx.Linear(2, 2, rngs=rngs)
+        for k in range(11):
+            setattr(self, f"conv{k}", nnx.Linear(2, 2, rngs=rngs))
+        self.body = nnx.Dict(second=nnx.Linear(2, 2, rngs=rngs), first=nnx.Linear(2, 2, rngs=rngs))
+        self.head = nnx.Linear(2, 2, rngs=rngs)
+
+
+def test_layers_set_in_a_loop_keep_their_order_or_are_refused():
+    model = Loop(nnx.Rngs(0))
+    expected = ("stem", *(f"conv{k}" for k in range(11)), "body/second", "body/first", "head")
+    assert layer_names(model) == expected
+    assert Freeze.depth(3).resolve(model).layers == ("stem", "conv0", "conv1")
+    merged = nnx.merge(*nnx.split(model))
+    for freeze in (Freeze.depth(3), Freeze.through("conv1"), Freeze.slice(None, 2)):
+        with pytest.raises(ValueError, match=r"order of Loop's layers was lost.*give the model `layer_names`"):
+            freeze.resolve(merged)
+    assert set(Freeze.match("conv*").resolve(merged).layers) == set(expected[1:12])
+    assert len(Freeze.all().resolve(merged).layers) == len(expected)
+
+
+class Scaled(nnx.Module):
+    """A block with a parameter of its own beside its layers, as in ConvNeXt."""
+
+    def __init__(self, rngs: nnx.Rngs):
+        self.dw = nnx.Conv(4, 4, (3, 3), feature_group_count=4, rngs=rngs)
+        self.pw = nnx.Linear(4, 4, rngs=rngs)
+        self.gamma = nnx.Param(jnp.ones(4))
+
+
+class Stack(nnx.Module):
+    def __init__(self, rngs: nnx.Rngs):
+        self.stem = nnx.Linear(3, 4, rngs=rngs)
+        self.token = nnx.Param(jnp.zeros(4))
+        self.blocks = nnx.List([Scaled(rngs), Scaled(rngs)])
+
+
+def test_a_blocks_own_parameter_stands_for_itself():
+    model = Stack(nnx.Rngs(0))
+    names = layer_names(model)
+    assert names == ("stem", "token", *(f"blocks/{k}/{n}" for k in (0, 1) for n in ("dw", "pw", "gamma")))
+    frozen = Freeze.depth(2).resolve(model)
+    assert frozen.layers == ("stem", "token", "blocks/0/dw") and not frozen("blocks/0/pw/kernel")
+    assert frozen("token") and not frozen("blocks/0/gamma")
+    # A block's name stands for all that is in it.
+    assert Freeze.through("blocks/0").resolve(model).layers == names[:5]
+
+
+def test_shared_arrays_are_refused_rather_than_silently_trained():
+    class Tied(nnx.Module):
+        def __init__(self, rngs: nnx.Rngs):
+            self.z = nnx.Linear(2, 2, rngs=rngs)
+            self.a = nnx.Linear(2, 2, rngs=rngs)
+            self.a.kernel = self.z.kernel
+
+    with pytest.raises(ValueError, match=r"cannot freeze z: z/kernel is shared with another layer"):
+        Freeze.through("z").resolve(Tied(nnx.Rngs(0)))
+
+
+def test_an_unknown_part_is_named(mobile):
+    with pytest.raises(ValueError, match="no part 'heads' in Backbone"):
+        Freeze.all().resolve(mobile, within="heads")

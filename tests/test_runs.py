@@ -53,7 +53,7 @@ def test_a_damaged_line_is_named_by_its_number(tmp_path):
     RunFolder(tmp_path, CONFIG).append({"cell": "a"})
     with (tmp_path / "results.jsonl").open("a") as file:
         file.write("nonsense\n")
-    with pytest.raises(RunMismatch, match="line 2, is no JSON"):
+    with pytest.raises(RunMismatch, match="line 2, is no JSON of a cell"):
         RunFolder(tmp_path, CONFIG)
 
 
@@ -74,3 +74,26 @@ os.kill(os.getpid(), signal.SIGKILL)
 """
     assert subprocess.run([sys.executable, "-c", code]).returncode == -9
     assert [line["cell"] for line in RunFolder(tmp_path, CONFIG).results] == [0, 1, 2, 3, 4]
+
+
+def test_a_cell_counts_once_and_what_is_not_finite_is_null(tmp_path):
+    run = RunFolder(tmp_path, CONFIG)
+    for loss in (1.0, float("nan")):
+        run.append({"cell": "a", "loss": loss, "losses": [float("inf"), 0.5]})
+    assert RunFolder(tmp_path, CONFIG).results == [{"cell": "a", "loss": 1.0, "losses": [None, 0.5]}]
+    assert (
+        json.loads((tmp_path / "results.jsonl").read_text().splitlines()[1], parse_constant=pytest.fail)["loss"] is None
+    )
+
+
+def test_two_processes_do_not_write_to_one_folder(tmp_path):
+    code = f"""
+from cnnjax.runs import RunFolder
+with RunFolder({str(tmp_path)!r}, {CONFIG!r}).locked():
+    pass
+"""
+    run = RunFolder(tmp_path, CONFIG)
+    with run.locked():
+        refused = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+        assert "another process is writing" in refused.stderr
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

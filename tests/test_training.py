@@ -1,9 +1,12 @@
 """The staged path against the whole model, and what the step costs."""
 
+import warnings
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import optax.contrib
 import pytest
 from flax import nnx
 from residual import ResNet, randomized
@@ -12,9 +15,11 @@ from cnnjax.data import InMemory
 from cnnjax.features import FeatureStore
 from cnnjax.freeze import Freeze
 from cnnjax.functional import leaves_of
+from cnnjax.losses import losses
 from cnnjax.models import Classifier, lecture_cnn, lecture_head, linear_head, mobilenet
 from cnnjax.optimizers import make_optimizer
-from cnnjax.training import Trainer, epoch_batches, losses
+from cnnjax.rows import epoch_batches
+from cnnjax.training import Trainer
 
 RNG = np.random.default_rng(0)
 
@@ -174,9 +179,13 @@ def test_features_on_disk_and_in_no_store_train_alike(resnet, tmp_path, monkeypa
     for where in ("device", "disk", "nowhere"):
         store = FeatureStore(tmp_path / where, budget=1 << 30 if where != "nowhere" else 1)
         trainer = Trainer(resnet, frozen, (32, 32), batch_size=8, optimizer="sgd", store=store)
-        with monkeypatch.context() as patch:
+        with monkeypatch.context() as patch, warnings.catch_warnings(record=True) as warned:
+            warnings.simplefilter("always")
             patch.setattr("cnnjax.training.fits_on_device", lambda nbytes, fits=where == "device": fits)
             rows, test = trainer.rows(source), trainer.rows(source, train=False)
+        assert ["the frozen part runs in every step instead" in str(w.message) for w in warned] == (
+            [True, True] if where == "nowhere" else []
+        )
         assert rows.on_device is (where == "device") and (rows.source is not None) is (where == "nowhere")
         state, log = trainer.fit(trainer.init(), rows, epochs=2, seed=1)
         ends[where] = {**state.trainable, "score": trainer.evaluate(state, test)["loss"], "loss": log[-1]["loss"]}
@@ -261,3 +270,41 @@ def test_training_in_two_parts_is_training_in_one(resnet):
     assert [r["epoch"] for r in rest] == [1, 2] and rest[-1]["loss"] == log[-1]["loss"]
     for path, value in whole.trainable.items():
         assert jnp.array_equal(value, parts.trainable[path]), path
+
+
+def test_what_does_not_fit_the_trainer_is_refused(resnet):
+    trainer = Trainer(resnet, Freeze.through("stem").resolve(resnet), (32, 32), batch_size=8)
+    with pytest.raises(ValueError, match=r"made for pictures of \(32, 32\), the source has \(16, 16\)"):
+        trainer.rows(pictures(4, 16))
+    with pytest.raises(ValueError, match=r"labels 0 to 2 do not fit 1 logit: one logit tells two classes apart"):
+        trainer.rows(InMemory(np.zeros((3, 32, 32, 3), np.uint8), [0, 1, 2], "abc"))
+    with pytest.raises(ValueError, match="no pictures"):
+        trainer.rows(InMemory(np.zeros((0, 32, 32, 3), np.uint8), [], "ab"))
+    pairs = nnx.Sequential(nnx.Conv(3, 4, (3, 3), rngs=nnx.Rngs(0)))
+    with pytest.raises(ValueError, match=r"must give logits \[N, classes\].*\[8, 32, 32, 4\]"):
+        Trainer(pairs, Freeze.none().resolve(pairs), (32, 32), batch_size=8)
+
+
+def test_an_optimizer_that_keeps_the_parameters_can_be_donated(resnet):
+    frozen = Freeze.through("blocks/2/norm2").resolve(resnet)
+    trainer = Trainer(resnet, frozen, (32, 32), batch_size=8, optimizer=optax.contrib.prodigy())
+    state, _ = trainer.fit(trainer.init(), trainer.rows(pictures(16, 32)), epochs=1)
+    assert int(state.step) == 2
+    with pytest.raises(ValueError, match="wrap it in optax.inject_hyperparams"):
+        trainer.init(learning_rate=0.1)
+
+
+def test_streams_of_random_keys_may_be_stacked():
+    class Many(nnx.Module):
+        def __init__(self, rngs: nnx.Rngs):
+            self.out = nnx.Linear(3, 1, rngs=rngs)
+            keys = jax.random.split(jax.random.key(0), 4)
+            self.noise = nnx.RngKey(keys, tag="noise")
+
+        def __call__(self, x: jax.Array) -> jax.Array:
+            noise = jax.vmap(lambda key: jax.random.normal(key, (3,)))(self.noise[...]).sum(0)
+            return self.out(x.mean((1, 2)) + noise)
+
+    model = Many(nnx.Rngs(0))
+    trainer = Trainer(model, Freeze.none().resolve(model), (32, 32), batch_size=8)
+    trainer.fit(trainer.init(), trainer.rows(pictures(16, 32)), epochs=1)

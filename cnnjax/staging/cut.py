@@ -7,7 +7,7 @@ import numpy as np
 from jax.extend import core
 
 from cnnjax.staging.times import ELEMENTWISE, Known, Time
-from cnnjax.staging.trace import GROUPS, describe, digest, inner_jaxprs, open_jaxpr
+from cnnjax.staging.trace import GROUPS, describe, describe_literal, digest, inner_jaxprs, open_jaxpr
 
 # Equations that cost next to nothing: they may run in every step if that lets us store fewer bytes.
 _CHEAP = ELEMENTWISE | {
@@ -125,7 +125,7 @@ def fingerprints(jaxpr: Any, wanted: Sequence[Any], leaves: dict[Any, str]) -> d
     for index in needed(jaxpr, wanted, ())[0]:
         eqn = jaxpr.eqns[index]
         ins = [
-            f"{a.val!r}:{a.aval.str_short()}" if isinstance(a, core.Literal) else keys[a]
+            describe_literal(a) if isinstance(a, core.Literal) else keys[a]
             for a in eqn.invars
         ]  # fmt: skip
         text = f"{eqn.primitive.name}{describe(dict(eqn.params))}({','.join(ins)})"

@@ -11,8 +11,8 @@ import numpy as np
 from jax.extend import core
 
 from cnnjax.staging.cut import fingerprints, frontier, needed
-from cnnjax.staging.times import FIXED, LATE, Known, ProgramDiffers, Time, binding_times
-from cnnjax.staging.trace import digest, flat_trace, inner_jaxprs, open_jaxpr, part
+from cnnjax.staging.times import ELEMENTWISE, FIXED, LATE, Known, ProgramDiffers, Time, binding_times, same
+from cnnjax.staging.trace import describe, digest, flat_trace, inner_jaxprs, open_jaxpr, part
 
 # Two unequal batch sizes that no layer is likely to have; keys are made at the first.
 _SIZES = (5, 7)
@@ -87,9 +87,10 @@ class Staged:
         late = len(jax.tree.leaves(self._late))
         known = [FIXED] * self._fixed_count + [Known(Time.IMAGE, 0)] + [LATE] * late
         if opened:
-            self.times = binding_times(jaxpr, self._trace(_SIZES[1])[0], known, _SIZES)
+            other, other_consts, _ = self._trace(_SIZES[1])
+            self.times = binding_times(jaxpr, other, known, _SIZES, (consts, other_consts))
             for batch in batches:
-                self._trace(batch)
+                self._at(batch)
         else:
             made = [*jaxpr.constvars, *(v for eqn in jaxpr.eqns for v in eqn.outvars)]
             self.times = dict(zip(jaxpr.invars, known, strict=True)) | dict.fromkeys(made, LATE)
@@ -121,12 +122,30 @@ class Staged:
 
     def _at(self, batch: int) -> tuple[Any, list[Any], Any, dict[Any, Any]]:
         """The trace at a batch size, and the map from the canonical trace's variables to its own."""
+        fresh = batch not in self._traces
         jaxpr, consts, tree = self._trace(batch)
         first = self._trace(_SIZES[0])[0]
+        if fresh and self._opened:
+            self._check_early(jaxpr, consts, batch)
         own = dict(zip([*first.constvars, *first.invars], [*jaxpr.constvars, *jaxpr.invars], strict=True))
         for a, b in zip(first.eqns, jaxpr.eqns, strict=True):
             own.update(zip(a.outvars, b.outvars, strict=True))
         return jaxpr, consts, tree, own
+
+    def _check_early(self, jaxpr: Any, consts: list[Any], batch: int) -> None:
+        """Early equations must mean the same at every batch size: a model may choose a number by its size."""
+        first, constants, _ = self._trace(_SIZES[0])
+        early = [self.times[v].time is not Time.LATE for v in first.constvars]
+        fine = all(same(p, q) for p, q, use in zip(constants, consts, early, strict=True) if use)
+        for a, b in zip(first.eqns, jaxpr.eqns, strict=True):
+            if any(self.times[v].time is Time.LATE for v in a.outvars):
+                continue
+            literals = [(p, q) for p, q in zip(a.invars, b.invars, strict=True) if isinstance(p, core.Literal)]
+            fine &= all(isinstance(q, core.Literal) and same(p.val, q.val) for p, q in literals)
+            if a.primitive.name in ELEMENTWISE:
+                fine &= describe(dict(a.params)) == describe(dict(b.params))
+        if not fine:
+            raise ProgramDiffers(f"the model computes something else at batch size {batch}: name it in `batches`")
 
     @cached_property
     def intermediates(self) -> tuple[Feature, ...]:
@@ -145,7 +164,7 @@ class Staged:
 
     @cached_property
     def blocked(self) -> tuple[str, ...]:
-        """Operations on images and frozen weights alone that had to be left to the step.
+        """Operations on images or frozen weights alone that had to be left to the step.
 
         They mix the images of a batch, or are not known to keep them apart. Empty for common networks.
         """
@@ -153,7 +172,7 @@ class Staged:
         for eqn in self._trace(_SIZES[0])[0].eqns:
             ins = [self.times[a].time for a in eqn.invars if not isinstance(a, core.Literal)]
             late = any(self.times[v].time is Time.LATE for v in eqn.outvars)
-            if late and ins and Time.LATE not in ins and Time.IMAGE in ins:
+            if late and ins and Time.LATE not in ins:
                 found.append(eqn.primitive.name)
         return tuple(found)
 
@@ -207,7 +226,9 @@ class Staged:
         def make(fixed: Any, images: Any, *features: jax.Array) -> tuple[jax.Array, ...]:
             leaves = jax.tree.leaves(fixed)
             values = [
-                images if v is image else constants[v] if v in constants else leaves[places[v]] for v in base
+                jnp.asarray(images, image.aval.dtype) if v is image
+                else constants[v] if v in constants else leaves[places[v]]
+                for v in base
             ]  # fmt: skip
             values += [_from_rows(x, known) for x, known in zip(features, known_rows, strict=True)]
             return tuple(_to_rows(y, known) for y, known in zip(run(*values), known_goals, strict=True))
@@ -224,15 +245,17 @@ class Staged:
         """
         if not features:
             raise ValueError("the program reads no image: there is nothing to train on")
-        jaxpr, _, tree, own = self._at(features[0].shape[0])
+        jaxpr, consts, tree, own = self._at(features[0].shape[0])
         first = self._trace(_SIZES[0])[0]
         free = first.invars[self._fixed_count + 1 :]
         fixed = [v for v in self._cut if self.times[v].time is Time.FIXED]
         outs = list(jaxpr.outvars)
-        ins = [own[v] for v in (*fixed, *self._stored, *free)]
+        # Constants that change with the batch size are this size's own.
+        late_consts = {own[v]: c for v, c in zip(first.constvars, consts, strict=True) if self.times[v] == LATE}
+        ins = [own[v] for v in (*fixed, *self._stored, *free)] + list(late_consts)
         run = part(jaxpr, ins, outs, (jaxpr.eqns[k] for k in self._late_eqns))
         rows = [_from_rows(x, self.times[v]) for x, v in zip(features, self._stored, strict=True)]
-        return jax.tree.unflatten(tree, run(*constants, *rows, *jax.tree.leaves(late)))
+        return jax.tree.unflatten(tree, run(*constants, *rows, *jax.tree.leaves(late), *late_consts.values()))
 
 
 @dataclass(frozen=True)

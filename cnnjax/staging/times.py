@@ -8,12 +8,13 @@ batch), or one whose meaning is not known here, is LATE: that is always right, a
 
 import enum
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from jax.extend import core
 
-from cnnjax.staging.trace import GROUPS, inner_jaxprs, open_jaxpr
+from cnnjax.staging.trace import GROUPS, digest, inner_jaxprs, open_jaxpr
 
 
 class Time(enum.IntEnum):
@@ -58,10 +59,15 @@ _REDUCTIONS = frozenset(
 )
 _WINDOWS = frozenset("reduce_window reduce_window_max reduce_window_min reduce_window_sum".split())
 _RUNNING = frozenset("cumsum cumprod cummax cummin cumlogsumexp".split())
-_CALLS = GROUPS | {"custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr", "cond"}
+_CALLS = GROUPS | {
+    "checkpoint", "remat", "remat2", "custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr", "cond",
+}  # fmt: skip
 
 
-def binding_times(a: Any, b: Any, known: list[Known], sizes: tuple[int, int]) -> dict[Any, Known]:
+Constants = tuple[Sequence[Any], Sequence[Any]]
+
+
+def binding_times(a: Any, b: Any, known: list[Known], sizes: tuple[int, int], constants: Constants) -> dict[Any, Known]:
     """Time and batch axis of every variable of a flat jaxpr.
 
     Args:
@@ -69,15 +75,14 @@ def binding_times(a: Any, b: Any, known: list[Known], sizes: tuple[int, int]) ->
         b: the same program at `sizes[1]`.
         known: what is known of the inputs, in order.
         sizes: the two batch sizes.
+        constants: the values of the two programs' `constvars`.
 
     Raises:
         ProgramDiffers: if the two are not the same sequence of operations.
     """
     if len(a.eqns) != len(b.eqns):
         raise ProgramDiffers(f"{len(a.eqns)} equations at batch {sizes[0]}, {len(b.eqns)} at batch {sizes[1]}")
-    env: dict[Any, Known] = {
-        v: FIXED if _axis(v, w, sizes) == () else LATE for v, w in _pairs(a.constvars, b.constvars)
-    }
+    env: dict[Any, Known] = {v: FIXED if same(p, q) else LATE for v, p, q in zip(a.constvars, *constants, strict=True)}
     env.update(zip(a.invars, known, strict=True))
     for x, y in zip(a.eqns, b.eqns, strict=True):
         if x.primitive is not y.primitive or len(x.invars) != len(y.invars):
@@ -87,6 +92,11 @@ def binding_times(a: Any, b: Any, known: list[Known], sizes: tuple[int, int]) ->
     return env
 
 
+def same(a: Any, b: Any) -> bool:
+    """Whether two constants are equal, NaNs and random keys included."""
+    return np.shape(a) == np.shape(b) and digest(a) == digest(b)
+
+
 def _pairs(a: Any, b: Any) -> Any:
     return zip(a, b, strict=True)
 
@@ -94,8 +104,7 @@ def _pairs(a: Any, b: Any) -> Any:
 def _atom(a: Any, b: Any, env: dict[Any, Known]) -> Known:
     if isinstance(a, core.Literal):
         # A number that changes with the batch size (a mean's divisor) belongs to the batch, not to an image.
-        same = isinstance(b, core.Literal) and np.array_equal(np.asarray(a.val), np.asarray(b.val), equal_nan=True)
-        return FIXED if same else LATE
+        return FIXED if isinstance(b, core.Literal) and same(a.val, b.val) else LATE
     return env[a]
 
 
@@ -111,7 +120,7 @@ def _axis(a: Any, b: Any, sizes: tuple[int, int]) -> tuple[int, ...] | None:
 def _equation(x: Any, y: Any, ins: list[Known], sizes: tuple[int, int]) -> list[Known]:
     late = [LATE] * len(x.outvars)
     time = max((k.time for k in ins), default=Time.FIXED)
-    if time is Time.LATE or x.effects:
+    if time is Time.LATE or x.effects or "callback" in x.primitive.name:
         return late
     if x.primitive.name in _CALLS:
         return _call(x, y, ins, sizes) or late
@@ -149,10 +158,11 @@ def _call(x: Any, y: Any, ins: list[Known], sizes: tuple[int, int]) -> list[Know
         p, q = open_jaxpr(body), open_jaxpr(twin)
         if len(p.invars) != len(args):
             return None
-        env = binding_times(p, q, args, sizes)
+        constants = (getattr(body, "consts", ()), getattr(twin, "consts", ()))
+        env = binding_times(p, q, args, sizes, constants)
         answers.append([_atom(v, w, env) for v, w in _pairs(p.outvars, q.outvars)])
-    same = bool(answers) and all(answer == answers[0] for answer in answers)
-    return answers[0] if same else None
+    agree = bool(answers) and all(answer == answers[0] for answer in answers)
+    return answers[0] if agree else None
 
 
 def _keeps_images_apart(eqn: Any, ins: list[Known], out: int) -> bool:
@@ -162,6 +172,8 @@ def _keeps_images_apart(eqn: Any, ins: list[Known], out: int) -> bool:
     aval, axis = images[0]
     if name in ELEMENTWISE:
         return all(k == out for _, k in images)
+    if name == "stack":
+        return p["axis"] != out and all(k + (k >= p["axis"]) == out for _, k in images if k is not None)
     if name == "concatenate":
         return p["dimension"] != out and all(k == out for _, k in images)
     if name == "dot_general":
@@ -197,6 +209,8 @@ def _keeps_images_apart(eqn: Any, ins: list[Known], out: int) -> bool:
         return axis not in p["dimensions"]
     if name == "top_k":
         return p.get("axis", aval.ndim - 1) % aval.ndim != axis
+    if name == "tile":
+        return p["reps"][axis] == 1
     if name == "split":
         return p["axis"] != axis
     if name == "pad":

@@ -10,8 +10,8 @@ import numpy as np
 from jax.extend import core
 
 # Calls that only group equations: opened, so that a cut may pass through them. A rule for gradients
-# (custom_jvp_call, custom_vjp_call) stays whole: opening it would lose the rule.
-GROUPS = {"jit", "pjit", "closed_call", "core_call", "core_closed_call", "checkpoint", "remat", "remat2"}
+# (custom_jvp_call, custom_vjp_call) and a checkpoint stay whole: opening them would lose what they are for.
+GROUPS = {"jit", "pjit", "closed_call", "core_call", "core_closed_call"}
 
 
 def inner_jaxprs(params: dict[str, Any]) -> list[Any]:
@@ -90,10 +90,16 @@ def digest(*parts: Any) -> str:
         elif isinstance(item, str):
             data = item.encode()
         else:
-            array = np.asarray(item)
+            is_key = isinstance(item, jax.Array) and jax.dtypes.issubdtype(item.dtype, jax.dtypes.prng_key)
+            array = np.asarray(jax.random.key_data(item) if is_key else item)
             data = f"{array.dtype}{array.shape}".encode() + array.tobytes()
         total.update(len(data).to_bytes(8, "little") + data)
     return total.hexdigest()
+
+
+def describe_literal(atom: Any) -> str:
+    """A number in a program, to the last bit (its `repr` is rounded)."""
+    return f"{digest(atom.val)}:{atom.aval.str_short()}"
 
 
 def describe(value: Any) -> str:
@@ -119,7 +125,7 @@ def describe_jaxpr(jaxpr: Any) -> str:
 
     def name(atom: Any) -> str:
         if isinstance(atom, core.Literal):
-            return f"{atom.val!r}:{atom.aval.str_short()}"
+            return describe_literal(atom)
         return f"v{numbers.setdefault(atom, len(numbers))}:{atom.aval.str_short()}"
 
     lines = [",".join(map(name, (*jaxpr.constvars, *jaxpr.invars)))]

@@ -2,9 +2,11 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from cnnjax.staging import Staged
+from cnnjax.staging.times import ProgramDiffers
 
 IMAGE = jax.ShapeDtypeStruct((6, 4), jnp.float32)
 W = {"w": jnp.arange(20.0).reshape(4, 5), "table": jnp.ones((3, 5))}
@@ -31,6 +33,7 @@ APART = {
     "rounded in bfloat16": lambda f, x: (x.astype(jnp.bfloat16) @ f["w"].astype(jnp.bfloat16)).astype(jnp.float32),
     "inside a jitted function": lambda f, x: jax.jit(lambda y: jax.nn.relu(y @ f["w"]))(x),
     "inside a checkpoint": lambda f, x: jax.checkpoint(lambda y: jnp.tanh(y @ f["w"]))(x),
+    "stacked and tiled": lambda f, x: jnp.tile(jnp.stack([x, x * 2], axis=-1), (1, 1, 1, 3)).sum(-1),
     "a choice by platform": lambda f, x: jax.lax.platform_dependent(x, cpu=lambda y: y * 2, default=lambda y: y + y),
 }
 MIXED = {
@@ -90,3 +93,66 @@ def test_a_program_that_changes_with_the_batch_stores_images_only():
 
     cut = Staged(fn, W, IMAGE, jnp.float32(1))
     assert cut.stores_images_only
+
+
+def test_a_number_is_part_of_the_key_to_its_last_bit():
+    a, b, again = (
+        staged(lambda f, x, s=s: (x * s) @ f["w"]).features[0].key for s in (1.23451e-4, 1.23454e-4, 1.23451e-4)
+    )
+    assert a == again and a != b
+
+
+@pytest.mark.parametrize(
+    "late",
+    [
+        lambda y: y * np.full((3,), 1 / len(y), np.float32).sum(),
+        lambda y: y + np.arange(len(y), dtype=np.float32)[:, None, None],
+        lambda y: np.eye(len(y), dtype=np.float32) @ y.reshape(len(y), -1),
+        lambda y: y * (2.0 if len(y) > 6 else 3.0),
+    ],
+)
+def test_constants_that_follow_the_batch_size_are_the_batch_s_own(late):
+    def fn(fixed, x, scale):
+        return late(x @ fixed["w"] * scale)
+
+    cut = Staged(fn, W, IMAGE, jnp.float32(1), batches=(4, 9))
+    for batch in (4, 9):
+        x = jax.random.normal(jax.random.key(batch), (batch, 6, 4))
+        rows = cut.maker(cut.features, batch)(W, x)
+        assert jnp.allclose(cut.late(cut.constants(W), rows, jnp.float32(2)), fn(W, x, 2.0), rtol=1e-5)
+
+
+def test_a_number_chosen_by_the_batch_size_is_not_stored():
+    def early(fixed, x):
+        return (x @ fixed["w"]) * (2.0 if len(x) > 10 else 3.0)
+
+    cut = Staged(lambda f, x, s: early(f, x) * s, W, IMAGE, jnp.float32(1), batches=(32, 8))
+    assert cut.stores_images_only
+    x = jax.random.normal(jax.random.key(0), (8, 6, 4))
+    rows = cut.maker(cut.features, 8)(W, x)
+    assert jnp.allclose(cut.late(cut.constants(W), rows, jnp.float32(1)), early(W, x), rtol=1e-6)
+    # A batch size that was not named is refused rather than guessed.
+    unnamed = Staged(lambda f, x, s: early(f, x) * s, W, IMAGE, jnp.float32(1))
+    with pytest.raises(ProgramDiffers, match="something else at batch size 32"):
+        unnamed.maker(unnamed.features, 32)
+
+
+def test_what_a_callback_gives_is_never_stored():
+    def early(fixed, x):
+        return jax.pure_callback(lambda y: np.asarray(y) * 2, jax.ShapeDtypeStruct(x.shape, x.dtype), x)
+
+    assert staged(early).bytes_per_image == 96
+
+
+def test_a_checkpoint_in_the_trained_part_is_kept():
+    def fn(fixed, x, w):
+        return jax.checkpoint(lambda y: jnp.tanh(y @ w))(x @ fixed["w"])
+
+    cut = Staged(fn, W, IMAGE, jnp.ones((5, 5)))
+    assert cut.late_primitives & {"checkpoint", "remat", "remat2"} and cut.features[0].shape == (6, 5)
+
+
+def test_pictures_of_another_type_are_cast():
+    cut = staged(lambda f, x: x @ f["w"])
+    x = np.ones((3, 6, 4), np.uint8)
+    assert jnp.allclose(cut.maker(cut.features, 3)(W, x)[0], x.astype(np.float32) @ W["w"])

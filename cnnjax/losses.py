@@ -1,0 +1,41 @@
+"""What is minimised and what is reported."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+
+class Metrics(NamedTuple):
+    """Sums over examples; `count` of them."""
+
+    loss: jax.Array | float
+    correct: jax.Array | float
+    count: jax.Array | float
+
+    def summary(self) -> dict[str, float]:
+        """Means, as Python numbers."""
+        loss, correct, count = (float(x) for x in jax.device_get(self))
+        return {"loss": loss / max(count, 1), "accuracy": correct / max(count, 1)}
+
+
+ZERO = Metrics(0.0, 0.0, 0.0)
+
+
+def losses(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Cross-entropy and correctness of each example.
+
+    Args:
+        logits: f32[N, 1] for two classes (binary cross-entropy), f32[N, K] for K (softmax).
+        labels: i32[N].
+
+    Returns:
+        (f32[N] losses in nats, f32[N] 1 where the prediction is right).
+    """
+    if logits.shape[-1] == 1:
+        target = labels.astype(logits.dtype)
+        loss = optax.sigmoid_binary_cross_entropy(logits[:, 0], target)
+        return loss, ((logits[:, 0] > 0) == (labels > 0)).astype(jnp.float32)
+    loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    return loss, (jnp.argmax(logits, -1) == labels).astype(jnp.float32)
