@@ -216,8 +216,8 @@ class Staged:
         first = self._trace(_SIZES[0])[0]
         eqns, ins = needed(first, goals, at_hand)
         image = first.invars[self._fixed_count]
-        rows = [v for v in ins if v in at_hand and v is not image]
-        base = [v for v in ins if v not in at_hand or v is image]
+        rows = [v for v in ins if v in at_hand]
+        base = [v for v in ins if v not in at_hand]
         run = part(jaxpr, [own[v] for v in (*base, *rows)], [own[v] for v in goals], (jaxpr.eqns[k] for k in eqns))
         known_rows, known_goals = [self.times[v] for v in rows], [self.times[v] for v in goals]
         constants = dict(zip(first.constvars, consts, strict=True))
