@@ -4,7 +4,23 @@
 logit on top; Adam, 5 epochs of batches of 32, at 1e-3 where only the head trains and 1e-4 where part of the
 backbone does; BatchNorm live in the layers that train, as in Keras.
 
-RECORD
+    python experiments/frozen_depth_cats_and_dogs.py cats_and_dogs_small mobilenet_7_5_224_tf_no_top.h5
+
+2026-11-23, two cores of an AMD EPYC, no accelerator, Python 3.12, jax 0.12.0.1; 1,150 s in all, of which 27 s went
+into features (the pictures were decoded once, each depth's features made from those of the depth before). Mean and
+95 % interval over three seeds:
+
+| freeze | first layer that trains | rate | trained numbers | test accuracy, 95 % interval | ms a step |
+| --- | --- | ---: | ---: | ---: | ---: |
+| none | conv1 | 0.0001 | 1,817,329 | 96.7 ± 0.5 % | 619.7 |
+| 9 | conv_dw_5 | 0.0001 | 1,779,457 | 97.0 ± 1.0 % | 264.9 |
+| 15 | conv_dw_8 | 0.0001 | 1,511,041 | 96.7 ± 0.5 % | 163.3 |
+| 21 | conv_dw_11 | 0.0001 | 1,053,697 | 96.5 ± 1.5 % | 71.3 |
+| 25 | conv_dw_13 | 0.0001 | 600,577 | 96.9 ± 0.9 % | 18.9 |
+| all | head | 0.001 | 769 | 96.8 ± 1.0 % | 0.1 |
+
+No depth is better than another beyond the interval. (Keras on TensorFlow on the same files, one seed, the same
+head and rates, by first trainable layer: none 97.2, conv_dw_13 96.3, conv_dw_11 96.1, conv_dw_6 96.9, conv1 96.4.)
 """
 
 import sys
