@@ -145,6 +145,11 @@ class Cell:
         return f"{self.freeze} rate {self.learning_rate:g} seed {self.seed}"
 
 
+def seeds_text(config: Ablation) -> str:
+    """`3 seeds`, `1 seed`."""
+    return f"{config.seeds} seed{'s' if config.seeds > 1 else ''}"
+
+
 def default_depths(backbone: Backbone, count: int = 6) -> tuple[str, ...]:
     """At most `count` freezing depths, evenly from nothing to everything."""
     kernels = 0
@@ -350,7 +355,7 @@ def open_task(config: Ablation, console: Console) -> Task:
         console.print(str(load_weights(backbone, config.weights, leave_out="top")), highlight=False)
     counts = ", ".join(f"{len(source)} {name}" for name, source in sources.items())
     console.print(f"{config.data}: {counts} pictures, {len(sources['train'].class_names)} classes", highlight=False)
-    title = f"{config.backbone} on {config.data.name}, {config.seeds} seeds"
+    title = f"{config.backbone} on {config.data.name}, {seeds_text(config)}"
     # The scaling of the pixels belongs to the published weights; a network without any takes 0 to 1.
     scaling = {entry.preprocessing for entry in PUBLISHED.values() if entry.backbone == config.backbone}
     return Task(sources, backbone, scaling.pop() if scaling else "unit", title)

@@ -7,7 +7,7 @@ import jax
 from flax import nnx
 from rich.console import Console
 
-from cnnjax.ablation import Ablation, Task, cache_folder
+from cnnjax.ablation import Ablation, Task, cache_folder, seeds_text
 from cnnjax.checkpoints import restore, save
 from cnnjax.freeze import Freeze
 from cnnjax.functional import leaves_of
@@ -48,7 +48,7 @@ def embedded(config: Ablation, console: Console) -> tuple[Ablation, Task]:
     target = splits["target"]
     train = len(target["train"])
     title = f"lecture_cnn pretrained on {len(splits['source']['train'].class_names)} classes of drawn shapes, "
-    title += f"trained on {train} pictures of {len(target['train'].class_names)} others, {config.seeds} seeds"
+    title += f"trained on {train} pictures of {len(target['train'].class_names)} others, {seeds_text(config)}"
     return config, Task(target, backbone, _PREPROCESSING, title)
 
 
