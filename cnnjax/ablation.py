@@ -16,7 +16,7 @@ from rich.console import Console
 
 from cnnjax.features import GIB, FeatureStore
 from cnnjax.freeze import Freeze, Frozen, layer_names
-from cnnjax.functional import Leaves, leaves_of
+from cnnjax.functional import leaves_of
 from cnnjax.models import BACKBONES, PUBLISHED, Backbone, Classifier, create, lecture_head, linear_head
 from cnnjax.optimizers import make_optimizer
 from cnnjax.progress import Bars
@@ -208,7 +208,7 @@ def sweep(config: Ablation, task: Task, console: Console | None = None) -> Path:
     """
     console = console or Console()
     assert config.image_size and config.epochs and config.optimizer
-    model = _classifier(config, task, config.first_seed)
+    model = Classifier(task.backbone, _head(config, task, config.first_seed), task.preprocessing)
     wanted = cells(config, model)
     identity = _identity(config, task)
     out = config.out or Path("runs") / f"ablate-{config.backbone}-{digest(repr(sorted(identity.items())))[:8]}"
@@ -266,14 +266,8 @@ def _run_missing(
             )
 
 
-def _classifier(config: Ablation, task: Task, seed: int) -> Classifier:
-    head = HEADS[config.head](task.backbone.output_shape(), task.classes, rngs=nnx.Rngs(seed))
-    return Classifier(task.backbone, head, task.preprocessing)
-
-
-def _head_leaves(config: Ablation, task: Task, seed: int) -> Leaves:
-    head = HEADS[config.head](task.backbone.output_shape(), task.classes, rngs=nnx.Rngs(seed))
-    return {f"head/{path}": x for path, x in leaves_of(head).items()}
+def _head(config: Ablation, task: Task, seed: int) -> Backbone:
+    return HEADS[config.head](task.backbone.output_shape(), task.classes, rngs=nnx.Rngs(seed))
 
 
 def _identity(config: Ablation, task: Task) -> dict[str, Any]:
@@ -299,7 +293,8 @@ def _run(
     config: Ablation, task: Task, cell: Cell, trainer: Trainer, prepared: Mapping[str, Any], bars: Bars
 ) -> dict[str, Any]:
     assert config.epochs is not None
-    state = trainer.init(_head_leaves(config, task, cell.seed), cell.learning_rate)
+    head = {f"head/{path}": x for path, x in leaves_of(_head(config, task, cell.seed)).items()}
+    state = trainer.init(head, cell.learning_rate)
     state, log = trainer.fit(
         state, prepared["train"], epochs=config.epochs, seed=cell.seed, progress=bars.bar(cell.name, "steps")
     )

@@ -10,7 +10,7 @@ from rich.console import Console
 from cnnjax.ablation import Ablation, Task, cache_folder, seeds_text
 from cnnjax.checkpoints import restore, save
 from cnnjax.freeze import Freeze
-from cnnjax.functional import leaves_of
+from cnnjax.functional import functionalize, leaves_of
 from cnnjax.models import Backbone, Classifier, lecture_cnn, linear_head
 from cnnjax.progress import Bars
 from cnnjax.staging.trace import digest
@@ -77,6 +77,5 @@ def pretrain(splits: dict[str, Any], console: Console) -> Backbone:
         trained = trainer.leaves(state)
         save(folder, {path: trained[f"backbone/{path}"] for path in leaves})
     trained = restore(folder, leaves)
-    graph, state = nnx.split(backbone)
-    flat = [(path, v.replace(trained["/".join(map(str, path))])) for path, v in nnx.to_flat_state(state)]
-    return nnx.merge(graph, nnx.from_flat_state(flat))
+    filled: Any = functionalize(backbone).module(trained)
+    return filled

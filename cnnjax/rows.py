@@ -5,18 +5,16 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from cnnjax.features import Pictures
 
-class LabelledPictures(Protocol):
+
+class LabelledPictures(Pictures, Protocol):
     """What the trainer asks of a data source (see `cnnjax.data.Source`)."""
 
-    @property
-    def digest(self) -> str: ...
     @property
     def labels(self) -> np.ndarray: ...
     @property
     def image_size(self) -> tuple[int, int]: ...
-    def __len__(self) -> int: ...
-    def read(self, indices: np.ndarray) -> np.ndarray: ...
 
 
 @dataclass(frozen=True)
