@@ -115,7 +115,8 @@ class FeatureStore:
     ) -> dict[str, np.ndarray]:
         start, count = time.perf_counter(), len(source)
         self._make_room(sum(f.nbytes for f in missing) * count)
-        at_hand = [f for f in staged.intermediates if self._exists(f, source)]
+        # Loaded, not only there: what proves damaged must not be counted on.
+        at_hand = [f for f in staged.intermediates if self._load(f, source) is not None]
         maker = staged.maker(missing, batch, stored=at_hand)
         stored = [_present(self._load(f, source)) for f in maker.reads]
         run = jax.jit(maker.run)
@@ -141,11 +142,6 @@ class FeatureStore:
     def _path(self, feature: Feature, source: Pictures) -> Path:
         assert self.root is not None
         return self.root / f"{self._name(feature, source)}.npy"
-
-    def _exists(self, feature: Feature, source: Pictures) -> bool:
-        if self.root is None:
-            return self._name(feature, source) in self._memory
-        return self._path(feature, source).exists()
 
     def _load(self, feature: Feature, source: Pictures) -> np.ndarray | None:
         name = self._name(feature, source)

@@ -117,6 +117,20 @@ def test_a_damaged_file_costs_a_pass_and_never_a_wrong_number(tmp_path, damage):
     assert not found and np.allclose(rows, expected(), rtol=1e-5)
 
 
+def test_a_damaged_shallower_feature_is_not_started_from(tmp_path):
+    def deep(fixed, x, late):
+        return jnp.sin(((x / 255.0) @ fixed["w"]).mean((1, 2)) @ fixed["w"].T) * late
+
+    FeatureStore(tmp_path).get(program(), W, source())
+    (path,) = tmp_path.iterdir()
+    os.truncate(path, path.stat().st_size // 2)
+    store = FeatureStore(tmp_path)
+    staged = Staged(deep, W, jax.ShapeDtypeStruct((6, 6, 3), jnp.float32), jnp.float32(1))
+    (rows,), _ = store.get(staged, W, source())
+    assert [p.decoded for p in store.passes] == [True]
+    assert np.allclose(rows, np.sin(expected() @ np.asarray(W["w"]).T), atol=1e-5)
+
+
 def test_bfloat16_survives_the_disk(tmp_path):
     def fn(fixed, x, late):
         return (x.mean((1, 2)) @ fixed["w"]).astype(jnp.bfloat16).astype(jnp.float32) * late
