@@ -4,8 +4,19 @@ from importlib.metadata import version
 
 from cnnjax.features import FeatureStore
 from cnnjax.freeze import Freeze, Frozen
-from cnnjax.models import Backbone, Classifier, create, lecture_cnn, lecture_head, linear_head, mobilenet, vgg16
+from cnnjax.models import (
+    Backbone,
+    Classifier,
+    cifar_cnn,
+    create,
+    lecture_cnn,
+    lecture_head,
+    linear_head,
+    mobilenet,
+    vgg16,
+)
 from cnnjax.staging import Staged
+from cnnjax.summaries import summary
 from cnnjax.training import Trainer
 from cnnjax.weights.assign import load_weights
 
@@ -19,11 +30,13 @@ __all__ = [
     "Frozen",
     "Staged",
     "Trainer",
+    "cifar_cnn",
     "create",
     "lecture_cnn",
     "lecture_head",
     "linear_head",
     "load_weights",
     "mobilenet",
+    "summary",
     "vgg16",
 ]

@@ -17,8 +17,9 @@ from rich.console import Console
 from cnnjax.features import GIB, FeatureStore
 from cnnjax.freeze import Freeze, Frozen, layer_names
 from cnnjax.functional import leaves_of
-from cnnjax.models import BACKBONES, PUBLISHED, Backbone, Classifier, create, lecture_head, linear_head
+from cnnjax.models import BACKBONES, Backbone, Classifier, create, lecture_head, linear_head
 from cnnjax.optimizers import make_optimizer
+from cnnjax.pretrained import open_backbone
 from cnnjax.progress import Bars
 from cnnjax.rows import LabelledPictures
 from cnnjax.runs import RunFolder
@@ -47,7 +48,7 @@ class Ablation:
     data: Path | None = None
     """Folder of pictures, SPLIT/CLASS/FILE or CLASS/FILE; drawn shapes if not given."""
     backbone: str = "lecture_cnn"
-    """mobilenet, vgg16 or lecture_cnn."""
+    """mobilenet, vgg16, lecture_cnn or cifar_cnn."""
     weights: Path | None = None
     """Keras HDF5 file (.h5) with the backbone's pretrained weights."""
     alpha: float | None = None
@@ -329,7 +330,6 @@ def _run(
 def open_task(config: Ablation, console: Console) -> Task:
     """The task that the options name: a folder of pictures and a backbone."""
     from cnnjax.data import open_splits, split_by_fraction, splits
-    from cnnjax.weights.assign import load_weights
 
     assert config.data is not None and config.image_size is not None
     size = (config.image_size, config.image_size)
@@ -342,18 +342,17 @@ def open_task(config: Ablation, console: Console) -> Task:
         source.verify()
         for reason in source.skipped:
             console.print(f"left out of {name}: {reason}", style="yellow", highlight=False)
-    options = {"alpha": config.alpha} if config.alpha is not None else {}
-    backbone = create(config.backbone, input_shape=(*size, 3), rngs=nnx.Rngs(0), **options)
+    backbone, preprocessing = open_backbone(
+        config.backbone, image_size=config.image_size, alpha=config.alpha, weights=config.weights, include_top=False
+    )
     if config.weights is None:
         console.print("no --weights: the backbone starts from random numbers", style="yellow")
     else:
-        console.print(str(load_weights(backbone, config.weights, leave_out="top")), highlight=False)
+        console.print(f"every weight of the backbone from {config.weights}", highlight=False)
     counts = ", ".join(f"{len(source)} {name}" for name, source in sources.items())
     console.print(f"{config.data}: {counts} pictures, {len(sources['train'].class_names)} classes", highlight=False)
     title = f"{config.backbone} on {config.data.name}, {seeds_text(config)}"
-    # The scaling of the pixels belongs to the published weights; a network without any takes 0 to 1.
-    scaling = {entry.preprocessing for entry in PUBLISHED.values() if entry.backbone == config.backbone}
-    return Task(sources, backbone, scaling.pop() if scaling else "unit", title)
+    return Task(sources, backbone, preprocessing, title)
 
 
 def ablate(config: Ablation) -> Path:

@@ -7,7 +7,14 @@ from typing import NoReturn
 
 # Command -> (module, options, function, what it does); modules are imported when their command is run.
 COMMANDS = {
+    "summary": (
+        "cnnjax.summaries.command",
+        "Summarise",
+        "summarise",
+        "the table of a network: shapes, parameters, what each layer costs and sees",
+    ),
     "ablate": ("cnnjax.ablation", "Ablation", "ablate", "how deep should I freeze? A sweep with a table and a plot"),
+    "size": ("cnnjax.sizing.command", "Size", "size", "output sizes, parameters, multiplications, receptive fields"),
 }
 
 

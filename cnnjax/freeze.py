@@ -16,7 +16,7 @@ import jax
 import optax
 from flax import nnx
 
-from cnnjax.functional import children, join, leaves_of
+from cnnjax.functional import children, join, leaves_of, model_name
 
 T = TypeVar("T")
 
@@ -120,7 +120,7 @@ class Freeze:
                 raise ValueError(f"no part {within!r} in {type(model).__name__}: {type(part).__name__} has no {name!r}")
             part = getattr(part, name)
         layers = _layers(part)
-        chosen = self._choose(type(part).__name__, layers)
+        chosen = self._choose(model_name(part), layers)
         prefix = f"{within}/" if within else ""
         leaves = tuple(leaves_of(model))
         _refuse_shared(layers, chosen, prefix, leaves)

@@ -16,6 +16,12 @@ from flax import nnx
 Leaves = dict[str, jax.Array]
 
 
+def model_name(model: Any) -> str:
+    """What a model is called in messages and tables: its `name` if it has one, or its class's."""
+    name = getattr(model, "name", None)
+    return name if isinstance(name, str) and name else type(model).__name__
+
+
 def join(path: tuple[Any, ...]) -> str:
     """`("blocks", 0, "kernel")` as `"blocks/0/kernel"`."""
     return "/".join(str(part) for part in path)

@@ -61,7 +61,7 @@ def pretrain(splits: dict[str, Any], console: Console) -> Backbone:
     """
     classes = len(splits["train"].class_names)
     rngs = nnx.Rngs(0)
-    backbone = lecture_cnn((SIZE, SIZE, 3), WIDTHS, rngs=rngs)
+    backbone = lecture_cnn((SIZE, SIZE, 3), WIDTHS, include_top=False, rngs=rngs)
     model = Classifier(backbone, linear_head(backbone.output_shape(), classes, rngs=rngs), _PREPROCESSING)
     recipe = f"{WIDTHS} {_EPOCHS} {_PREPROCESSING} {jax.__version__} {splits['train'].digest}"
     folder = cache_folder() / "pretrained" / f"lecture_cnn-{digest(recipe)[:12]}"

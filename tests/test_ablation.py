@@ -119,7 +119,7 @@ def test_relabelled_pictures_are_another_run(finished, config, shapes_folder, tm
 
 
 def test_rates_are_a_second_axis_and_fine_tuning_takes_a_fraction(config):
-    backbone = lecture_cnn((48, 48, 3), rngs=nnx.Rngs(0))
+    backbone = lecture_cnn((48, 48, 3), include_top=False, rngs=nnx.Rngs(0))
     model = Classifier(backbone, linear_head(backbone.output_shape(), 2, rngs=nnx.Rngs(0)), "unit")
     grid = cells(replace(config, learning_rates=(1e-2, 1e-3), tuning_factor=0.1, freeze=("all", "2", " 2")), model)
     assert [(c.freeze, round(c.learning_rate, 9), c.seed) for c in grid] == [
@@ -133,9 +133,29 @@ def test_rates_are_a_second_axis_and_fine_tuning_takes_a_fraction(config):
 
 
 def test_the_default_depths_span_the_backbone():
-    assert default_depths(lecture_cnn((48, 48, 3), rngs=nnx.Rngs(0))) == ("none", "1", "2", "3", "all")
-    assert default_depths(mobilenet(alpha=0.25, rngs=nnx.Rngs(0))) == ("none", "5", "11", "16", "22", "all")
-    assert default_depths(vgg16(input_shape=(32, 32, 3), rngs=nnx.Rngs(0))) == ("none", "3", "5", "8", "10", "all")
+    assert default_depths(lecture_cnn((48, 48, 3), include_top=False, rngs=nnx.Rngs(0))) == (
+        "none",
+        "1",
+        "2",
+        "3",
+        "all",
+    )
+    assert default_depths(mobilenet(alpha=0.25, include_top=False, rngs=nnx.Rngs(0))) == (
+        "none",
+        "5",
+        "11",
+        "16",
+        "22",
+        "all",
+    )
+    assert default_depths(vgg16(input_shape=(32, 32, 3), include_top=False, rngs=nnx.Rngs(0))) == (
+        "none",
+        "3",
+        "5",
+        "8",
+        "10",
+        "all",
+    )
 
 
 def test_the_built_in_default(tmp_path, monkeypatch, capsys):
@@ -199,7 +219,7 @@ def test_cats_and_dogs_with_imagenet_features(shared_data, tmp_path):
         name: Folder(root, name, (160, 160)).take(np.arange(0, total, step))
         for name, total, step in (("train", 2000, 2), ("test", 1000, 2))
     }
-    backbone = mobilenet(alpha=0.75, input_shape=(160, 160, 3), rngs=nnx.Rngs(0))
+    backbone = mobilenet(alpha=0.75, input_shape=(160, 160, 3), include_top=False, rngs=nnx.Rngs(0))
     load_weights(backbone, shared_data / "weights" / "mobilenet_7_5_224_tf_no_top.h5")
     config = Ablation(
         data=root, image_size=160, freeze=("all",), seeds=3, epochs=10, optimizer="rmsprop",

@@ -15,7 +15,7 @@ from cnnjax.models import Classifier, lecture_cnn, linear_head, mobilenet, vgg16
 
 @pytest.fixture(scope="module")
 def mobile():
-    return mobilenet(alpha=0.25, input_shape=(64, 64, 3), rngs=nnx.Rngs(0))
+    return mobilenet(alpha=0.25, input_shape=(64, 64, 3), include_top=False, rngs=nnx.Rngs(0))
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def test_slices_mean_what_they_mean_in_keras(mobile, stop):
 
 
 def test_the_lectures_slice_leaves_block5_of_vgg16_trainable():
-    model = vgg16(input_shape=(32, 32, 3), rngs=nnx.Rngs(0))
+    model = vgg16(input_shape=(32, 32, 3), include_top=False, rngs=nnx.Rngs(0))
     trainable, _ = Freeze.parse("[:-4]").resolve(model).partition(leaves_of(model))
     assert {p.split("/")[0] for p in trainable} == {"block5_conv1", "block5_conv2", "block5_conv3"}
 
@@ -54,7 +54,7 @@ def test_depth_counts_layers_with_a_kernel(mobile):
     assert Freeze.depth(1).resolve(mobile).layers == ("input_layer", "conv1", "conv1_bn", "conv1_relu")
     assert Freeze.depth(27).resolve(mobile).layers == mobile.layer_names
     with pytest.raises(
-        ValueError, match=r"cannot freeze 28 layers of Backbone: it has 27 layers .*conv1 to conv_pw_13"
+        ValueError, match=r"cannot freeze 28 layers of mobilenet: it has 27 layers .*conv1 to conv_pw_13"
     ):
         Freeze.depth(28).resolve(mobile)
 
@@ -68,7 +68,7 @@ def test_through_is_up_to_and_including(mobile):
 
 
 def test_an_unknown_layer_is_answered_with_the_nearest(mobile):
-    with pytest.raises(ValueError, match=r"no layer 'conv_pw_14' in Backbone; did you mean 'conv_pw_\d+'\?"):
+    with pytest.raises(ValueError, match=r"no layer 'conv_pw_14' in mobilenet; did you mean 'conv_pw_\d+'\?"):
         Freeze.through("conv_pw_14").resolve(mobile)
 
 
@@ -97,7 +97,7 @@ def test_all_freezes_parameters_that_belong_to_no_layer():
 
 
 def test_within_keeps_the_head_trainable():
-    backbone = lecture_cnn((48, 48, 3), (4, 4, 4, 4), rngs=nnx.Rngs(0))
+    backbone = lecture_cnn((48, 48, 3), (4, 4, 4, 4), include_top=False, rngs=nnx.Rngs(0))
     model = Classifier(backbone, linear_head(backbone.output_shape(), 2, rngs=nnx.Rngs(0)), "unit")
     trainable, _ = Freeze.all().resolve(model, within="backbone").partition(leaves_of(model))
     assert {p for p in trainable if "dropout" not in p} == {"head/dense/kernel", "head/dense/bias"}

@@ -68,7 +68,9 @@ def classifier(backbone, head=linear_head, classes=2, preprocessing="tf"):
 
 @pytest.fixture(scope="module")
 def mobile():
-    return randomized(classifier(mobilenet(alpha=0.25, input_shape=(64, 64, 3), rngs=nnx.Rngs(0)), lecture_head))
+    return randomized(
+        classifier(mobilenet(alpha=0.25, input_shape=(64, 64, 3), include_top=False, rngs=nnx.Rngs(0)), lecture_head)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -143,7 +145,9 @@ def test_the_loop_moves_nothing_between_host_and_device_unasked(resnet):
 @pytest.mark.parametrize("spec", ["none", "1", "2", "3", "all"])
 def test_the_steps_operations_fall_with_depth_as_the_arithmetic_says(spec):
     size, widths, batch = 46, (8, 16, 32, 32), 4
-    model = classifier(lecture_cnn((size, size, 3), widths, rngs=nnx.Rngs(0)), lecture_head, preprocessing="unit")
+    model = classifier(
+        lecture_cnn((size, size, 3), widths, include_top=False, rngs=nnx.Rngs(0)), lecture_head, preprocessing="unit"
+    )
     trainer = Trainer(model, Freeze.parse(spec).resolve(model, "backbone"), (size, size), batch_size=batch)
     rows = trainer.rows(pictures(batch, size))
     index, weights = epoch_batches(batch, batch, 0, 0)

@@ -6,7 +6,7 @@ from typing import Any
 
 from cnnjax.models.backbone import Backbone, Classifier
 from cnnjax.models.heads import lecture_head, linear_head
-from cnnjax.models.lecture_cnn import lecture_cnn
+from cnnjax.models.lecture_cnn import cifar_cnn, lecture_cnn
 from cnnjax.models.mobilenet import PUBLISHED as _MOBILENET
 from cnnjax.models.mobilenet import mobilenet
 from cnnjax.models.preprocessing import PREPROCESSING, preprocess
@@ -17,6 +17,7 @@ BACKBONES: dict[str, Callable[..., Backbone]] = {
     "mobilenet": mobilenet,
     "vgg16": vgg16,
     "lecture_cnn": lecture_cnn,
+    "cifar_cnn": cifar_cnn,
 }
 """Name to function; see `create`."""
 PUBLISHED = {entry.name: entry for entry in (*_MOBILENET, *_VGG16)}
@@ -28,6 +29,7 @@ __all__ = [
     "PUBLISHED",
     "Backbone",
     "Classifier",
+    "cifar_cnn",
     "create",
     "lecture_cnn",
     "lecture_head",
@@ -39,14 +41,14 @@ __all__ = [
 
 
 def create(name: str, **kwargs: Any) -> Backbone:
-    """Build the backbone of that name; `kwargs` go to its function.
+    """Build the network of that name; `kwargs` go to its function (`include_top=False` for a bare backbone).
 
     Raises:
         LookupError: There is none; the nearest name is given.
 
     >>> from flax import nnx
     >>> create("mobilenet", alpha=0.25, input_shape=(96, 96, 3), rngs=nnx.Rngs(0)).output_shape()
-    (3, 3, 256)
+    (1000,)
     """
     if name not in BACKBONES:
         nearest = difflib.get_close_matches(name, BACKBONES, n=1, cutoff=0)[0]

@@ -25,6 +25,7 @@ class Backbone(nnx.Module):
         input_shape: The shape of one example, (H, W, C) for images; None where any size will do.
         layer_names: The layers' names in Keras's order, input and weightless layers included.
         alpha: The width multiplier, for architectures that have one.
+        name: What it is called in tables and pictures.
 
     >>> from cnnjax.models.layers import Flatten, dense
     >>> named = [("flatten", Flatten()), ("dense", dense(12, 5, rngs=nnx.Rngs(0)))]
@@ -33,13 +34,21 @@ class Backbone(nnx.Module):
     (('flatten', 'dense'), (5,), (12, 5))
     """
 
-    def __init__(self, layers: Iterable[tuple[str, Any]], *, input_shape: Shape, alpha: float | None = None):
+    def __init__(
+        self,
+        layers: Iterable[tuple[str, Any]],
+        *,
+        input_shape: Shape,
+        alpha: float | None = None,
+        name: str = "backbone",
+    ):
         named = tuple(layers)
         if not named:
             raise ValueError("a backbone needs at least one layer")
         self.input_shape = tuple(input_shape)
         self.layer_names = tuple(name for name, _ in named)
         self.alpha = alpha
+        self.name = name
         places: dict[int, str] = {}
         for name, layer in named:
             if not name.isidentifier() or name in vars(self) or hasattr(Backbone, name):
@@ -77,7 +86,8 @@ class Backbone(nnx.Module):
         graphdef, state = nnx.split(self)
         copy = nnx.merge(graphdef, jax.tree.map(jnp.copy, state))
         kept = self.layer_names[: self._position(name) + 1]
-        return Backbone([(n, getattr(copy, n)) for n in kept], input_shape=self.input_shape, alpha=self.alpha)
+        chain = [(n, getattr(copy, n)) for n in kept]
+        return Backbone(chain, input_shape=self.input_shape, alpha=self.alpha, name=self.name)
 
     def __call__(self, x: ArrayLike) -> jax.Array:
         """Run every layer on f32[N, *input_shape].
@@ -148,25 +158,25 @@ class Backbone(nnx.Module):
 
 
 class Classifier(nnx.Module):
-    """Pixels to logits: preprocessing, backbone, head.
+    """Pixels to logits: preprocessing, backbone, and a head if the backbone has no top of its own.
 
     Attributes:
         backbone: Images to features.
-        head: Features to logits.
+        head: Features to logits; None for a backbone that gives logits (`classifier_activation=None`).
         preprocessing: A name from `cnnjax.models.preprocessing.PREPROCESSING`.
 
     >>> from cnnjax.models.heads import linear_head
     >>> from cnnjax.models.lecture_cnn import lecture_cnn
     >>> rngs = nnx.Rngs(0)
-    >>> backbone = lecture_cnn((32, 32, 3), widths=(4, 8), rngs=rngs)
+    >>> backbone = lecture_cnn((32, 32, 3), (4, 8), include_top=False, rngs=rngs)
     >>> model = Classifier(backbone, linear_head(backbone.output_shape(), 2, rngs=rngs), "unit")
     >>> model.eval()
     >>> model(jnp.zeros((5, 32, 32, 3), jnp.uint8)).shape
     (5, 1)
     """
 
-    def __init__(self, backbone: Backbone, head: Backbone, preprocessing: str):
-        if None not in backbone.input_shape:
+    def __init__(self, backbone: Backbone, head: Backbone | None, preprocessing: str):
+        if head is not None and None not in backbone.input_shape:
             head._check((1, *backbone.output_shape()))
         self.backbone = backbone
         self.head = head
@@ -174,4 +184,5 @@ class Classifier(nnx.Module):
 
     def __call__(self, images: ArrayLike) -> jax.Array:
         """Return logits f32[N, classes] (f32[N, 1] for two) of f32 or uint8 [N, H, W, 3] pixels 0 to 255."""
-        return self.head(self.backbone(preprocess(images, self.preprocessing)))
+        out = self.backbone(preprocess(images, self.preprocessing))
+        return out if self.head is None else self.head(out)

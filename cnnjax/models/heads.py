@@ -16,17 +16,21 @@ def lecture_head(feature_shape: tuple[int, ...], classes: int, *, rngs: nnx.Rngs
         classes: Two classes share one logit; more have one each.
         rngs: Keys for weights and dropout.
 
+    Raises:
+        ValueError: The features are no maps (the backbone has a top already), or there are too few classes.
+
     >>> lecture_head((5, 5, 768), 2, rngs=nnx.Rngs(0)).output_shape()
     (1,)
     """
     return Backbone(
         [
             ("flatten", Flatten()),
-            ("dense", dense(math.prod(feature_shape), 256, rngs=rngs)),
+            ("dense", dense(math.prod(_maps(feature_shape)), 256, rngs=rngs)),
             ("dropout", nnx.Dropout(0.5, rngs=rngs)),
             ("dense_1", dense(256, _logits(classes), rngs=rngs)),
         ],
         input_shape=feature_shape,
+        name="lecture_head",
     )
 
 
@@ -42,10 +46,19 @@ def linear_head(feature_shape: tuple[int, ...], classes: int, *, rngs: nnx.Rngs)
         [
             ("global_average_pooling2d", GlobalAveragePooling2D()),
             ("dropout", nnx.Dropout(0.2, rngs=rngs)),
-            ("dense", dense(feature_shape[-1], _logits(classes), rngs=rngs)),
+            ("dense", dense(_maps(feature_shape)[-1], _logits(classes), rngs=rngs)),
         ],
         input_shape=feature_shape,
+        name="linear_head",
     )
+
+
+def _maps(feature_shape: tuple[int, ...]) -> tuple[int, ...]:
+    if len(feature_shape) != 3:
+        raise ValueError(
+            f"a head goes on feature maps (H, W, C), found {feature_shape}; build the backbone with include_top=False"
+        )
+    return feature_shape
 
 
 def _logits(classes: int) -> int:

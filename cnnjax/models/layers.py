@@ -72,6 +72,14 @@ class Dense(nnx.Linear):
         return ACTIVATIONS[self.activation](super().__call__(inputs, out_sharding))
 
 
+class DepthwiseConv2D(nnx.Conv):
+    """`nnx.Conv` with a group for every channel, under Keras's name. Made by `depthwise_conv2d`."""
+
+
+class BatchNormalization(nnx.BatchNorm):
+    """`nnx.BatchNorm` under Keras's name. Made by `batch_normalization`."""
+
+
 def conv2d(
     in_features: int,
     out_features: int,
@@ -111,7 +119,7 @@ def depthwise_conv2d(
     padding: str = "VALID",
     use_bias: bool = True,
     rngs: nnx.Rngs,
-) -> nnx.Conv:
+) -> DepthwiseConv2D:
     """Build Keras's `DepthwiseConv2D` (depth multiplier 1): a convolution with a group for every channel.
 
     The kernel is f32[kh, kw, 1, features] (Keras stores f32[kh, kw, features, 1]); fan-in plus fan-out, and
@@ -120,7 +128,7 @@ def depthwise_conv2d(
     >>> depthwise_conv2d(8, (3, 3), rngs=nnx.Rngs(0)).kernel.shape
     (3, 3, 1, 8)
     """
-    return nnx.Conv(
+    return DepthwiseConv2D(
         features,
         features,
         kernel_size,
@@ -145,7 +153,7 @@ def dense(in_features: int, out_features: int, *, activation: str = "linear", rn
     return layer
 
 
-def batch_normalization(features: int, *, rngs: nnx.Rngs) -> nnx.BatchNorm:
+def batch_normalization(features: int, *, rngs: nnx.Rngs) -> BatchNormalization:
     """Build Keras's `BatchNormalization` over the last axis: epsilon 1e-3, momentum 0.99.
 
     Leaves: `scale` (Keras's gamma), `bias` (beta), `mean` and `var` (the moving statistics), each
@@ -154,7 +162,7 @@ def batch_normalization(features: int, *, rngs: nnx.Rngs) -> nnx.BatchNorm:
     >>> batch_normalization(8, rngs=nnx.Rngs(0)).epsilon
     0.001
     """
-    return nnx.BatchNorm(features, epsilon=1e-3, momentum=0.99, rngs=rngs)
+    return BatchNormalization(features, epsilon=1e-3, momentum=0.99, rngs=rngs)
 
 
 class InputLayer(nnx.Module):

@@ -15,9 +15,10 @@ _BLOCKS = ((64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2), *((512, 1)
 def mobilenet(
     alpha: float = 1.0,
     input_shape: Shape = (224, 224, 3),
-    include_top: bool = False,
+    include_top: bool = True,
     classes: int = 1000,
     dropout: float = 1e-3,
+    classifier_activation: str | None = "softmax",
     *,
     rngs: nnx.Rngs,
 ) -> Backbone:
@@ -26,9 +27,10 @@ def mobilenet(
     Args:
         alpha: The width multiplier; every layer has int(alpha * its width) channels.
         input_shape: (H, W, 3), at least 32 pixels a side; None for any height or width.
-        include_top: Whether to end in Keras's classification layers (softmax over `classes`).
+        include_top: Whether to end in Keras's classification layers; False for a backbone under another head.
         classes: Classes of the top.
         dropout: Dropout rate in the top.
+        classifier_activation: Of the top; None for logits.
         rngs: Keys for weights and dropout.
 
     Returns:
@@ -36,15 +38,18 @@ def mobilenet(
         classes] with top.
 
     Raises:
-        ValueError: The images are smaller than 32 pixels or `alpha` leaves a layer without channels.
+        ValueError: The images are smaller than 32 pixels, `alpha` leaves a layer without channels, or the top
+            has no classes.
 
-    >>> mobilenet(0.25, (160, 160, 3), rngs=nnx.Rngs(0)).output_shape()
+    >>> mobilenet(0.25, (160, 160, 3), include_top=False, rngs=nnx.Rngs(0)).output_shape()
     (5, 5, 256)
     """
     if int(32 * alpha) < 1:
         raise ValueError(f"alpha {alpha} leaves conv1 {int(32 * alpha)} of its 32 channels; it must be at least 1/32")
     if any(n is not None and n < 32 for n in input_shape[:2]):
         raise ValueError(f"MobileNet needs images of at least 32x32 pixels, found input_shape {input_shape}")
+    if include_top and classes < 1:
+        raise ValueError(f"MobileNet with top needs at least one class, found {classes}")
     channels = int(32 * alpha)
     named: list[tuple[str, Any]] = [
         ("input_layer", layers.InputLayer()),
@@ -81,9 +86,9 @@ def mobilenet(
             ("dropout", nnx.Dropout(dropout, rngs=rngs)),
             ("conv_preds", layers.conv2d(channels, classes, (1, 1), padding="SAME", rngs=rngs)),
             ("reshape_2", layers.Reshape((classes,))),
-            ("predictions", layers.Activation("softmax")),
+            ("predictions", layers.Activation(classifier_activation or "linear")),
         ]
-    return Backbone(named, input_shape=input_shape, alpha=alpha)
+    return Backbone(named, input_shape=input_shape, alpha=alpha, name="mobilenet")
 
 
 def _colours(input_shape: Shape) -> int:

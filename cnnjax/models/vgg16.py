@@ -12,14 +12,21 @@ _BLOCKS = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))  # (filters, convolu
 
 
 def vgg16(
-    input_shape: Shape = (224, 224, 3), include_top: bool = False, classes: int = 1000, *, rngs: nnx.Rngs
+    input_shape: Shape = (224, 224, 3),
+    include_top: bool = True,
+    classes: int = 1000,
+    classifier_activation: str | None = "softmax",
+    *,
+    rngs: nnx.Rngs,
 ) -> Backbone:
     """Build VGG16 with Keras's layer names in Keras's order (19 layers, 23 with top).
 
     Args:
         input_shape: (H, W, 3), at least 32 pixels a side; None for any height or width, without top only.
-        include_top: Whether to end in Keras's classification layers (fc1, fc2, softmax over `classes`).
+        include_top: Whether to end in Keras's classification layers (fc1, fc2, predictions); False for a backbone
+            under another head.
         classes: Classes of the top.
+        classifier_activation: Of the top; None for logits.
         rngs: Keys for weights.
 
     Returns:
@@ -27,9 +34,9 @@ def vgg16(
         classes] with top.
 
     Raises:
-        ValueError: The images are smaller than 32 pixels, or of unknown size with a top.
+        ValueError: The images are smaller than 32 pixels, or of unknown size with a top, or the top has no classes.
 
-    >>> vgg16((180, 180, 3), rngs=nnx.Rngs(0)).output_shape()
+    >>> vgg16((180, 180, 3), include_top=False, rngs=nnx.Rngs(0)).output_shape()
     (5, 5, 512)
     """
     height, width, channels = input_shape
@@ -39,6 +46,8 @@ def vgg16(
         raise ValueError(f"VGG16 needs images of at least 32x32 pixels, found input_shape {input_shape}")
     if include_top and (height is None or width is None):
         raise ValueError(f"VGG16 with top needs a known image size (fc1 reads every position), found {input_shape}")
+    if include_top and classes < 1:
+        raise ValueError(f"VGG16 with top needs at least one class, found {classes}")
     named: list[tuple[str, Any]] = [("input_layer", layers.InputLayer())]
     for block, (filters, convolutions) in enumerate(_BLOCKS, start=1):
         for i in range(1, convolutions + 1):
@@ -52,9 +61,9 @@ def vgg16(
             ("flatten", layers.Flatten()),
             ("fc1", layers.dense(features, 4096, activation="relu", rngs=rngs)),
             ("fc2", layers.dense(4096, 4096, activation="relu", rngs=rngs)),
-            ("predictions", layers.dense(4096, classes, activation="softmax", rngs=rngs)),
+            ("predictions", layers.dense(4096, classes, activation=classifier_activation or "linear", rngs=rngs)),
         ]
-    return Backbone(named, input_shape=input_shape)
+    return Backbone(named, input_shape=input_shape, name="vgg16")
 
 
 PUBLISHED = tuple(

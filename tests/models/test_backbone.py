@@ -106,7 +106,7 @@ def test_wrong_input_is_refused(shape, message, model):
 def test_too_small_input_is_refused_by_layer():
     from cnnjax.models.lecture_cnn import lecture_cnn
 
-    model = lecture_cnn((None, None, 3), (4, 4), rngs=nnx.Rngs(0))
+    model = lecture_cnn((None, None, 3), (4, 4), include_top=False, rngs=nnx.Rngs(0))
     assert model.output_shape((10, 11, 3)) == (1, 1, 4)
     with pytest.raises(ValueError, match=r"\(9, 12, 3\) is too small: layer 'max_pooling2d_2' leaves \(0, 1, 4\)"):
         model.output_shape((9, 12, 3))

@@ -28,7 +28,7 @@ def pair(keras_oracle, shared_data):
                 / "weights"
                 / {0.25: "mobilenet_2_5_224_tf_no_top.h5"}.get(alpha, "mobilenet_7_5_224_tf_no_top.h5")
             )
-            ours = nnx.eval_shape(lambda: mobilenet(alpha, ANY_SIZE, rngs=nnx.Rngs(0)))
+            ours = nnx.eval_shape(lambda: mobilenet(alpha, ANY_SIZE, include_top=False, rngs=nnx.Rngs(0)))
             load_weights(ours, file)
             ours.eval()
             theirs = keras_oracle.keras.applications.MobileNet(
@@ -127,7 +127,7 @@ def test_dropout_of_the_top_drops_only_in_training():
 )
 def test_impossible_models_are_refused(kwargs, message):
     with pytest.raises(ValueError, match=message):
-        mobilenet(rngs=nnx.Rngs(0), **kwargs)
+        mobilenet(include_top=False, rngs=nnx.Rngs(0), **kwargs)
 
 
 def test_published_names_are_those_keras_downloads(keras_oracle, monkeypatch):

@@ -31,7 +31,7 @@ def pair(keras_oracle, tmp_path_factory):
     file = tmp_path_factory.mktemp("vgg16") / "vgg16.h5"
     theirs = _with_biases(keras_oracle.keras.applications.VGG16(weights=None, input_shape=ANY_SIZE, include_top=False))
     keras_oracle.save(theirs, file)
-    ours = nnx.eval_shape(lambda: vgg16(ANY_SIZE, rngs=nnx.Rngs(0)))
+    ours = nnx.eval_shape(lambda: vgg16(ANY_SIZE, include_top=False, rngs=nnx.Rngs(0)))
     load_weights(ours, file)
     return ours, theirs
 
@@ -55,7 +55,7 @@ def test_top_gives_keras_outputs(keras_oracle, tmp_path, assert_same):
     names = ("flatten", "fc1", "fc2", "predictions")
     assert_same(jax.jit(lambda m, x: m.activations(x, names))(ours, x), keras_oracle.run(theirs, x, names))
 
-    without = nnx.eval_shape(lambda: vgg16(ANY_SIZE, rngs=nnx.Rngs(0)))
+    without = nnx.eval_shape(lambda: vgg16(ANY_SIZE, include_top=False, rngs=nnx.Rngs(0)))
     report = load_weights(without, tmp_path / "top.h5", leave_out="top")
     assert report.left_out == tuple(f"{n}/{t}" for n in ("fc1", "fc2", "predictions") for t in ("kernel", "bias"))
     np.testing.assert_array_equal(without.block5_conv3.kernel, ours.block5_conv3.kernel)
@@ -86,7 +86,7 @@ def test_layers_are_keras_layers(top, keras_oracle):
 )
 def test_impossible_models_are_refused(kwargs, message):
     with pytest.raises(ValueError, match=message):
-        vgg16(rngs=nnx.Rngs(0), **kwargs)
+        vgg16(**{"include_top": False, **kwargs}, rngs=nnx.Rngs(0))
 
 
 def test_published_files_are_those_keras_downloads(keras_oracle):

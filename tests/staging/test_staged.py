@@ -82,7 +82,7 @@ def test_a_cast_stays_on_the_side_that_stores_fewer_bytes(resnet):
 
 
 def test_mobilenet_is_cut_at_every_depth():
-    backbone = mobilenet(alpha=0.25, input_shape=(64, 64, 3), rngs=nnx.Rngs(0))
+    backbone = mobilenet(alpha=0.25, input_shape=(64, 64, 3), include_top=False, rngs=nnx.Rngs(0))
     model = Classifier(backbone, linear_head(backbone.output_shape(), 2, rngs=nnx.Rngs(0)), "tf")
     for spec, expected in (("conv_pw_5_relu", (8, 8, 64)), ("conv_pw_11_relu", (4, 4, 128)), ("all", (256,))):
         cut, *_ = stage(model, spec, size=64, within="backbone")
@@ -122,7 +122,7 @@ import sys; sys.path.insert(0, {tests!r})
 import jax, jax.numpy as jnp
 from flax import nnx
 from cnnjax import Classifier, Freeze, Trainer, linear_head, mobilenet
-b = mobilenet(alpha=0.25, input_shape=(32, 32, 3), rngs=nnx.Rngs(0))
+b = mobilenet(alpha=0.25, input_shape=(32, 32, 3), include_top=False, rngs=nnx.Rngs(0))
 m = Classifier(b, linear_head(b.output_shape(), 2, rngs=nnx.Rngs(0)), "tf")
 print(Trainer(m, Freeze.all().resolve(m, "backbone"), (32, 32)).staged.features[0].key)
 """

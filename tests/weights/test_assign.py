@@ -177,7 +177,7 @@ def test_placement_is_kept(values, write):
 
 
 def test_file_for_another_alpha_is_recognised(shared_data):
-    model = mobilenet(0.5, (64, 64, 3), rngs=nnx.Rngs(0))
+    model = mobilenet(0.5, (64, 64, 3), include_top=False, rngs=nnx.Rngs(0))
     message = _refused(model, shared_data / "weights" / "mobilenet_7_5_224_tf_no_top.h5")
     assert "(the file looks like alpha 0.75, the model has alpha 0.5)" in message
     assert "conv_dw_1/depthwise_kernel is (3, 3, 24, 1) in the file, (3, 3, 16, 1) in the model" in message
@@ -192,7 +192,7 @@ def test_file_for_another_architecture_is_recognised(shared_data):
 
 def test_real_file_with_top_fits_both_models(shared_data):
     path = shared_data / "weights" / "mobilenet_7_5_224_tf.h5"
-    without = nnx.eval_shape(lambda: mobilenet(0.75, rngs=nnx.Rngs(0)))
+    without = nnx.eval_shape(lambda: mobilenet(0.75, include_top=False, rngs=nnx.Rngs(0)))
     assert load_weights(without, path, leave_out="top").left_out == ("conv_preds/kernel", "conv_preds/bias")
     top = nnx.eval_shape(lambda: mobilenet(0.75, include_top=True, rngs=nnx.Rngs(0)))
     assert len(load_weights(top, path).loaded) == 137

@@ -1,0 +1,65 @@
+"""Loss and accuracy against the epoch: where training and validation part, a network overfits."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+_COLOURS = {"train": "tab:blue", "validation": "tab:orange", "test": "tab:green"}
+
+
+def overfits_from(records: Sequence[Mapping[str, Any]], split: str = "validation") -> int:
+    """The epoch after which the loss of `split` never was as low again: from there on training only memorises.
+
+    Args:
+        records: One an epoch, with `epoch` and `validation_loss` (or another split's).
+        split: Whose loss is looked at.
+
+    Raises:
+        ValueError: There are no records, or they have no such loss.
+
+    >>> overfits_from([{"epoch": k, "validation_loss": loss} for k, loss in enumerate((0.7, 0.5, 0.6, 0.9), 1)])
+    2
+    """
+    losses = [(record[f"{split}_loss"], record["epoch"]) for record in records if f"{split}_loss" in record]
+    if not losses:
+        raise ValueError(f"none of the {len(records)} records has a {split}_loss")
+    return min(losses)[1]
+
+
+def plot(records: Sequence[Mapping[str, Any]], path: Path, title: str) -> None:
+    """Draw accuracy and loss of every split against the epoch, as PNG.
+
+    Args:
+        records: One an epoch: `epoch`, and `train_accuracy`, `validation_loss` and the like.
+        path: The picture.
+        title: Its title.
+
+    Raises:
+        ValueError: There are no records to draw.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    if not records:
+        raise ValueError("no records: there is nothing to draw")
+    figure = Figure(figsize=(10, 4), dpi=120, layout="constrained")
+    panels = FigureCanvasAgg(figure).figure.subplots(1, 2)
+    for axes, (measure, unit, factor) in zip(panels, (("accuracy", ", %", 100.0), ("loss", "", 1.0)), strict=True):
+        for split, colour in _COLOURS.items():
+            points = [(r["epoch"], factor * r[f"{split}_{measure}"]) for r in records if f"{split}_{measure}" in r]
+            if points:
+                style = "o" if len(points) == 1 else "o-"
+                axes.plot(*zip(*points, strict=True), style, ms=3, lw=1.5, color=colour, label=split)
+        if any("validation_loss" in record for record in records):
+            best = overfits_from(records)
+            axes.axvline(best, color="0.5", lw=1, ls=":", label=f"lowest validation loss (epoch {best})")
+        axes.set_xlabel("epoch")
+        axes.set_ylabel(measure + unit)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize="small")
+    figure.suptitle(title, fontsize="medium")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    figure.savefig(partial, format="png")
+    partial.replace(path)

@@ -1,0 +1,6 @@
+"""What a model is made of: the table as Keras prints it, costs, receptive fields, the frontier."""
+
+from cnnjax.summaries.measure import receptive_field, receptive_fields
+from cnnjax.summaries.summary import Layer, Summary, summary
+
+__all__ = ["Layer", "Summary", "receptive_field", "receptive_fields", "summary"]

@@ -1,0 +1,90 @@
+"""Where the frontier lies: which layers are computed once an image, and what is stored."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from cnnjax.freeze import Frozen
+from cnnjax.functional import functionalize, leaves_of
+from cnnjax.staging.cut import frontier as cut_program
+from cnnjax.staging.times import FIXED, LATE, Known, ProgramDiffers, Time, binding_times
+from cnnjax.staging.trace import flat_trace
+from cnnjax.summaries.measure import marked, marked_layer
+
+# Batch sizes that no layer is likely to have, as in `cnnjax.staging`.
+_SIZES = (5, 7)
+
+
+@dataclass(frozen=True)
+class Frontier:
+    """The cut between what is computed once and what every training step computes.
+
+    Attributes:
+        once: By layer, whether its output is known before training starts.
+        stored: (dtype, shape) of each array that is kept for an image.
+    """
+
+    once: dict[str, bool]
+    stored: tuple[tuple[str, tuple[int, ...]], ...]
+
+    @property
+    def bytes_per_image(self) -> int:
+        """Bytes that are kept for one image."""
+        return sum(math.prod(shape) * jnp.dtype(dtype).itemsize for dtype, shape in self.stored)
+
+
+def frontier(model: nnx.Module, frozen: Frozen, shape: Sequence[int], dtype: Any) -> Frontier | None:
+    """Find the frontier of a model's training step, from its program alone.
+
+    Args:
+        model: Any NNX module; its leaves may be abstract.
+        frozen: What is frozen.
+        shape: Of one example.
+        dtype: Of the input.
+
+    Returns:
+        The frontier, or None if the model is another program at another batch size.
+
+    >>> from cnnjax.freeze import Freeze
+    >>> from cnnjax.models import lecture_cnn
+    >>> model = lecture_cnn(rngs=nnx.Rngs(0))
+    >>> cut = frontier(model, Freeze.through("max_pooling2d_2").resolve(model), (150, 150, 3), "float32")
+    >>> cut.stored, cut.once["conv2d_2"], cut.once["conv2d_3"]
+    ((('float32', (36, 36, 64)),), True, False)
+    """
+    functional = functionalize(model, frozen=frozen)
+    random = set(functional.random())
+    leaves = {p: jax.ShapeDtypeStruct(x.shape, x.dtype) for p, x in leaves_of(model).items() if p not in random}
+    live, fixed = frozen.partition(leaves)
+    # Trained weights are late, and so are the statistics of normalisation that is live.
+    late = {"live": live, "key": jax.eval_shape(lambda: jax.random.key(0))}
+
+    def step(fixed: Any, images: Any, late: Any) -> Any:
+        everything = {**fixed, **late["live"], **functional.random_leaves(late["key"])}
+        return marked(functional.module(everything, train=True))(images)
+
+    known = [FIXED] * len(fixed) + [Known(Time.IMAGE, 0)] + [LATE] * len(jax.tree.leaves(late))
+    images = [jax.ShapeDtypeStruct((size, *shape), dtype) for size in _SIZES]
+    (jaxpr, consts, _), (other, other_consts, _) = (flat_trace(step, fixed, x, late) for x in images)
+    try:
+        times = binding_times(jaxpr, other, known, _SIZES, (consts, other_consts))
+    except ProgramDiffers:
+        return None
+    once: dict[str, bool] = {}
+    for eqn in jaxpr.eqns:
+        if layer := marked_layer(eqn):
+            # A layer that is called twice is computed once only if both calls are.
+            once[layer] = once.get(layer, True) and times[eqn.outvars[0]].time is not Time.LATE
+    cut, _ = cut_program(jaxpr, times)
+    stored = []
+    for var in cut:
+        if times[var].time is Time.IMAGE:
+            rest = tuple(n for k, n in enumerate(var.aval.shape) if k != times[var].axis)
+            repeat = times[var].repeat
+            stored.append((str(var.aval.dtype), rest if repeat == 1 else (repeat, *rest)))
+    return Frontier(once, tuple(stored))

@@ -1,0 +1,212 @@
+"""The table of a model, as Keras prints it, with what nobody else prints."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax.numpy as jnp
+from flax import nnx
+
+from cnnjax.freeze import Freeze, Frozen, layer_names
+from cnnjax.functional import Functional, functionalize, leaves_of, model_name, modules
+from cnnjax.sizing.field import Field
+from cnnjax.summaries.frontier import Frontier, frontier
+from cnnjax.summaries.measure import Measured, known_shape, measure
+
+_NOT_WEIGHTS = (nnx.RngState, nnx.Cache, nnx.Intermediate)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One line of the table. What is None is not known.
+
+    Attributes:
+        name: Its path in the model: `conv_pw_13`, `blocks/0/conv1`.
+        kind: The name of its class.
+        output_shape: None for the batch.
+        parameters: All its numbers, moving statistics included, as Keras counts them.
+        trainable: Those that an optimizer moves.
+        multiplications: Of convolutions and matrix products for one image, F·F·D·W'·H'·D'; biases,
+            normalisation and activations are not counted, as on the slide.
+        fields: Receptive field of rows and of columns, or of whatever axes the input has.
+        once: Whether its output is computed once an image and never again; False: in every step.
+    """
+
+    name: str
+    kind: str
+    output_shape: tuple[int | None, ...] | None
+    parameters: int
+    trainable: int
+    multiplications: int | None
+    fields: tuple[Field | None, ...]
+    once: bool | None
+
+    @property
+    def non_trainable(self) -> int:
+        """Parameters that no optimizer moves: frozen ones and moving statistics."""
+        return self.parameters - self.trainable
+
+
+@dataclass(frozen=True, repr=False)
+class Summary:
+    """What `summary` gives; prints as Keras's table.
+
+    Attributes:
+        model: The model's name, or that of its class.
+        layers: In the model's order.
+        nbytes: Bytes of all parameters.
+        multiplications: Of one image through the whole model; None if those of some layer are not known.
+        frozen: The freeze specification, "none" if there is none.
+        frontier: What is stored for each image; None where nothing is frozen or it is not known.
+    """
+
+    model: str
+    layers: tuple[Layer, ...]
+    nbytes: int
+    multiplications: int | None
+    frozen: str
+    frontier: Frontier | None
+
+    @property
+    def parameters(self) -> int:
+        """All numbers, moving statistics included: Keras's `count_params()`."""
+        return sum(layer.parameters for layer in self.layers)
+
+    @property
+    def trainable(self) -> int:
+        """Numbers that an optimizer moves."""
+        return sum(layer.trainable for layer in self.layers)
+
+    @property
+    def non_trainable(self) -> int:
+        """Numbers that no optimizer moves."""
+        return self.parameters - self.trainable
+
+    def layer(self, name: str) -> Layer:
+        """The layer of that name.
+
+        Raises:
+            LookupError: There is none; the nearest name is given.
+        """
+        from cnnjax.hooks import checked_layer
+
+        checked_layer(name, [layer.name for layer in self.layers], self.model)
+        return next(layer for layer in self.layers if layer.name == name)
+
+    def text(self, *, wide: bool = False, width: int | None = None) -> str:
+        """The table for a terminal; `wide` adds multiplications, fields, what trains and the frontier."""
+        from cnnjax.summaries.formats import text
+
+        return text(self, wide=wide, width=width)
+
+    def markdown(self, *, wide: bool = False) -> str:
+        """The table in Markdown."""
+        from cnnjax.summaries.formats import markdown
+
+        return markdown(self, wide=wide)
+
+    def json(self) -> str:
+        """Everything as JSON; null where it is not known."""
+        from cnnjax.summaries.formats import json_text
+
+        return json_text(self)
+
+    def __str__(self) -> str:
+        return self.text()
+
+    __repr__ = __str__
+
+
+def summary(
+    model: nnx.Module,
+    *,
+    input_shape: Sequence[int] | None = None,
+    freeze: Freeze | Frozen | str | None = None,
+    dtype: Any = jnp.float32,
+) -> Summary:
+    """Measure a model layer by layer, without running it.
+
+    Layers, names, shapes and parameters are those of Keras's `model.summary()` for our architectures. Any
+    NNX model can be summarised: its layers are its innermost modules (`cnnjax.freeze.layer_names`). A module
+    that multiplies outside of them (attention) has a line of its own behind them. What cannot be known (the
+    shape of a layer that is not called, a receptive field through attention) is blank.
+
+    Args:
+        model: Any NNX module; its leaves may be abstract (`nnx.eval_shape`).
+        input_shape: Of one example, (H, W, C) for images; the model's own if it has an `input_shape`.
+            Without either, shapes and multiplications are blank.
+        freeze: What is frozen: a `Freeze`, its text ("block4_pool", "[:-4]") or a resolved `Frozen`. In a
+            model with a `backbone` it speaks of that.
+        dtype: Of the input.
+
+    Raises:
+        ValueError: The freeze does not fit the model, or `input_shape` is no shape.
+
+    >>> from cnnjax.models import lecture_cnn
+    >>> table = summary(lecture_cnn(rngs=nnx.Rngs(0)))
+    >>> table.parameters, table.layer("conv2d_2").output_shape, table.layer("conv2d_2").parameters
+    (3453121, (None, 72, 72, 64), 18496)
+    """
+    shape = known_shape(model, input_shape)
+    frozen = _resolved(model, freeze)
+    functional = functionalize(model)
+    measured = measure(model, shape, dtype) if shape else {}
+    cut = frontier(model, frozen, shape, dtype) if shape and frozen.layers else None
+    leaves = leaves_of(model)
+    kinds = {"": type(model).__name__, **{path: type(module).__name__ for path, module in modules(model)}}
+    weights = [path for path, kind in functional.kinds.items() if not issubclass(kind, _NOT_WEIGHTS)]
+    rows = []
+    for name in _rows(layer_names(model), measured):
+        inside = [p for p in weights if p == name or p.startswith(f"{name}/")] if name in layer_names(model) else []
+        rows.append(_row(name, kinds, inside, leaves, functional, frozen, measured, cut))
+    nbytes = sum(leaves[path].size * leaves[path].dtype.itemsize for path in weights)
+    return Summary(model_name(model), tuple(rows), nbytes, _total(measured), frozen.label, cut)
+
+
+def _row(
+    name: str,
+    kinds: dict[str, str],
+    weights: list[str],
+    leaves: dict[str, Any],
+    functional: Functional,
+    frozen: Frozen,
+    measured: dict[str, Measured],
+    cut: Frontier | None,
+) -> Layer:
+    parameters = set(functional.parameters())
+    found = measured.get(name)
+    views = found.views[1:] if found and found.views else ()
+    return Layer(
+        name=name or f"({kinds['']})",
+        kind=kinds.get(name, "Param"),
+        output_shape=found.shape if found else None,
+        parameters=sum(leaves[path].size for path in weights),
+        trainable=sum(leaves[path].size for path in weights if path in parameters and not frozen(path)),
+        multiplications=found.multiplications if found else (0 if measured and name not in kinds else None),
+        fields=tuple(view.field if view else None for view in views),
+        once=cut.once.get(name) if cut else None,
+    )
+
+
+def _total(measured: dict[str, Measured]) -> int | None:
+    counts = [found.multiplications for found in measured.values()]
+    known = [n for n in counts if n is not None]
+    return sum(known) if measured and len(known) == len(counts) else None
+
+
+def _rows(names: Sequence[str], measured: dict[str, Measured]) -> list[str]:
+    """The layers, and each larger module that multiplies by itself behind the last of its layers."""
+    rows = list(names)
+    own = [p for p, found in measured.items() if p not in names and found.multiplications != 0]
+    for path in sorted(own, key=len, reverse=True):
+        inside = [k for k, name in enumerate(rows) if not path or name.startswith(f"{path}/")]
+        rows.insert(inside[-1] + 1 if inside else len(rows), path)
+    return rows
+
+
+def _resolved(model: Any, freeze: Freeze | Frozen | str | None) -> Frozen:
+    if isinstance(freeze, Frozen):
+        return freeze
+    chosen = Freeze.parse(freeze) if isinstance(freeze, str) else freeze or Freeze.none()
+    within = "backbone" if isinstance(getattr(model, "backbone", None), nnx.Module) else ""
+    return chosen.resolve(model, within=within)
