@@ -2,6 +2,7 @@
 
 from importlib.metadata import version
 
+from cnnjax import sizing
 from cnnjax.features import FeatureStore
 from cnnjax.freeze import Freeze, Frozen
 from cnnjax.models import (
@@ -37,6 +38,7 @@ __all__ = [
     "linear_head",
     "load_weights",
     "mobilenet",
+    "sizing",
     "summary",
     "vgg16",
 ]
