@@ -6,7 +6,23 @@ augmentation, no dropout: the point is the gap.
 
     python experiments/lecture_cnn_from_scratch.py cats_and_dogs_small
 
-MEASURED
+2026-11-23, two cores of an AMD EPYC, no accelerator, Python 3.12, jax 0.12.0.1, other work on the machine (an epoch
+took 28 to 163 s, so seconds are not part of the record); one seed:
+
+| epoch | training loss | training accuracy | validation loss | validation accuracy |
+| ---: | ---: | ---: | ---: | ---: |
+| 1 | 0.692 | 51.4 % | 0.689 | 50.4 % |
+| 5 | 0.598 | 67.6 % | 0.608 | 67.8 % |
+| 10 | 0.494 | 76.2 % | 0.630 | 65.7 % |
+| 15 | 0.379 | 83.1 % | 0.585 | 73.1 % |
+| 17 | 0.342 | 85.5 % | 0.522 | 76.4 % |
+| 20 | 0.267 | 89.4 % | 0.582 | 75.8 % |
+| 25 | 0.164 | 94.3 % | 0.628 | 76.1 % |
+| 30 | 0.088 | 97.5 % | 0.940 | 72.9 % |
+
+Test accuracy after epoch 30: 70.9 %. From epoch 17 on the network learns its 2,000 pictures by heart: the training
+loss goes on falling to a quarter, the validation loss nearly doubles, and no picture more is told apart. (Frozen
+MobileNet features on the same pictures: 97.3 %, see the README.)
 """
 
 import sys

@@ -1,0 +1,231 @@
+"""`cnnjax show`: pictures of a network, and of what it makes of a photograph."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import jax.numpy as jnp
+import numpy as np
+from tyro.conf import Positional, arg
+
+from cnnjax.hooks import checked_layer
+from cnnjax.models import Backbone, preprocess
+from cnnjax.pretrained import open_backbone
+from cnnjax.show.augment import Augment
+from cnnjax.show.cam import class_activation
+from cnnjax.show.draw import draw_activations, draw_edges, draw_filters
+from cnnjax.show.fields import cell_box, checked_cell, effective_field, layer_with_field, neighbour_boxes
+from cnnjax.show.filters import Convolution, convolution, first_maps
+from cnnjax.show.looks import draw_cam, draw_field
+from cnnjax.show.maps import activation_maps, called, checked_maps
+from cnnjax.show.pictures import open_picture, resized
+from cnnjax.show.sheet import Sheet
+from cnnjax.summaries.measure import receptive_fields
+from cnnjax.weights.hdf5 import WeightsError
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Options:
+    """What all pictures share."""
+
+    backbone: str = "mobilenet"
+    """mobilenet, vgg16, lecture_cnn or cifar_cnn."""
+    alpha: float | None = None
+    """Width of MobileNet (1.0 if not given)."""
+    weights: Path | None = None
+    """Keras HDF5 file (.h5) with the network's weights; random numbers if not given."""
+    image_size: int | None = None
+    """Height and width of the pictures; the network's own if not given (224 for mobilenet and vgg16)."""
+    layer: str | None = None
+    """The layer's name; above stands which is taken if it is not given."""
+    out: Path | None = None
+    """The PNG file; named after what it shows, in the current folder, if not given."""
+
+    def __post_init__(self) -> None:
+        if self.out is not None and self.out.suffix.lower() != ".png":
+            raise ValueError(f"--out must be a PNG file, such as {self.out.with_suffix('.png')}, not {self.out}")
+
+    def opened(self, **options: Any) -> tuple[Backbone, str]:
+        """The network, without its top if not asked for, and the name of its preprocessing."""
+        options = {"include_top": False, **options}
+        model, preprocessing = open_backbone(
+            self.backbone, image_size=self.image_size, alpha=self.alpha, weights=self.weights, **options
+        )
+        if self.layer is not None:
+            checked_layer(
+                self.layer, model.layer_names, self.backbone + ("" if options["include_top"] else " without its top")
+            )
+        if self.weights is None:
+            print("no --weights: the network is filled with random numbers, and the picture shows them")
+        return model, preprocessing
+
+    def titled(self, layer: str, text: str) -> str:
+        """A title that names network, layer and what is shown."""
+        name = self.backbone if self.alpha is None else f"{self.backbone} {self.alpha:g}"
+        return f"{name}{'' if self.weights else ' (random numbers)'}, {layer}: {text}"
+
+    def saved(self, sheet: Sheet, *parts: str) -> Path:
+        """Write the picture and say where."""
+        name = "-".join(parts).replace("/", "-")
+        path = sheet.save(self.out or Path(f"{name}.png"))
+        print(f"written to {path} ({sheet.width} x {sheet.height} pixels)")
+        return path
+
+
+@dataclass(frozen=True, kw_only=True)
+class _WithPicture(_Options):
+    picture: Annotated[Positional[Path], arg(metavar="PICTURE")]
+    """A photograph: BMP, GIF, JPEG, PNG or WebP. Its middle square is used."""
+
+    def opened_for_picture(self, **options: Any) -> tuple[Backbone, str, np.ndarray, np.ndarray]:
+        """The same, the picture u8[H, W, 3], and f32[H, W, 3] as the network takes it."""
+        square = open_picture(self.picture)
+        model, preprocessing = self.opened(**options)
+        size = model.input_shape[0]
+        assert size is not None
+        picture = resized(square, size)
+        return model, preprocessing, picture, np.asarray(preprocess(picture, preprocessing))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Filters(_Options):
+    """The filters of a layer, as a grid: in colour if they read the picture, otherwise slice by slice.
+
+    The layer is a convolution: the first one if not given.
+    """
+
+    count: int | None = None
+    """How many filters; all that there is room for, if not given."""
+
+    def draw(self) -> Path:
+        """Draw and save."""
+        model, preprocessing = self.opened()
+        found = convolution(model, self.layer)
+        kernel = _rgb(found, found.folded, preprocessing)
+        rows, columns, channels, filters = kernel.shape
+        text = f"{_many(filters, 'filter')} of {rows} × {columns} × {channels}"
+        title = self.titled(found.layer, text + (f", scaled by {found.norm}" if found.norm else ""))
+        sheet = draw_filters(kernel, title, count=self.count)
+        return self.saved(sheet, "filters", self.backbone, found.layer)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Activations(_WithPicture):
+    """The maps that a layer gives for a picture, as a grid beside it.
+
+    The layer is any with maps: the one that the second convolution reads, if not given.
+    """
+
+    count: int | None = None
+    """How many maps; all that there is room for, if not given."""
+
+    def draw(self) -> Path:
+        """Draw and save."""
+        model, _, picture, inputs = self.opened_for_picture()
+        layer = self.layer or first_maps(model, inputs.shape)
+        maps = activation_maps(model, inputs[None], layer)[0]
+        height, width, channels = maps.shape
+        title = self.titled(layer, f"{_many(channels, 'map')} of {height} × {width}")
+        sheet = draw_activations(picture, maps, title, count=self.count)
+        return self.saved(sheet, "activations", self.backbone, layer, self.picture.stem)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Edges(_WithPicture):
+    """The strongest edge detectors among the first layer's filters, put on a picture.
+
+    The layer is a convolution that reads the picture: the first one if not given.
+    """
+
+    count: int = 6
+    """How many filters."""
+
+    def draw(self) -> Path:
+        """Draw and save."""
+        model, preprocessing, picture, inputs = self.opened_for_picture()
+        found = convolution(model, self.layer)
+        kernel = _rgb(found, found.folded, preprocessing)
+        text = f"the strongest edge detectors of {_many(kernel.shape[-1], 'filter')}"
+        title = self.titled(found.layer, text + (f", scaled by {found.norm}" if found.norm else ""))
+        sheet = draw_edges(picture, _rgb(found, inputs, preprocessing), kernel, title, count=self.count)
+        return self.saved(sheet, "edges", self.backbone, found.layer, self.picture.stem)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Field(_WithPicture):
+    """What a cell of a layer sees of a picture, what its neighbours see, and how strongly each pixel counts.
+
+    The layer is any with maps: if not given, the deepest whose cells see at most half of the picture's height.
+    """
+
+    cell: Annotated[tuple[int, int] | None, arg(metavar="ROW COLUMN")] = None
+    """Row and column in the layer's maps; the middle one if not given."""
+
+    def draw(self) -> Path:
+        """Draw and save."""
+        model, _, picture, inputs = self.opened_for_picture()
+        layer = self.layer or layer_with_field(model, inputs.shape)
+        maps = checked_maps(layer, called(model, inputs.shape), model)
+        row, column = checked_cell(self.cell, maps, layer)
+        fields = receptive_fields(model, inputs.shape)[layer]
+        title = self.titled(layer, f"cell ({row}, {column}) of {maps[0]} × {maps[1]}")
+        sheet = draw_field(
+            picture,
+            cell_box(fields, (row, column), layer),
+            neighbour_boxes(fields, (row, column), maps),
+            effective_field(model, inputs[None], layer, (row, column)),
+            title,
+        )
+        return self.saved(sheet, "field", self.backbone, layer, f"{row}-{column}", self.picture.stem)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cam(_WithPicture):
+    """Where a trained classifier looks: class activation by gradients (Grad-CAM).
+
+    The layer is any with maps: the last one if not given.
+    """
+
+    class_index: int | None = None
+    """The class; the top prediction if not given. One output has two: 0 (against it) and 1 (for it)."""
+
+    def draw(self) -> Path:
+        """Draw and save."""
+        if self.weights is None:
+            raise ValueError("cam needs --weights FILE, trained and with top: random numbers know no classes")
+        try:
+            opened = self.opened_for_picture(include_top=True, classifier_activation="linear")
+        except WeightsError as error:
+            raise WeightsError(f"{error}\ncam needs weights with top, such as mobilenet_7_5_224_tf.h5") from error
+        model, _, picture, inputs = opened
+        found = class_activation(model, jnp.asarray(inputs[None]), self.layer, self.class_index)
+        chosen, probabilities = int(found.classes[0]), found.probabilities[0]
+        order = np.argsort(-probabilities)
+        rank = int(np.flatnonzero(order == chosen)[0])
+        likely = ", ".join(f"{k} ({probabilities[k]:.2f})" for k in order[:5] if probabilities[k] >= 0.01)
+        sure = f"{probabilities[chosen]:.2f}" if probabilities[chosen] >= 0.01 else "below 0.01"
+        place = "the top prediction" if rank == 0 else f"number {rank + 1} of {len(order)}"
+        notes = [f"Grad-CAM. Class {chosen} has probability {sure} and is {place}. The most likely classes: {likely}."]
+        title = self.titled(found.layer, f"what speaks for class {chosen}")
+        fields = receptive_fields(model, inputs.shape).get(found.layer, (None, None))
+        sheet = draw_cam(picture, found.heat[0], title, notes, fields=fields)
+        return self.saved(sheet, "cam", self.backbone, found.layer, f"class-{chosen}", self.picture.stem)
+
+
+Show = Filters | Activations | Edges | Field | Cam | Augment
+"""The options: a dataclass for each kind of picture, whose name in small letters is the subcommand."""
+
+
+def show(config: Show) -> Path:
+    """The command: draw what the options name, save it as PNG and say where."""
+    return config.draw()
+
+
+def _rgb(found: Convolution, array: np.ndarray, preprocessing: str) -> np.ndarray:
+    """Channels (axis 2) as red, green, blue: the first layer under "caffe" reads blue first."""
+    reads_picture = found.kernel.shape[2] == 3
+    return array[:, :, ::-1] if reads_picture and preprocessing == "caffe" else array
+
+
+def _many(count: int, what: str) -> str:
+    return f"{count:,} {what}" + ("s" if count != 1 else "")
