@@ -8,6 +8,8 @@ from cnnjax.freeze import Freeze, Frozen
 from cnnjax.models import (
     Backbone,
     Classifier,
+    LogMel,
+    SoundClassifier,
     cifar_cnn,
     create,
     lecture_cnn,
@@ -29,6 +31,8 @@ __all__ = [
     "FeatureStore",
     "Freeze",
     "Frozen",
+    "LogMel",
+    "SoundClassifier",
     "Staged",
     "Trainer",
     "cifar_cnn",

@@ -1,134 +1,35 @@
 """The sweep over frozen depth: how deep should I freeze?"""
 
-import os
 import statistics
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import product
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import numpy as np
 from flax import nnx
 from rich.console import Console
 
+from cnnjax.augment import Augmentation
+from cnnjax.cache import cache_folder
+from cnnjax.data import account
 from cnnjax.features import GIB, FeatureStore
 from cnnjax.freeze import Freeze, Frozen, layer_names
 from cnnjax.functional import leaves_of
-from cnnjax.models import BACKBONES, Backbone, Classifier, create, lecture_head, linear_head
-from cnnjax.optimizers import make_optimizer
-from cnnjax.pretrained import open_backbone
+from cnnjax.models import Backbone, Classifier
+from cnnjax.options import Ablation
 from cnnjax.progress import Bars
 from cnnjax.rows import LabelledPictures
 from cnnjax.runs import RunFolder
 from cnnjax.show import depth
 from cnnjax.staging.trace import digest
+from cnnjax.task import HEADS, Task, open_task
 from cnnjax.training import Trainer
 
-HEADS = {"lecture": lecture_head, "linear": linear_head}
-Splits = Mapping[str, Any]
-
-
-def cache_folder() -> Path:
-    """Where features and drawn data sets are kept: `$CNNJAX_CACHE`, or `cnnjax` in the user's cache folder."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("CNNJAX_CACHE") or Path(base) / "cnnjax")
-
-
-@dataclass(frozen=True)
-class Ablation:
-    """Train the same model with its backbone frozen to several depths, and compare.
-
-    With no option at all it makes its own pictures, pretrains the lecture's network on some classes and
-    sweeps the frozen depth on others.
-    """
-
-    data: Path | None = None
-    """Folder of pictures, SPLIT/CLASS/FILE or CLASS/FILE; drawn shapes if not given."""
-    backbone: str = "lecture_cnn"
-    """mobilenet, vgg16, lecture_cnn or cifar_cnn."""
-    weights: Path | None = None
-    """Keras HDF5 file (.h5) with the backbone's pretrained weights."""
-    alpha: float | None = None
-    """Width of MobileNet (1.0 if not given)."""
-    image_size: int | None = None
-    """Height and width the pictures are resized to; 160 if not given."""
-    freeze: tuple[str, ...] = ()
-    """The depths to compare, each: none, all, a number of layers, a layer's name (up to and including),
-    [start:stop] as in Keras, or a pattern. Up to six from none to all if not given."""
-    head: Literal["lecture", "linear"] = "lecture"
-    """lecture: Flatten, Dense 256, Dropout 0.5, Dense. linear: average pooling, Dropout 0.2, Dense."""
-    seeds: int = 3
-    """Number of seeds; each makes a head of its own and an order of the pictures."""
-    first_seed: int = 0
-    """The first seed; the others follow it."""
-    optimizer: str | None = None
-    """rmsprop, adam, adamw or sgd, with Keras's defaults; rmsprop if not given (adam for the drawn shapes)."""
-    learning_rates: tuple[float, ...] = (1e-3,)
-    """Every depth is trained at every rate."""
-    tuning_factor: float = 1.0
-    """The rates are multiplied by this where part of the backbone trains (the lecture fine-tunes at a tenth)."""
-    epochs: int | None = None
-    """Passes over the training pictures; 30 if not given (12 for the drawn shapes)."""
-    batch_size: int = 20
-    """Pictures a step."""
-    on_error: Literal["refuse", "skip"] = "refuse"
-    """What to do with a picture that cannot be decoded."""
-    out: Path | None = None
-    """The run folder; by default runs/ablate-BACKBONE-DIGEST, so that the same command goes on where it stopped."""
-    store: Path | None = None
-    """Where features are kept; by default in the user's cache folder, shared by all runs."""
-    store_gib: float = 40.0
-    """How much the store may hold, in GiB; the oldest features make room."""
-
-    def __post_init__(self) -> None:
-        if self.backbone not in BACKBONES:
-            create(self.backbone)  # raises the error with the nearest name
-        if self.alpha is not None and self.backbone != "mobilenet":
-            raise ValueError(f"alpha is the width of mobilenet; {self.backbone} has none")
-        if self.weights is not None and not self.weights.is_file():
-            raise FileNotFoundError(f"no weights file {self.weights}")
-        if self.data is None and (self.weights is not None or self.backbone != "lecture_cnn"):
-            raise ValueError(
-                "give --data FOLDER as well: without it the built-in default is run, which takes no backbone"
-            )
-        for name in ("seeds", "epochs", "batch_size", "image_size"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
-        if not self.learning_rates or not all(rate > 0 for rate in (*self.learning_rates, self.tuning_factor)):
-            raise ValueError(f"learning rates must be positive, not {self.learning_rates} times {self.tuning_factor}")
-        if self.first_seed < 0:
-            raise ValueError(f"first_seed must be at least 0, not {self.first_seed}")
-        if self.optimizer is not None:
-            make_optimizer(self.optimizer)
-        for text in self.freeze:
-            Freeze.parse(text)
-
-
-@dataclass(frozen=True)
-class Task:
-    """What a sweep runs on: pictures, and a backbone with its weights.
-
-    Attributes:
-        splits: sources by name; "train" and "test" at least.
-        backbone: with its starting weights.
-        preprocessing: name of the pixels' scaling.
-        title: for the table.
-        identity: what the run folder records besides the options.
-    """
-
-    splits: Splits
-    backbone: Backbone
-    preprocessing: str
-    title: str
-    identity: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def classes(self) -> int:
-        """Number of classes."""
-        return len(self.splits["train"].class_names)
+_AUGMENTATIONS = {"none": None, "lecture": Augmentation(flip=True, rotation=0.1, zoom=0.2)}
 
 
 @dataclass(frozen=True)
@@ -144,11 +45,6 @@ class Cell:
     def name(self) -> str:
         """The cell's name in `results.jsonl`."""
         return f"{self.freeze} rate {self.learning_rate:g} seed {self.seed}"
-
-
-def seeds_text(config: Ablation) -> str:
-    """`3 seeds`, `1 seed`."""
-    return f"{config.seeds} seed{'s' if config.seeds > 1 else ''}"
 
 
 def default_depths(backbone: Backbone, count: int = 6) -> tuple[str, ...]:
@@ -217,6 +113,8 @@ def sweep(config: Ablation, task: Task, console: Console | None = None) -> Path:
     store = FeatureStore(config.store or cache_folder() / "features", int(config.store_gib * GIB))
     with run.locked():
         _run_missing(config, task, run, wanted, model, store, console)
+    if any(source.skipped for source in task.splits.values()):
+        account(task.splits).write(run.path / "skipped.csv")
     table = depth.rows(run.results)
     depth.write_csv(table, run.path / "table.csv")
     depth.plot(table, run.path / "accuracy.png", task.title)
@@ -254,6 +152,7 @@ def _run_missing(
                 trainer = Trainer(
                     model, cell.frozen, (config.image_size, config.image_size),
                     batch_size=config.batch_size, optimizer=config.optimizer, store=store,
+                    augment=_AUGMENTATIONS[config.augment], views=config.views, workers=config.workers,
                 )  # fmt: skip
                 prepared = _rows(trainer, task.splits, cell, bars)
                 made = store.passes[passes:]
@@ -272,7 +171,7 @@ def _head(config: Ablation, task: Task, seed: int) -> Backbone:
 
 
 def _identity(config: Ablation, task: Task) -> dict[str, Any]:
-    options = {k: v for k, v in asdict(config).items() if k not in ("out", "store", "store_gib")}
+    options = {k: v for k, v in asdict(config).items() if k not in ("out", "store", "store_gib", "workers")}
     options |= {k: str(v) for k, v in options.items() if isinstance(v, Path)}
     pictures = {
         f"{name}_pictures": digest(source.digest, np.asarray(source.labels), *source.class_names)
@@ -281,7 +180,7 @@ def _identity(config: Ablation, task: Task) -> dict[str, Any]:
     return {**options, **pictures, **task.identity, "weights_digest": digest(*leaves_of(task.backbone).values())}
 
 
-def _rows(trainer: Trainer, splits: Splits, cell: Cell, bars: Bars) -> dict[str, Any]:
+def _rows(trainer: Trainer, splits: Mapping[str, Any], cell: Cell, bars: Bars) -> dict[str, Any]:
     def make(name: str, train: bool) -> Any:
         source: LabelledPictures = splits[name]
         return trainer.rows(source, train=train, progress=bars.bar(f"features {cell.freeze}, {name}", "images"))
@@ -325,34 +224,6 @@ def _run(
         "decoded_images": prepared["decoded"],
         "stored_bytes_per_image": trainer.staged.bytes_per_image,
     }
-
-
-def open_task(config: Ablation, console: Console) -> Task:
-    """The task that the options name: a folder of pictures and a backbone."""
-    from cnnjax.data import open_splits, split_by_fraction, splits
-
-    assert config.data is not None and config.image_size is not None
-    size = (config.image_size, config.image_size)
-    opened = open_splits if splits(config.data) else split_by_fraction
-    sources = opened(config.data, image_size=size, on_error=config.on_error)
-    missing = [name for name in ("train", "test") if name not in sources]
-    if missing:
-        raise ValueError(f"{config.data} has no {' and no '.join(missing)} split; found {', '.join(sources)}")
-    for name, source in sources.items():
-        source.verify()
-        for reason in source.skipped:
-            console.print(f"left out of {name}: {reason}", style="yellow", highlight=False)
-    backbone, preprocessing = open_backbone(
-        config.backbone, image_size=config.image_size, alpha=config.alpha, weights=config.weights, include_top=False
-    )
-    if config.weights is None:
-        console.print("no --weights: the backbone starts from random numbers", style="yellow")
-    else:
-        console.print(f"every weight of the backbone from {config.weights}", highlight=False)
-    counts = ", ".join(f"{len(source)} {name}" for name, source in sources.items())
-    console.print(f"{config.data}: {counts} pictures, {len(sources['train'].class_names)} classes", highlight=False)
-    title = f"{config.backbone} on {config.data.name}, {seeds_text(config)}"
-    return Task(sources, backbone, preprocessing, title)
 
 
 def ablate(config: Ablation) -> Path:

@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
+from cnnjax.data.loader import read_batches
 from cnnjax.staging import Feature, Staged
 from cnnjax.staging.trace import digest
 
@@ -40,12 +41,14 @@ class Pass:
         decoded: whether the pictures themselves were read (False: made from other stored features).
         equations: how many equations of the model ran for each batch.
         seconds: wall-clock time, compilation included.
+        waited: how much of it was spent waiting for pictures to be read.
     """
 
     images: int
     decoded: bool
     equations: int
     seconds: float
+    waited: float = 0.0
 
 
 class StoreTooSmall(OSError):
@@ -83,7 +86,13 @@ class FeatureStore:
         return f"FeatureStore({str(self.root) if self.root else None!r})"
 
     def get(
-        self, staged: Staged, fixed: Any, source: Pictures, batch: int = PASS_BATCH, progress: Progress | None = None
+        self,
+        staged: Staged,
+        fixed: Any,
+        source: Pictures,
+        batch: int = PASS_BATCH,
+        progress: Progress | None = None,
+        workers: int = 0,
     ) -> tuple[tuple[np.ndarray, ...], bool]:
         """The features of every image of a source; made now if they are not there.
 
@@ -93,6 +102,7 @@ class FeatureStore:
             source: the pictures.
             batch: images a step of the pass.
             progress: called with (images done, images in all).
+            workers: processes that read pictures; 0 reads in threads of this one.
 
         Returns:
             One array `[N, ...]` for each of `staged.features`, and whether all of them were found.
@@ -103,7 +113,8 @@ class FeatureStore:
         found = {f.key: self._load(f, source) for f in staged.features}
         missing = [f for f in staged.features if found[f.key] is None]
         if missing:
-            found |= self._make(staged, missing, fixed, source, batch, progress or (lambda done, total: None))
+            report = progress or (lambda done, total: None)
+            found |= self._make(staged, missing, fixed, source, batch, report, workers)
         return tuple(_present(found[f.key]) for f in staged.features), not missing
 
     def release(self) -> None:
@@ -111,7 +122,14 @@ class FeatureStore:
         self._in_use.clear()
 
     def _make(
-        self, staged: Staged, missing: list[Feature], fixed: Any, source: Pictures, batch: int, progress: Progress
+        self,
+        staged: Staged,
+        missing: list[Feature],
+        fixed: Any,
+        source: Pictures,
+        batch: int,
+        progress: Progress,
+        workers: int,
     ) -> dict[str, np.ndarray]:
         start, count = time.perf_counter(), len(source)
         self._make_room(sum(f.nbytes for f in missing) * count)
@@ -122,16 +140,21 @@ class FeatureStore:
         run = jax.jit(maker.run)
         batches = [np.arange(k, min(k + batch, count)) for k in range(0, count, batch)]
 
-        def inputs(rows: np.ndarray) -> tuple[Any, ...]:
-            images = _padded(source.read(rows), batch) if maker.reads_images else None
-            return images, *(_padded(x[rows], batch) for x in stored)
+        def features(rows: np.ndarray) -> tuple[Any, ...]:
+            return tuple(_padded(x[rows], batch) for x in stored)
 
-        with self._writers(missing, source) as arrays:
-            for rows, values in zip(batches, ahead(inputs, batches), strict=True):
-                for array, made in zip(arrays, run(fixed, *values), strict=True):
+        read = read_batches(source, batches, workers=workers) if maker.reads_images else None
+        waited = 0.0
+        with self._writers(missing, source) as arrays, closing(read) if read else nullcontext():
+            for rows, values in zip(batches, ahead(features, batches), strict=True):
+                asked = time.perf_counter()
+                images = _padded(next(read), batch) if read else None
+                waited += time.perf_counter() - asked
+                for array, made in zip(arrays, run(fixed, images, *values), strict=True):
                     array[rows] = np.asarray(made)[: len(rows)]
                 progress(int(rows[-1]) + 1, count)
-        self.passes.append(Pass(count, maker.reads_images, maker.equations, time.perf_counter() - start))
+        seconds = time.perf_counter() - start
+        self.passes.append(Pass(count, maker.reads_images, maker.equations, seconds, waited))
         return {f.key: _present(self._load(f, source)) for f in missing}
 
     def _name(self, feature: Feature, source: Pictures) -> str:

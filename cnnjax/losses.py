@@ -28,14 +28,31 @@ def losses(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
 
     Args:
         logits: f32[N, 1] for two classes (binary cross-entropy), f32[N, K] for K (softmax).
-        labels: i32[N].
+        labels: i32[N], or f32 targets of the logits' shape: probabilities, as mixed pictures have them.
 
     Returns:
-        (f32[N] losses in nats, f32[N] 1 where the prediction is right).
+        (f32[N] losses in nats, f32[N] 1 where the prediction is right: the likeliest class, of mixed ones too).
+
+    >>> losses(jnp.zeros((1, 4)), jnp.array([2]))[0]
+    Array([1.3862944], dtype=float32)
     """
     if logits.shape[-1] == 1:
-        target = labels.astype(logits.dtype)
+        target = labels.reshape(-1).astype(logits.dtype)
         loss = optax.sigmoid_binary_cross_entropy(logits[:, 0], target)
-        return loss, ((logits[:, 0] > 0) == (labels > 0)).astype(jnp.float32)
+        return loss, ((logits[:, 0] > 0) == (target > 0.5)).astype(jnp.float32)
+    if labels.ndim == 2:
+        loss = optax.softmax_cross_entropy(logits, labels.astype(logits.dtype))
+        return loss, (jnp.argmax(logits, -1) == jnp.argmax(labels, -1)).astype(jnp.float32)
     loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
     return loss, (jnp.argmax(logits, -1) == labels).astype(jnp.float32)
+
+
+def targets(labels: jax.Array, outputs: int) -> jax.Array:
+    """Labels i32[N] as probabilities f32[N, outputs]: one-hot, or for one output the second class's.
+
+    >>> targets(jnp.array([0, 1]), 1).tolist()
+    [[0.0], [1.0]]
+    """
+    if outputs == 1:
+        return (labels > 0).astype(jnp.float32)[:, None]
+    return jax.nn.one_hot(labels, outputs)

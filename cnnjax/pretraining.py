@@ -7,13 +7,15 @@ import jax
 from flax import nnx
 from rich.console import Console
 
-from cnnjax.ablation import Ablation, Task, cache_folder, seeds_text
+from cnnjax.cache import cache_folder
 from cnnjax.checkpoints import restore, save
 from cnnjax.freeze import Freeze
 from cnnjax.functional import functionalize, leaves_of
 from cnnjax.models import Backbone, Classifier, lecture_cnn, linear_head
+from cnnjax.options import Ablation, seeds_text
 from cnnjax.progress import Bars
 from cnnjax.staging.trace import digest
+from cnnjax.task import Task
 from cnnjax.training import Trainer
 
 SIZE = 64

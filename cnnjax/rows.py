@@ -1,11 +1,13 @@
-"""Stored features as rows, and the order in which an epoch takes them."""
+"""Stored features as rows of a training set."""
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
 from cnnjax.features import Pictures
+
+Kind = Literal["features", "images", "source"]
 
 
 class LabelledPictures(Pictures, Protocol):
@@ -14,50 +16,43 @@ class LabelledPictures(Pictures, Protocol):
     @property
     def labels(self) -> np.ndarray: ...
     @property
-    def image_size(self) -> tuple[int, int]: ...
+    def image_size(self) -> tuple[int, ...]: ...
 
 
 @dataclass(frozen=True)
 class Rows:
-    """The stored features of one source, ready to be trained or evaluated on.
+    """The examples of one source, ready to be trained or evaluated on.
 
     Attributes:
-        arrays: one array `[N, ...]` a feature; on the device, or on disk if they do not fit there.
+        kind: What is at hand: "features" (the frozen part has run), "images" (decoded; the frozen part runs
+            in every step) or "source" (read anew in every epoch).
         labels: i32[N].
-        on_device: whether `arrays` are in device memory.
-        reused: whether all of them were found in the store.
-        source: the pictures, if nothing could be stored and the frozen part runs in every step.
+        arrays: One array `[N * views, ...]` a feature, or the images; on the device, or on disk if they do
+            not fit there.
+        on_device: Whether `arrays` are in device memory.
+        reused: Whether all of them were found in the store.
+        source: The pictures, where they are read anew.
+        views: How many stored views each example has, one after another.
     """
 
-    arrays: tuple[Any, ...]
+    kind: Kind
     labels: Any
-    on_device: bool
-    reused: bool
+    arrays: tuple[Any, ...] = ()
+    on_device: bool = False
+    reused: bool = False
     source: LabelledPictures | None = None
+    views: int = 1
 
     def __len__(self) -> int:
         return len(self.labels)
 
+    @property
+    def decoded(self) -> bool:
+        """Whether it is images that a step gets, and not features."""
+        return self.kind != "features"
+
     def take(self, index: np.ndarray) -> tuple[Any, ...]:
-        """The rows at `index`, from disk or decoded anew."""
+        """The rows at `index`, from memory, from disk or decoded anew."""
         if self.source is not None:
             return (self.source.read(index),)
         return tuple(np.asarray(x[index]) for x in self.arrays)
-
-
-def epoch_batches(count: int, batch_size: int, seed: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-    """The order of one epoch: indices and weights, both `[steps, batch_size]`.
-
-    The last batch is filled up with the epoch's first examples at weight 0: they count in no loss and no
-    metric, and a live BatchNorm sees pictures rather than zeros.
-
-    Example:
-        >>> index, weights = epoch_batches(5, 2, seed=0, epoch=0)
-        >>> sorted(index.ravel()[weights.ravel() > 0].tolist()), weights.tolist()[-1]
-        ([0, 1, 2, 3, 4], [1.0, 0.0])
-    """
-    order = np.random.default_rng([seed, epoch]).permutation(count)
-    steps = -(-count // batch_size)
-    index = np.resize(order, steps * batch_size).reshape(steps, batch_size).astype(np.int32)
-    weights = (np.arange(steps * batch_size) < count).astype(np.float32).reshape(steps, batch_size)
-    return index, weights

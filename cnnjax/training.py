@@ -4,12 +4,13 @@ A `Trainer` takes a model and what is frozen, cuts the model at the frontier, an
 stored features. It knows no data set: pictures come from anything with `digest`, `labels`, `len` and `read`.
 """
 
+import math
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -17,32 +18,25 @@ import numpy as np
 import optax
 from flax import nnx
 
+from cnnjax.data.loader import Loader
+from cnnjax.data.order import epoch_batches, epoch_views
+from cnnjax.data.source import in_memory
+from cnnjax.data.views import Views
 from cnnjax.features import PASS_BATCH, FeatureStore, Progress, StoreTooSmall, ahead, fits_on_device
 from cnnjax.freeze import Frozen
 from cnnjax.functional import Leaves, functionalize, leaves_of
-from cnnjax.losses import ZERO, Metrics, losses
-from cnnjax.optimizers import make_optimizer, with_rate
-from cnnjax.rows import LabelledPictures, Rows, epoch_batches
+from cnnjax.losses import ZERO, Metrics, losses, targets
+from cnnjax.optimizers import make_optimizer
+from cnnjax.rows import LabelledPictures, Rows
 from cnnjax.staging import Staged
+from cnnjax.state import State, checked_leaves, fresh_state
+
+if TYPE_CHECKING:
+    from cnnjax.augment import Augmentation
 
 # XLA's CPU backend leaves its fast convolutions inside a loop, so epochs with any are run step by step there.
+_AUGMENT = 0x617567  # folded into a step's key, so that augmentation and dropout draw apart
 _SLOW_IN_LOOPS_ON_CPU = {"conv_general_dilated", "reduce_window_max", "select_and_scatter_add", "custom_vjp_call"}
-
-
-class State(NamedTuple):
-    """All that changes while training: plain dictionaries and arrays.
-
-    Attributes:
-        step: i32[], steps done.
-        trainable: parameters that are moved, by path.
-        statistics: running statistics of normalisation layers that are live, by path.
-        optimizer: optax's state, for the trainable leaves alone.
-    """
-
-    step: jax.Array
-    trainable: Leaves
-    statistics: Leaves
-    optimizer: Any
 
 
 class Trainer:
@@ -51,10 +45,15 @@ class Trainer:
     Args:
         model: any NNX module from a batch of images to logits. It is not changed.
         frozen: `Freeze(...).resolve(model)`.
-        image_size: height and width of the pictures.
+        image_size: height and width of the pictures; one number, or three, are the shape of an example that is
+            no RGB picture (a sound's samples).
         batch_size: examples a step; the last batch of an epoch is filled up and masked.
         optimizer: a name from `cnnjax.optimizers.OPTIMIZERS`, or an optax transform.
         store: where features are kept; in memory if not given.
+        augment: what happens to each picture before training sees it.
+        views: with `augment`: 0 augments in every step, with the frozen part inside (the lecture's Method 2);
+            K draws K views of each picture once, stores their features, and shows a random one in each epoch.
+        workers: processes that read pictures; 0 reads in threads of this one.
 
     Attributes:
         traces: how often each program was traced; 1 each after any number of epochs, seeds and rates.
@@ -76,12 +75,18 @@ class Trainer:
         self,
         model: nnx.Module,
         frozen: Frozen,
-        image_size: tuple[int, int],
+        image_size: tuple[int, ...],
         *,
         batch_size: int = 32,
         optimizer: str | optax.GradientTransformation = "rmsprop",
         store: FeatureStore | None = None,
+        augment: "Augmentation | None" = None,
+        views: int = 0,
+        workers: int = 0,
     ):
+        if views < 0 or (views and not augment):
+            raise ValueError(f"views: expected 0 or more, and an augmentation to draw them with, found {views}")
+        self.augment, self.views, self.workers = augment or None, views, workers
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, not {batch_size}")
         self.frozen, self.batch_size = frozen, batch_size
@@ -96,7 +101,8 @@ class Trainer:
         self._statistics = tuple(p for p in live if p not in parameters)
         self._leaves = live
 
-        image = jax.ShapeDtypeStruct((*image_size, 3), jnp.float32)
+        shape = (*image_size, 3) if len(image_size) == 2 else tuple(image_size)
+        image = jax.ShapeDtypeStruct(shape, jnp.float32)
         late: dict[str, Any] = {
             "trainable": {p: live[p] for p in self._trainable},
             "statistics": {p: live[p] for p in self._statistics},
@@ -105,7 +111,7 @@ class Trainer:
         sizes = (batch_size, PASS_BATCH)
         self.staged = Staged(self._forward, self.fixed, image, keyed, sizes)
         self.inference = Staged(self._infer, self.fixed, image, late, sizes)
-        self.image_size = tuple(image_size)
+        self.image_size, self.example = tuple(image_size), image
         self.outputs = self._outputs(image, late)
         self.constants = self.staged.constants(self.fixed)
         self.inference_constants = self.inference.constants(self.fixed)
@@ -113,8 +119,10 @@ class Trainer:
             self.staged.late_primitives & _SLOW_IN_LOOPS_ON_CPU
         )  # fmt: skip
         self._step = jax.jit(self._traced("step", self._update), donate_argnums=0, static_argnames="decoded")
-        self._taking_step = jax.jit(self._traced("step", self._take_and_update), donate_argnums=0)
-        self._epoch = jax.jit(self._traced("epoch", self._scan), donate_argnums=0)
+        self._taking_step = jax.jit(
+            self._traced("step", self._take_and_update), donate_argnums=0, static_argnames="decoded"
+        )
+        self._epoch = jax.jit(self._traced("epoch", self._scan), donate_argnums=0, static_argnames="decoded")
         self._evaluate = jax.jit(self._traced("evaluate", self._score), static_argnames="decoded")
 
     def _outputs(self, image: jax.ShapeDtypeStruct, late: dict[str, Any]) -> int:
@@ -155,10 +163,15 @@ class Trainer:
         seed: jax.Array, decoded: bool = False,
     ) -> tuple[State, Metrics]:  # fmt: skip
         constants, fixed = context
-        if decoded:  # nothing is stored: the frozen part runs here, without residuals kept for gradients
-            rows = self.staged.maker(self.staged.features, len(labels)).run(fixed, rows[0])
-            rows = [jax.lax.stop_gradient(x) for x in rows]
         key = jax.random.fold_in(jax.random.key(seed), state.step)
+        if decoded:  # nothing is stored: the frozen part runs here, without residuals kept for gradients
+            images = jnp.asarray(rows[0], jnp.float32)
+            if self.augment:
+                drawn, mixed = jax.random.split(jax.random.fold_in(key, _AUGMENT))
+                images = self.augment(drawn, images)
+                images, labels = self.augment.mix(mixed, images, targets(labels, self.outputs))
+            rows = self.staged.maker(self.staged.features, len(labels)).run(fixed, images)
+            rows = [jax.lax.stop_gradient(x) for x in rows]
 
         def objective(trainable: Leaves) -> tuple[jax.Array, tuple[Leaves, Metrics]]:
             late = {"trainable": trainable, "statistics": state.statistics, "key": key}
@@ -175,19 +188,19 @@ class Trainer:
 
     def _take_and_update(
         self, state: State, context: Any, arrays: Any, labels: jax.Array, index: jax.Array, weights: jax.Array,
-        seed: jax.Array,
+        views: jax.Array, seed: jax.Array, decoded: bool = False,
     ) -> tuple[State, Metrics]:  # fmt: skip
-        rows = [jnp.take(x, index, axis=0, mode="clip") for x in arrays]
-        return self._update(state, context, rows, labels[index], weights, seed)
+        rows = [jnp.take(x, views, axis=0, mode="clip") for x in arrays]
+        return self._update(state, context, rows, labels[index], weights, seed, decoded)
 
     def _scan(
         self, state: State, context: Any, arrays: Any, labels: jax.Array, index: jax.Array, weights: jax.Array,
-        seed: jax.Array,
+        views: jax.Array, seed: jax.Array, decoded: bool = False,
     ) -> tuple[State, Metrics]:  # fmt: skip
-        def body(state: State, batch: tuple[jax.Array, jax.Array]) -> tuple[State, Metrics]:
-            return self._take_and_update(state, context, arrays, labels, *batch, seed)
+        def body(state: State, batch: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[State, Metrics]:
+            return self._take_and_update(state, context, arrays, labels, *batch, seed, decoded)
 
-        state, metrics = jax.lax.scan(body, state, (index, weights))
+        state, metrics = jax.lax.scan(body, state, (index, weights, views))
         return state, Metrics(*(jnp.sum(x) for x in metrics))
 
     def _score(
@@ -195,7 +208,8 @@ class Trainer:
     ) -> tuple[Metrics, jax.Array]:
         constants, fixed = context
         if decoded:
-            rows = self.inference.maker(self.inference.features, len(labels)).run(fixed, rows[0])
+            images = jnp.asarray(rows[0], jnp.float32)
+            rows = self.inference.maker(self.inference.features, len(labels)).run(fixed, images)
         late = {"trainable": state.trainable, "statistics": state.statistics}
         logits = self.inference.late(constants, rows, late)
         loss, right = losses(logits, labels)
@@ -219,24 +233,8 @@ class Trainer:
         Raises:
             ValueError: if a leaf is unknown or of another shape or type, or the optimizer has no rate to set.
         """
-        given = {p: x for p, x in (leaves or {}).items() if not self.frozen(p)}
-        faults = [
-            f"  {p}: expected {have.dtype}{list(have.shape)}, found {given[p].dtype}{list(given[p].shape)}"
-            for p, have in self._leaves.items()
-            if p in given and (given[p].shape, given[p].dtype) != (have.shape, have.dtype)
-        ]
-        known = set(self._leaves) | set(self.functional.random())
-        faults += [f"  {p}: no such leaf in the model" for p in given if p not in known]
-        if faults:
-            raise ValueError("leaves that do not fit the model:\n" + "\n".join(faults))
-        # Copies: the state is donated to the step, the model's own arrays must survive it.
-        live = {p: jnp.array(given.get(p, x)) for p, x in self._leaves.items()}
-        trainable = {p: live[p] for p in self._trainable}
-        # Some optimizers keep the parameters themselves in their state; donated buffers must not be shared.
-        optimizer = jax.tree.map(jnp.array, self.optimizer.init(trainable))
-        if learning_rate is not None:
-            optimizer = with_rate(optimizer, learning_rate)
-        return State(jnp.zeros((), jnp.int32), trainable, {p: live[p] for p in self._statistics}, optimizer)
+        given = checked_leaves(leaves or {}, self._leaves, (*self.fixed, *self.functional.random()))
+        return fresh_state({**self._leaves, **given}, self._trainable, self.optimizer, learning_rate)
 
     def rows(self, source: LabelledPictures, *, train: bool = True, progress: Progress | None = None) -> Rows:
         """The features of a source, from the store or made now.
@@ -258,15 +256,32 @@ class Trainer:
                 f"labels {labels.min()} to {labels.max()} do not fit {self.outputs} logit{'s'[: self.outputs > 1]}: "
                 "one logit tells two classes apart, more tell one class each"
             )
+        if train and self.augment and not self.views:
+            return self._images(source, labels)
+        views = self.views if train and self.augment else 1
+        pictures = Views(source, self.augment, self.views) if train and self.augment else source
         staged = self.staged if train else self.inference
         try:
-            arrays, reused = self.store.get(staged, self.fixed, source, progress=progress)
+            # Views are drawn on the device, which worker processes have no part in.
+            workers = 0 if views > 1 else self.workers
+            arrays, reused = self.store.get(staged, self.fixed, pictures, progress=progress, workers=workers)
         except StoreTooSmall as error:
+            if views > 1:
+                raise
             warnings.warn(f"{error}; the frozen part runs in every step instead", RuntimeWarning, stacklevel=2)
-            return Rows((), labels, False, False, source)
+            return Rows("source", labels, source=source)
         if fits_on_device(sum(x.nbytes for x in arrays)):
-            return Rows(tuple(map(jnp.asarray, arrays)), jnp.asarray(labels), True, reused)
-        return Rows(arrays, labels, False, reused)
+            return Rows("features", jnp.asarray(labels), tuple(map(jnp.asarray, arrays)), True, reused, views=views)
+        return Rows("features", labels, arrays, False, reused, views=views)
+
+    def _images(self, source: LabelledPictures, labels: np.ndarray) -> Rows:
+        """Pictures for augmentation in the step: in memory as uint8 if they fit, read anew otherwise."""
+        if len(self.image_size) == 2 and fits_on_device(len(source) * math.prod(self.example.shape)):
+            pictures: Any = source
+            kept = in_memory(pictures, len(source) * math.prod(self.example.shape))
+            assert kept is not None
+            return Rows("images", jnp.asarray(labels), (jnp.asarray(kept.images),), True)
+        return Rows("source", labels, source=source)
 
     def fit(
         self, state: State, rows: Rows, *, epochs: int, seed: int = 0, progress: Progress | None = None
@@ -287,11 +302,14 @@ class Trainer:
         steps = -(-len(rows) // self.batch_size)
         report = progress or (lambda done, total: None)
         first = int(state.step) // steps  # a state that was trained before goes on with the next epochs
+        loader = None
+        if rows.source is not None:
+            loader = Loader(rows.source, self.batch_size, epochs=first + epochs, seed=seed, workers=self.workers)
+            loader.restore({"step": first * steps})
         for epoch in range(first, first + epochs):
             start = time.perf_counter()
-            index, weights = epoch_batches(len(rows), self.batch_size, seed, epoch)
             tick = partial(_shifted, report, (epoch - first) * steps, epochs * steps)
-            state, metrics = self._run_epoch(state, rows, index, weights, np.uint32(seed), tick)
+            state, metrics = self._run_epoch(state, rows, epoch, np.uint32(seed), loader, tick)
             record = metrics.summary() | {"epoch": epoch, "steps": steps}
             log.append(record | {"seconds": time.perf_counter() - start})
         return state, log
@@ -300,28 +318,37 @@ class Trainer:
         self,
         state: State,
         rows: Rows,
-        index: np.ndarray,
-        weights: np.ndarray,
+        epoch: int,
         seed: np.uint32,
+        loader: Loader | None,
         tick: Callable[[int], None],
     ) -> tuple[State, Metrics]:
-        context = (self.constants, self.fixed if rows.source is not None else None)
-        if rows.on_device and self._in_loop:
-            state, metrics = self._epoch(state, context, rows.arrays, rows.labels, index, weights, seed)
+        context = (self.constants, self.fixed if rows.decoded else None)
+        index, weights = epoch_batches(len(rows), self.batch_size, int(seed), epoch)
+        views = index
+        if rows.views > 1:
+            views = index * rows.views + epoch_views(index.shape, rows.views, int(seed), epoch)
+        # The frozen part may hold convolutions too, where it runs in the step.
+        if rows.on_device and self._in_loop and not (rows.decoded and jax.default_backend() == "cpu"):
+            state, metrics = self._epoch(
+                state, context, rows.arrays, rows.labels, index, weights, views, seed, decoded=rows.decoded
+            )
             jax.block_until_ready(metrics)
             tick(len(index))
             return state, metrics
-        total = ZERO
-        batches = range(len(index))
-        loaded: Iterable[Any] = batches if rows.on_device else ahead(lambda k: rows.take(index[k]), list(batches))
-        for k, values in zip(batches, loaded, strict=True):
+        total, steps = ZERO, len(index)
+        loaded: Iterator[Any] = iter(range(steps))
+        if loader is None and not rows.on_device:
+            loaded = ahead(lambda k: rows.take(views[k]), range(steps))
+        for k in range(steps):
             if rows.on_device:
                 state, metrics = self._taking_step(
-                    state, context, rows.arrays, rows.labels, index[k], weights[k], seed
+                    state, context, rows.arrays, rows.labels, index[k], weights[k], views[k], seed, decoded=rows.decoded
                 )  # fmt: skip
             else:
-                labels, decoded = np.asarray(rows.labels)[index[k]], rows.source is not None
-                state, metrics = self._step(state, context, values, labels, weights[k], seed, decoded=decoded)
+                values = (next(loader).examples,) if loader else next(loaded)
+                labels = np.asarray(rows.labels)[index[k]]
+                state, metrics = self._step(state, context, values, labels, weights[k], seed, decoded=rows.decoded)
             total = Metrics(*(a + b for a, b in zip(total, metrics, strict=True)))
             if k % 8 == 7:  # the host may run ahead of the device by a few steps, not by an epoch
                 jax.block_until_ready(metrics)
@@ -334,15 +361,16 @@ class Trainer:
 
     def predict(self, state: State, rows: Rows) -> tuple[dict[str, float], np.ndarray]:
         """Loss and accuracy, and the logits f32[N, 1 or classes] of every row."""
-        context = (self.inference_constants, self.fixed if rows.source is not None else None)
+        context = (self.inference_constants, self.fixed if rows.decoded else None)
         total, logits = ZERO, []
         labels = np.asarray(rows.labels)
         for start in range(0, len(rows), self.batch_size):
             index = np.arange(start, start + self.batch_size)
             weights = (index < len(rows)).astype(np.float32)
             index = np.minimum(index, len(rows) - 1)
-            decoded = rows.source is not None
-            metrics, out = self._evaluate(state, context, rows.take(index), labels[index], weights, decoded=decoded)
+            metrics, out = self._evaluate(
+                state, context, rows.take(index), labels[index], weights, decoded=rows.decoded
+            )
             total = Metrics(*(a + b for a, b in zip(total, metrics, strict=True)))
             logits.append(np.asarray(out)[: int(weights.sum())])
         return total.summary(), np.concatenate(logits)

@@ -26,13 +26,14 @@ head and rates, by first trainable layer: none 97.2, conv_dw_13 96.3, conv_dw_11
 import sys
 from pathlib import Path
 
-from cnnjax.ablation import Ablation, ablate
+from cnnjax.ablation import ablate
+from cnnjax.options import Ablation
 
 
 def config(data: Path, weights: Path) -> Ablation:
     """The sweep that is recorded above."""
     return Ablation(
-        data=data,
+        data=str(data),
         backbone="mobilenet",
         alpha=0.75,
         weights=weights,

@@ -16,10 +16,12 @@ from flax import nnx
 from PIL import Image
 from rich.console import Console
 
-from cnnjax.ablation import Ablation, Task, ablate, cells, default_depths, open_task, sweep
+from cnnjax.ablation import ablate, cells, default_depths, sweep
 from cnnjax.cli import main
 from cnnjax.data import Folder
 from cnnjax.models import Classifier, lecture_cnn, linear_head, mobilenet, vgg16
+from cnnjax.options import Ablation
+from cnnjax.task import Task, open_task
 
 QUIET = Console(quiet=True)
 
@@ -28,7 +30,7 @@ QUIET = Console(quiet=True)
 def config(shapes_folder, tmp_path_factory):
     base = tmp_path_factory.mktemp("ablation")
     return Ablation(
-        data=shapes_folder, image_size=48, freeze=("none", "2", "all"), head="linear", seeds=2, epochs=2,
+        data=str(shapes_folder), image_size=48, freeze=("none", "2", "all"), head="linear", seeds=2, epochs=2,
         batch_size=16, optimizer="adam", out=base / "run", store=base / "store",
     )  # fmt: skip
 
@@ -113,7 +115,7 @@ def test_relabelled_pictures_are_another_run(finished, config, shapes_folder, tm
     shutil.copytree(shapes_folder, tmp_path / "pictures")
     (tmp_path / "pictures" / "test" / "across").rename(tmp_path / "pictures" / "test" / "away")
     (tmp_path / "pictures" / "train" / "across").rename(tmp_path / "pictures" / "train" / "away")
-    task = open_task(replace(config, data=tmp_path / "pictures"), QUIET)
+    task = open_task(replace(config, data=str(tmp_path / "pictures")), QUIET)
     with pytest.raises(ValueError, match="test_pictures"):
         sweep(config, task, QUIET)
 
@@ -222,7 +224,7 @@ def test_cats_and_dogs_with_imagenet_features(shared_data, tmp_path):
     backbone = mobilenet(alpha=0.75, input_shape=(160, 160, 3), include_top=False, rngs=nnx.Rngs(0))
     load_weights(backbone, shared_data / "weights" / "mobilenet_7_5_224_tf_no_top.h5")
     config = Ablation(
-        data=root, image_size=160, freeze=("all",), seeds=3, epochs=10, optimizer="rmsprop",
+        data=str(root), image_size=160, freeze=("all",), seeds=3, epochs=10, optimizer="rmsprop",
         out=tmp_path / "run", store=tmp_path / "store",
     )  # fmt: skip
     found = lines(sweep(config, Task(splits, backbone, "tf", "cats and dogs"), QUIET))
@@ -230,3 +232,26 @@ def test_cats_and_dogs_with_imagenet_features(shared_data, tmp_path):
     assert np.mean([r["test_accuracy"] for r in found]) >= 0.95
     first = found[0]["feature_seconds"] + found[0]["epoch_seconds"][0]
     assert np.median(found[0]["epoch_seconds"][1:]) <= first / 10
+
+
+def test_packed_pictures_views_and_bad_files_in_one_sweep(config, shapes_folder, tmp_path, capsys):
+    shutil.copytree(shapes_folder, tmp_path / "pictures")
+    (tmp_path / "pictures" / "train" / "down" / "torn.png").write_bytes(b"\x89PNG torn")
+    options = replace(
+        config, data=str(tmp_path / "pictures"), freeze=("all",), seeds=1, out=tmp_path / "run", on_bad="skip",
+        augment="lecture", views=2,
+    )  # fmt: skip
+    run = sweep(options, open_task(options, QUIET), QUIET)
+    with (run / "skipped.csv").open() as file:
+        (left_out,) = csv.DictReader(file)
+    assert left_out["split"] == "train" and "torn.png" in left_out["path"]
+    (viewed,) = lines(run)
+    main(["pack", str(tmp_path / "pictures"), "--on-bad", "skip"])
+    packed = replace(options, data=str(tmp_path / "pictures-packed"), out=tmp_path / "packed-run")
+    (again,) = lines(sweep(packed, open_task(packed, QUIET), QUIET))
+    # The same pictures in the same order: the features are found, the numbers are the same.
+    assert again["features_reused"] and again["train_loss"] == viewed["train_loss"]
+    with pytest.raises(ValueError, match=r"torn\.png"):
+        open_task(replace(options, on_bad="refuse"), QUIET)
+    with pytest.raises(ValueError, match="and --augment to draw them with, found 2"):
+        replace(options, augment="none")

@@ -1,32 +1,66 @@
-"""Sources of labelled pictures: folders, arrays, and a data set drawn on the spot."""
+"""Sources of labelled pictures and sounds: folders, TFDS data sets, arrays, and a data set drawn on the spot."""
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
+from cnnjax.data.entries import holds_records
 from cnnjax.data.folder import Folder, open_splits, split_by_fraction, splits
-from cnnjax.data.pixels import PictureError, decode, resize
-from cnnjax.data.source import InMemory, Source
+from cnnjax.data.listing import Account, account
+from cnnjax.data.loader import Batch, Loader
+from cnnjax.data.opening import open_data
+from cnnjax.data.pixels import PictureError, Resizing, decode, resize
+from cnnjax.data.sound import Recording, SoundError, SoundFolder, decode_sound, recordings, split_by_group
+from cnnjax.data.source import InMemory, Source, in_memory
+from cnnjax.data.views import Views
 
 if TYPE_CHECKING:
+    from cnnjax.data.pack import pack_folder
+    from cnnjax.data.records import Records
     from cnnjax.data.shapes import open_shapes
+    from cnnjax.data.tfds_source import open_tfds
 
 __all__ = [
+    "Account",
+    "Batch",
     "Folder",
     "InMemory",
+    "Loader",
     "PictureError",
+    "Recording",
+    "Records",
+    "Resizing",
+    "SoundError",
+    "SoundFolder",
     "Source",
+    "Views",
+    "account",
     "decode",
+    "decode_sound",
+    "holds_records",
+    "in_memory",
+    "open_data",
     "open_shapes",
     "open_splits",
+    "open_tfds",
+    "pack_folder",
+    "recordings",
     "resize",
     "split_by_fraction",
+    "split_by_group",
     "splits",
 ]
 
 
-def __getattr__(name: str) -> Any:
-    # TFDS takes a second to import.
-    if name == "open_shapes":
-        from cnnjax.data.shapes import open_shapes
+# TFDS takes a second to import.
+_LATER = {
+    "Records": "cnnjax.data.records",
+    "open_shapes": "cnnjax.data.shapes",
+    "open_tfds": "cnnjax.data.tfds_source",
+    "pack_folder": "cnnjax.data.pack",
+}
 
-        return open_shapes
+
+def __getattr__(name: str) -> Any:
+    if name in _LATER:
+        return getattr(importlib.import_module(_LATER[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

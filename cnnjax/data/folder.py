@@ -5,14 +5,34 @@ import difflib
 import hashlib
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Literal
+from typing import Literal, Self
 
 import numpy as np
 
-from cnnjax.data.listing import existing_folder, has_pictures, list_classes, some, visible_folders
-from cnnjax.data.pixels import PIXEL_CHOICES, PictureError, decode, load
+from cnnjax.data.listing import (
+    EXTENSIONS,
+    Listing,
+    Selection,
+    existing_folder,
+    has_pictures,
+    list_folder,
+    shown,
+    some,
+    visible_folders,
+)
+from cnnjax.data.pixels import (
+    PIXEL_CHOICES,
+    RESIZINGS,
+    PictureError,
+    Resizing,
+    checked_resizing,
+    decode,
+    load,
+    read_bytes,
+)
 from cnnjax.data.source import as_indices, as_size, map_threaded
 
 FRACTIONS: Mapping[str, float] = MappingProxyType({"train": 0.7, "validation": 0.15, "test": 0.15})
@@ -44,6 +64,10 @@ class Folder:
         image_size: height and width that `read` resizes to.
         on_error: "refuse" raises `PictureError` for pictures that cannot be decoded; "skip" leaves them out
             and lists them in `skipped`.
+        resizing: how `read` resizes: see `cnnjax.data.pixels.resize`.
+
+    Attributes:
+        selection: which files were found, used and left out, for `cnnjax.data.listing.account`.
 
     Raises:
         FileNotFoundError, NotADirectoryError, PermissionError: `root` or `split` is not a readable folder.
@@ -60,18 +84,33 @@ class Folder:
     >>> root.cleanup()
     """
 
+    # What a source of other files changes (see `SoundFolder`), with `_load` and `_choices`.
+    _what: str = "picture"
+    _error: type[ValueError] = PictureError
+    _endings: tuple[str, ...] = EXTENSIONS
+
     def __init__(
         self,
         root: str | os.PathLike[str],
         split: str | None = None,
         image_size: Sequence[int] = (160, 160),
         on_error: OnError = "refuse",
+        resizing: Resizing = "bilinear",
     ) -> None:
+        self.image_size: tuple[int, ...] = as_size(image_size)
+        self.resizing = checked_resizing(resizing)
+        self._open(root, split, on_error)
+
+    def _open(self, root: str | os.PathLike[str], split: str | None, on_error: OnError) -> None:
         _check_on_error(on_error)
-        self.image_size = as_size(image_size)
-        self.root = _split_folder(Path(root), split)
-        self.class_names = tuple(visible_folders(self.root))
-        self.names, self.labels = list_classes(self.root, self.class_names)
+        folder = _split_folder(Path(root), split)
+        classes = tuple(visible_folders(folder))
+        self._hold(list_folder(folder, classes, self._endings, data=Path(root)), classes, on_error)
+
+    def _hold(self, listing: Listing, class_names: tuple[str, ...], on_error: OnError) -> None:
+        self.root, self.class_names = listing.root, class_names
+        self.names, self.labels = listing.names, listing.labels
+        self.selection = Selection(listing, np.arange(len(self.names)), {})
         self.skipped: tuple[str, ...] = ()
         self._inspection: tuple[np.ndarray, dict[int, str]] | None = None
         self._digest: str | None = None
@@ -82,8 +121,8 @@ class Folder:
         return len(self.names)
 
     def __repr__(self) -> str:
-        shape = f"{len(self)} pictures, {len(self.class_names)} classes, {self.image_size}"
-        return f"Folder({str(self.root)!r}, {shape})"
+        shape = f"{len(self)} {self._what}s, {len(self.class_names)} classes, {self.image_size}"
+        return f"{type(self).__name__}({str(self.root)!r}, {shape})"
 
     def path(self, index: int) -> str:
         """Returns the path of a picture's file."""
@@ -97,18 +136,32 @@ class Folder:
             PictureError: names every picture among them that cannot be decoded, with the reason.
         """
         wanted = as_indices(indices, len(self))
-        pictures = np.empty((len(wanted), *self.image_size, 3), np.float32)
+        examples = np.empty((len(wanted), *self._shape), np.float32)
 
         def fill(slot: int) -> str | None:
             try:
-                pictures[slot] = load(_content(self.path(wanted[slot])), self.image_size)
-            except PictureError as error:
+                examples[slot] = self._load(read_bytes(self.path(wanted[slot])))
+            except (PictureError, self._error) as error:
                 return str(error)
             return None
 
         reasons = map_threaded(fill, range(len(wanted)))
         self._refuse({int(wanted[slot]): reason for slot, reason in enumerate(reasons) if reason is not None})
-        return pictures
+        return examples
+
+    @property
+    def _shape(self) -> tuple[int, ...]:
+        return (*self.image_size, 3)
+
+    @property
+    def _choices(self) -> str:
+        return f"{PIXEL_CHOICES + RESIZINGS[self.resizing]}; {self.image_size}"
+
+    def _load(self, content: bytes) -> np.ndarray:
+        return load(content, (self.image_size[0], self.image_size[1]), self.resizing)
+
+    def _check(self, content: bytes) -> None:
+        decode(content)
 
     def verify(self) -> None:
         """Decodes every picture once, on a few threads, so that a bad one is known before long work starts.
@@ -127,17 +180,18 @@ class Folder:
         """SHA-256 (hex) over the files' bytes in order, the size and the pixel choices; computed once."""
         if self._digest is None:
             hashes = self._inspection[0] if self._inspection else self._hash_files(check=False)[0]
-            found = hashlib.sha256(f"{PIXEL_CHOICES}; {self.image_size}; {len(self)}".encode())
+            found = hashlib.sha256(f"{self._choices}; {len(self)}".encode())
             found.update(hashes.tobytes())
             self._digest = found.hexdigest()
         return self._digest
 
-    def take(self, indices: Sequence[int] | np.ndarray) -> "Folder":
+    def take(self, indices: Sequence[int] | np.ndarray) -> Self:
         """Returns a source of the pictures at `indices` alone, in that order, with the same classes."""
         chosen = as_indices(indices, len(self))
         part = copy.copy(self)
         part.names = tuple(self.names[i] for i in chosen)
         part.labels = self.labels[chosen]
+        part.selection = self.selection.take(chosen)
         part._digest = None
         if self._inspection:
             hashes, faults = self._inspection
@@ -158,11 +212,11 @@ class Folder:
 
         def inspect(index: int) -> str | None:
             try:
-                content = _content(self.path(index))
+                content = read_bytes(self.path(index))
                 hashes[index] = np.frombuffer(hashlib.sha256(content).digest(), np.uint8)
                 if check:
-                    decode(content)
-            except PictureError as error:
+                    self._check(content)
+            except (PictureError, self._error) as error:
                 return str(error)
             return None
 
@@ -174,10 +228,10 @@ class Folder:
 
     def _refuse(self, faults: Mapping[int, str]) -> None:
         if faults:
-            listed = [f"{self.path(i)}: {reason}" for i, reason in sorted(faults.items())]
+            listed = [f"{shown(self.path(i))}: {shown(reason)}" for i, reason in sorted(faults.items())]
             more = f"\n  ... and {len(listed) - _SHOWN} more" if len(listed) > _SHOWN else ""
-            count = "1 picture" if len(listed) == 1 else f"{len(listed)} pictures"
-            raise PictureError(
+            count = f"1 {self._what}" if len(listed) == 1 else f"{len(listed)} {self._what}s"
+            raise self._error(
                 f"{count} of {self.root} cannot be decoded (on_error='skip' leaves such out):\n  "
                 + "\n  ".join(listed[:_SHOWN])
                 + more
@@ -185,15 +239,16 @@ class Folder:
 
     def _skip_undecodable(self) -> None:
         _, faults = self._inspect()
-        skipped = tuple(f"{self.names[i]}: {reason}" for i, reason in sorted(faults.items()))
-        kept = self.take([i for i in range(len(self)) if i not in faults])
+        skipped = tuple(f"{shown(self.names[i])}: {shown(reason)}" for i, reason in sorted(faults.items()))
+        kept = self.take(np.delete(np.arange(len(self)), sorted(faults)))
         lost = np.flatnonzero(np.bincount(kept.labels, minlength=len(self.class_names)) == 0)
         if lost.size:
             gone = ", ".join(repr(self.class_names[c]) for c in lost)
-            raise PictureError(
-                f"no picture of class {gone} in {self.root} can be decoded:\n  " + "\n  ".join(skipped[:_SHOWN])
+            raise self._error(
+                f"no {self._what} of class {gone} in {self.root} can be decoded:\n  " + "\n  ".join(skipped[:_SHOWN])
             )
-        vars(self).update(vars(kept), skipped=skipped)
+        reasons = {int(self.selection.rows[i]): faults[i] for i in sorted(faults)}
+        vars(self).update(vars(kept), skipped=skipped, selection=replace(kept.selection, skipped=reasons))
 
 
 def splits(root: str | os.PathLike[str]) -> dict[str, str]:
@@ -219,9 +274,12 @@ def splits(root: str | os.PathLike[str]) -> dict[str, str]:
 
 
 def open_splits(
-    root: str | os.PathLike[str], image_size: Sequence[int] = (160, 160), on_error: OnError = "refuse"
+    root: str | os.PathLike[str],
+    image_size: Sequence[int] = (160, 160),
+    on_error: OnError = "refuse",
+    resizing: Resizing = "bilinear",
 ) -> dict[str, Folder]:
-    """Opens every split of `root` (`splits`), keyed "train", "validation", "test".
+    """Opens every split of `root` (`splits`), keyed "train", "validation", "test"; arguments as for `Folder`.
 
     Raises:
         ValueError: no split folders, or splits whose classes differ; the message lists the differences.
@@ -242,7 +300,7 @@ def open_splits(
     faults = [f"{name!r} lacks {some(sorted(everything - has))}" for name, has in classes.items() if everything - has]
     if faults:
         raise ValueError(f"the splits of {root} must hold the same classes, but " + "; ".join(faults))
-    return {kind: Folder(root, name, image_size, on_error) for kind, name in found.items()}
+    return {kind: Folder(root, name, image_size, on_error, resizing) for kind, name in found.items()}
 
 
 def split_by_fraction(
@@ -251,6 +309,7 @@ def split_by_fraction(
     seed: int = 0,
     image_size: Sequence[int] = (160, 160),
     on_error: OnError = "refuse",
+    resizing: Resizing = "bilinear",
 ) -> dict[str, Folder]:
     """Splits the pictures of `root/class/*` by chance, each class in the same proportions.
 
@@ -263,6 +322,7 @@ def split_by_fraction(
         seed: of the draw.
         image_size: as for `Folder`.
         on_error: as for `Folder`.
+        resizing: as for `Folder`.
 
     Raises:
         ValueError: fractions that are not positive or do not sum to 1, or a class with fewer pictures than
@@ -272,12 +332,13 @@ def split_by_fraction(
     _check_on_error(on_error)
     if not fractions or min(fractions.values()) <= 0 or abs(sum(fractions.values()) - 1) > 1e-6:
         raise ValueError(f"fractions: expected positive numbers that sum to 1, found {dict(fractions)}")
-    whole = Folder(root, None, image_size)
+    whole = Folder(root, None, image_size, resizing=resizing)
     ends = np.cumsum(list(fractions.values()))[:-1]
     chosen: dict[str, list[np.ndarray]] = {kind: [] for kind in fractions}
     few = []
-    for label, name in enumerate(whole.class_names):
-        members = np.flatnonzero(whole.labels == label)
+    # The labels are sorted: one cut a class, whatever their number.
+    classes = np.split(np.arange(len(whole)), np.flatnonzero(np.diff(whole.labels)) + 1)
+    for name, members in zip(whole.class_names, classes, strict=True):
         if len(members) < len(fractions):
             few.append(f"{name!r} has {len(members)}")
             continue
@@ -331,11 +392,3 @@ def _split_folder(root: Path, split: str | None) -> Path:
         f"found {'splits' if found else 'folders'} {some(list(found.values()) or folders)}" if folders else "no folders"
     )
     raise FileNotFoundError(f"no split {split!r} in {root}: {has}" + (f"; did you mean {near!r}?" if near else ""))
-
-
-def _content(path: str) -> bytes:
-    try:
-        with open(path, "rb") as file:
-            return file.read()
-    except OSError as error:
-        raise PictureError(f"cannot be read: {error.strerror or error}") from error

@@ -7,11 +7,17 @@ photographs, order and labels were the same, resizing was equal to the last bit,
 most).
 """
 
+import difflib
 import functools
 import io
+import math
+import os
+import stat
 import threading
 import warnings
-from typing import Any
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, Literal, cast
 
 import numpy as np
 
@@ -21,11 +27,55 @@ FORMATS = ("BMP", "GIF", "JPEG", "PNG", "WEBP")
 PIXEL_CHOICES = "rgb; alpha dropped; 16 bit: high byte; exif turn ignored; bilinear, half-pixel, no antialias; v1"
 """Every choice that decides a pixel, part of a source's digest: raise the version when values change."""
 
+Resizing = Literal["bilinear", "antialias", "crop_to_aspect_ratio", "center_crop"]
+
+RESIZINGS: Mapping[str, str] = MappingProxyType(
+    {
+        "bilinear": "",
+        "antialias": "; antialias: triangle as wide as the step; v1",
+        "crop_to_aspect_ratio": "; crop_to_aspect_ratio: centred, then bilinear; v1",
+        "center_crop": "; center_crop: antialias to 8/7 of the size, then the centre; v1",
+    }
+)
+"""The ways to resize (see `resize`), and what each adds to `PIXEL_CHOICES`: the default adds nothing."""
+
+MAX_PIXELS = 89_478_485
+"""The most pixels a picture may declare, Pillow's own limit too: a few bytes can declare gigabytes, so more is
+refused before anything is decoded. The lower of this and `PIL.Image.MAX_IMAGE_PIXELS` holds: raise both."""
+
+MAX_BYTES = 1 << 30
+"""The largest file that is read; a larger one is refused unread."""
+
 _LOCK = threading.Lock()
 
 
 class PictureError(ValueError):
     """One or more pictures cannot be decoded; the message names each and says why."""
+
+
+def read_bytes(path: str) -> bytes:
+    """Returns the content of a regular file; never waits for a pipe and never reads without an end.
+
+    Raises:
+        PictureError: the file cannot be read, is no regular file, or is larger than `MAX_BYTES`.
+
+    >>> read_bytes(os.devnull)
+    Traceback (most recent call last):
+    cnnjax.data.pixels.PictureError: is no file but a device
+    """
+    try:
+        status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode):
+            raise PictureError(f"is no file but {_KINDS.get(stat.S_IFMT(status.st_mode), 'a device')}")
+        if status.st_size > MAX_BYTES:
+            raise PictureError(f"has {status.st_size} bytes, more than the {MAX_BYTES} of cnnjax.data.pixels.MAX_BYTES")
+        with open(path, "rb") as file:
+            return file.read()
+    except OSError as error:
+        raise PictureError(f"cannot be read: {error.strerror or error}") from error
+
+
+_KINDS = {stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFDIR: "a folder"}
 
 
 def decode(data: bytes) -> np.ndarray:
@@ -40,8 +90,7 @@ def decode(data: bytes) -> np.ndarray:
         data: the whole content of a BMP, GIF, JPEG, PNG or WebP file.
 
     Raises:
-        PictureError: the bytes are no such picture, are cut short, or declare more pixels than Pillow deems
-            safe.
+        PictureError: the bytes are no such picture, are cut short, or declare more than `MAX_PIXELS` pixels.
 
     >>> decode(b"")
     Traceback (most recent call last):
@@ -65,9 +114,9 @@ def _decode(data: bytes) -> np.ndarray:
 
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            limit = Image.MAX_IMAGE_PIXELS
-            if limit is not None and image.width * image.height > limit:
-                raise PictureError(_bomb(image.width, image.height, limit))
+            limit = min(MAX_PIXELS, Image.MAX_IMAGE_PIXELS or MAX_PIXELS)
+            if image.width * image.height > limit:
+                raise PictureError(f"declares {image.width} x {image.height} pixels, more than {limit}; {_LIMIT}")
             image.load()
             return _rgb(image)
     except (PictureError, Warning):
@@ -77,7 +126,8 @@ def _decode(data: bytes) -> np.ndarray:
         start = f"it starts with {data[:12]!r}"
         raise PictureError(f"not a picture: its content is none of {kinds} ({start})") from None
     except Image.DecompressionBombError as error:
-        raise PictureError(str(error)) from None
+        # Pillow raises this while opening, at twice its own limit.
+        raise PictureError(f"declares too many pixels ({error}); {_LIMIT}") from None
     except MemoryError:
         raise PictureError("too large to decode in memory") from None
     # Pillow's plugins raise whatever their parser met: OSError, SyntaxError, struct.error, EOFError, ...
@@ -85,8 +135,7 @@ def _decode(data: bytes) -> np.ndarray:
         raise PictureError(f"damaged: {str(error) or type(error).__name__}") from error
 
 
-def _bomb(width: int, height: int, limit: int) -> str:
-    return f"declares {width} x {height} pixels, more than the {limit} that Pillow deems safe"
+_LIMIT = "the limit is the lower of cnnjax.data.pixels.MAX_PIXELS and PIL.Image.MAX_IMAGE_PIXELS"
 
 
 def _rgb(image: Any) -> np.ndarray:
@@ -102,19 +151,63 @@ def _rgb(image: Any) -> np.ndarray:
     return np.asarray(image)
 
 
-def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Resizes a picture as `tf.image.resize` does: bilinear, half-pixel centres, no antialiasing.
+def resize(image: np.ndarray, size: tuple[int, int], resizing: Resizing = "bilinear") -> np.ndarray:
+    """Resizes a picture in one of four ways, all linear interpolation with half-pixel centres.
 
     Args:
         image: u8[H, W, C] or f32[H, W, C].
         size: height and width of the result.
+        resizing: "bilinear" stretches to `size` without antialiasing, as `tf.image.resize` and Keras's
+            `image_dataset_from_directory` do. "antialias" does so with antialiasing, as
+            `keras.ops.image.resize(antialias=True)`: where a picture shrinks, every pixel of it counts.
+            "crop_to_aspect_ratio" cuts the largest centred part of the shape of `size` and stretches that
+            without antialiasing, as Keras with `crop_to_aspect_ratio=True`. "center_crop" is how ImageNet
+            models are evaluated: antialiased with the aspect ratio kept, until the picture just covers 8/7
+            of `size` (shorter side 256 for 224), then the centre.
 
     Returns:
         f32[*size, C], not rounded.
 
     >>> resize(np.array([[[0], [100]]], np.uint8), (1, 4)).ravel()
     array([  0.,  25.,  75., 100.], dtype=float32)
+    >>> line = np.array([[[0], [0], [0], [100]]], np.uint8)
+    >>> [round(resize(line, (1, 1), way).item()) for way in ("bilinear", "antialias")]
+    [0, 21]
     """
+    height, width, _ = image.shape
+    if resizing == "center_crop":
+        return _antialiased(image, size, _covering((height, width), size))
+    if resizing == "crop_to_aspect_ratio":
+        top, left, rows, columns = _crop_to_aspect_ratio((height, width), size)
+        return _bilinear(image[top : top + rows, left : left + columns], size)
+    return _antialiased(image, size, size) if resizing == "antialias" else _bilinear(image, size)
+
+
+def checked_resizing(name: str) -> Resizing:
+    """Returns `name` if it is a way to resize; raises `ValueError` with the nearest one otherwise."""
+    if name in RESIZINGS:
+        return cast(Resizing, name)
+    near = difflib.get_close_matches(name, RESIZINGS, 1, cutoff=0)[0]
+    raise ValueError(f"resizing: expected one of {', '.join(RESIZINGS)}, found {name!r}; did you mean {near!r}?")
+
+
+def _crop_to_aspect_ratio(shape: tuple[int, int], size: tuple[int, int]) -> tuple[int, int, int, int]:
+    """Returns top, left, height and width of the part that Keras keeps, rounded as Keras rounds."""
+    (height, width), (target_height, target_width) = shape, size
+    rows = max(min(height, int(float(width * target_height) / target_width)), 1)
+    columns = max(min(width, int(float(height * target_width) / target_height)), 1)
+    return (height - rows) // 2, (width - columns) // 2, rows, columns
+
+
+def _covering(shape: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:
+    """Returns the shape with the picture's aspect ratio that just covers 8/7 of `size`, in whole numbers."""
+    (height, width), (rows, columns) = shape, (round(length * 8 / 7) for length in size)
+    if rows * width >= columns * height:
+        return rows, width * rows // height
+    return height * columns // width, columns
+
+
+def _bilinear(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     height, width, channels = image.shape
     if (height, width) == tuple(size):
         return image.astype(np.float32)
@@ -155,6 +248,38 @@ def _taps(length: int, target: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]
     return taps
 
 
-def load(data: bytes, size: tuple[int, int]) -> np.ndarray:
+def _antialiased(image: np.ndarray, size: tuple[int, int], whole: tuple[int, int]) -> np.ndarray:
+    """Resizes to `whole` with a triangle filter and returns the centre of that, `size`; makes no more of it."""
+    height, width, channels = image.shape
+    rows = image.reshape(height, width * channels)
+    down = np.zeros((size[0], width * channels), np.float32)
+    for index, weight in zip(*_filter(height, whole[0], size[0]), strict=True):
+        down += rows.take(index, axis=0) * weight[:, None]
+    down = down.reshape(size[0], width, channels)
+    across = np.zeros((*size, channels), np.float32)
+    for index, weight in zip(*_filter(width, whole[1], size[1]), strict=True):
+        across += down.take(index, axis=1) * weight[:, None]
+    return across
+
+
+@functools.lru_cache(maxsize=256)
+def _filter(length: int, whole: int, target: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns source indices and weights f32, both [taps, target], of the middle `target` of `whole` positions.
+
+    The triangle is as wide as two steps, and at least as two pixels; what falls outside the picture is left out
+    and the rest weighs more, as in `jax.image.resize`.
+    """
+    step = length / whole
+    radius = max(step, 1.0)
+    position = (np.arange(target) + ((whole - target) // 2 + 0.5)) * step - 0.5
+    index = np.floor(position - radius).astype(np.intp) + np.arange(1, math.ceil(2 * radius) + 1)[:, None]
+    weight = np.maximum(1 - np.abs(position - index) / radius, 0) * ((index >= 0) & (index < length))
+    taps = np.clip(index, 0, length - 1), (weight / weight.sum(axis=0)).astype(np.float32)
+    for array in taps:
+        array.setflags(write=False)
+    return taps
+
+
+def load(data: bytes, size: tuple[int, int], resizing: Resizing = "bilinear") -> np.ndarray:
     """Decodes and resizes one picture to f32[*size, 3] in 0..255; raises `PictureError` like `decode`."""
-    return resize(decode(data), size)
+    return resize(decode(data), size, resizing)

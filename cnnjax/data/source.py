@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import math
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -9,10 +10,12 @@ from typing import Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 
-from cnnjax.data.pixels import PIXEL_CHOICES, resize
+from cnnjax.data.listing import Selection
+from cnnjax.data.pixels import PIXEL_CHOICES, RESIZINGS, Resizing, checked_resizing, resize
 
 _THREADS = min(4, max(2, os.cpu_count() or 2))
 _CHUNK = 512
+_READ = 64
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 
@@ -26,7 +29,7 @@ class Source(Protocol):
         labels: i32[N], an index into `class_names` for every picture.
         names: one name a picture, unique within the source (a folder's pictures: the path below its root,
             with `/`).
-        image_size: height and width of what `read` returns.
+        image_size: height and width of what `read` returns; of sounds the number of samples.
         skipped: the pictures left out, each as "name: reason".
     """
 
@@ -37,7 +40,7 @@ class Source(Protocol):
     @property
     def names(self) -> tuple[str, ...]: ...
     @property
-    def image_size(self) -> tuple[int, int]: ...
+    def image_size(self) -> tuple[int, ...]: ...
     @property
     def skipped(self) -> tuple[str, ...]: ...
 
@@ -66,6 +69,11 @@ class InMemory:
         class_names: the classes, in the order of their labels.
         names: one name a picture; their positions by default.
         image_size: resize to this height and width while reading; the pictures' own size by default.
+        resizing: how; see `cnnjax.data.pixels.resize`.
+
+    Attributes:
+        images: the array itself.
+        selection: which files the pictures were read from, where `in_memory` read them from a folder.
 
     Raises:
         ValueError: shapes, types or ranges that do not fit; the message names the argument.
@@ -82,6 +90,7 @@ class InMemory:
         class_names: Sequence[str],
         names: Sequence[str] | None = None,
         image_size: tuple[int, int] | None = None,
+        resizing: Resizing = "bilinear",
     ) -> None:
         images = np.asarray(images)
         if images.ndim != 4 or images.shape[-1] != 3:
@@ -99,11 +108,13 @@ class InMemory:
         if len(self.names) != len(images):
             raise ValueError(f"names: expected {len(images)}, one a picture, found {len(self.names)}")
         self.image_size = as_size(images.shape[1:3] if image_size is None else image_size)
+        self.resizing = checked_resizing(resizing)
         self.skipped: tuple[str, ...] = ()
-        self._images = images
+        self.selection: Selection | None = None
+        self.images = images
 
     def __len__(self) -> int:
-        return len(self._images)
+        return len(self.images)
 
     def __repr__(self) -> str:
         return f"InMemory({len(self)} pictures, {len(self.class_names)} classes, {self.image_size})"
@@ -111,11 +122,10 @@ class InMemory:
     @functools.cached_property
     def digest(self) -> str:
         """SHA-256 (hex) of the pictures in order, their shape and type, and the pixel choices."""
-        found = hashlib.sha256(
-            f"{PIXEL_CHOICES}; {self.image_size}; {self._images.shape} {self._images.dtype}".encode()
-        )
+        choices = PIXEL_CHOICES + RESIZINGS[self.resizing]
+        found = hashlib.sha256(f"{choices}; {self.image_size}; {self.images.shape} {self.images.dtype}".encode())
         for start in range(0, len(self), _CHUNK):
-            found.update(np.ascontiguousarray(self._images[start : start + _CHUNK]))
+            found.update(np.ascontiguousarray(self.images[start : start + _CHUNK]))
         return found.hexdigest()
 
     def read(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
@@ -123,8 +133,44 @@ class InMemory:
         wanted = as_indices(indices, len(self))
         pictures = np.empty((len(wanted), *self.image_size, 3), np.float32)
         for slot, index in enumerate(wanted):
-            pictures[slot] = resize(self._images[index], self.image_size)
+            pictures[slot] = resize(self.images[index], self.image_size, self.resizing)
         return pictures
+
+
+def in_memory(source: Source, budget: int, progress: Callable[[int, int], None] | None = None) -> InMemory | None:
+    """Reads a source once and keeps its pictures as uint8, if they fit: a quarter of what floats take.
+
+    Every value is rounded to the nearest whole number, so it differs from what `source.read` gives by at most
+    0.5 of 255; where nothing is resized it does not differ. The digest is that of the rounded pictures: features
+    stored for `source` itself do not serve here.
+
+    Args:
+        source: any source of pictures.
+        budget: bytes that the pictures may take, N * H * W * 3.
+        progress: called with (pictures done, pictures in all).
+
+    Returns:
+        A source with the same labels, classes, names and skipped pictures; None where they do not fit.
+
+    Raises:
+        PictureError: a picture that cannot be decoded; nothing is kept.
+
+    >>> pictures = InMemory(np.full((2, 4, 4, 3), 99.6, np.float32), [0, 1], ("cat", "dog"))
+    >>> in_memory(pictures, budget=96).images[0, 0, 0].tolist(), in_memory(pictures, budget=95)
+    ([100, 100, 100], None)
+    """
+    shape = (len(source), *as_size(source.image_size), 3)
+    if math.prod(shape) > budget:
+        return None
+    images = np.empty(shape, np.uint8)
+    for start in range(0, len(source), _READ):
+        rows = np.arange(start, min(start + _READ, len(source)))
+        images[rows] = np.rint(source.read(rows))
+        if progress:
+            progress(int(rows[-1]) + 1, len(source))
+    kept = InMemory(images, source.labels, source.class_names, source.names)
+    kept.skipped, kept.selection = source.skipped, getattr(source, "selection", None)
+    return kept
 
 
 def as_size(size: Sequence[int]) -> tuple[int, int]:

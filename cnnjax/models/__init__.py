@@ -10,6 +10,7 @@ from cnnjax.models.lecture_cnn import cifar_cnn, lecture_cnn
 from cnnjax.models.mobilenet import PUBLISHED as _MOBILENET
 from cnnjax.models.mobilenet import mobilenet
 from cnnjax.models.preprocessing import PREPROCESSING, preprocess
+from cnnjax.models.sound import LogMel, SoundClassifier
 from cnnjax.models.vgg16 import PUBLISHED as _VGG16
 from cnnjax.models.vgg16 import vgg16
 
@@ -29,6 +30,8 @@ __all__ = [
     "PUBLISHED",
     "Backbone",
     "Classifier",
+    "LogMel",
+    "SoundClassifier",
     "cifar_cnn",
     "create",
     "lecture_cnn",

@@ -218,6 +218,8 @@ def _keeps_images_apart(eqn: Any, ins: list[Known], out: int) -> bool:
     if name == "slice":
         whole = p["start_indices"][axis] == 0 and p["limit_indices"][axis] == aval.shape[axis]
         return whole and (p["strides"] is None or p["strides"][axis] == 1)
+    if name == "fft":
+        return axis < aval.ndim - len(p["fft_lengths"])
     if name == "dynamic_slice":
         return p["slice_sizes"][axis] == aval.shape[axis]
     if name == "conv_general_dilated":

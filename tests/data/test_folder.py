@@ -1,5 +1,6 @@
 """Folders against Keras's `image_dataset_from_directory` (`format="grain"`), and all their faults."""
 
+import hashlib
 import os
 import shutil
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from PIL import Image
 
 from cnnjax.data import Folder, PictureError, Source, open_splits, split_by_fraction, splits
 from cnnjax.data import listing as listing_module
+from cnnjax.data.pixels import Resizing, resize
 
 
 def keras_listing(path: Path, size: tuple[int, int]) -> tuple[list[str], list[str], np.ndarray, np.ndarray]:
@@ -208,6 +210,9 @@ CHANGES: dict[str, Callable[[Path], Folder]] = {
     "order": changed_order,
     "one less": one_less,
     "size": lambda root: Folder(root, "train", image_size=(5, 6)),
+    "antialias": lambda root: Folder(root, "train", image_size=(6, 5), resizing="antialias"),
+    "crop": lambda root: Folder(root, "train", image_size=(6, 5), resizing="crop_to_aspect_ratio"),
+    "centre": lambda root: Folder(root, "train", image_size=(6, 5), resizing="center_crop"),
     "split": lambda root: Folder(root, "test", image_size=(6, 5)),
     "part": lambda root: Folder(root, "train", image_size=(6, 5)).take([1, 0, 2, 3, 4, 5, 6, 7]),
 }
@@ -217,6 +222,34 @@ CHANGES: dict[str, Callable[[Path], Folder]] = {
 def test_digest_changes_with_what_decides_a_pixel(root: Path, change: str) -> None:
     before = Folder(root, "train", image_size=(6, 5)).digest
     assert CHANGES[change](root).digest != before
+
+
+def test_default_digest_stays_as_it_was(root: Path) -> None:
+    """Features stored under it stay valid: a change of this text throws away everybody's."""
+    choices = "rgb; alpha dropped; 16 bit: high byte; exif turn ignored; bilinear, half-pixel, no antialias; v1"
+    files = [root / "train" / name / f"{i}.png" for name in ("cat", "dog") for i in range(4)]
+    hashes = b"".join(hashlib.sha256(file.read_bytes()).digest() for file in files)
+    expected = hashlib.sha256(f"{choices}; (6, 5); 8".encode() + hashes).hexdigest()
+    assert Folder(root, "train", image_size=(6, 5)).digest == expected
+
+
+@pytest.mark.parametrize("resizing", ["bilinear", "antialias", "crop_to_aspect_ratio", "center_crop"])
+def test_every_opener_resizes_as_told(root: Path, resizing: Resizing) -> None:
+    size = (4, 3)
+    Image.fromarray(np.arange(90, dtype=np.uint8).reshape(5, 6, 3)).save(root / "train" / "cat" / "0.png")
+    expected = resize(np.arange(90, dtype=np.uint8).reshape(5, 6, 3), size, resizing)
+    whole = Folder(root, "train", size, resizing=resizing)
+    np.testing.assert_array_equal(whole.read([0])[0], expected)
+    np.testing.assert_array_equal(whole.take([3, 0]).read([1])[0], expected)
+    np.testing.assert_array_equal(open_splits(root, size, resizing=resizing)["train"].read([0])[0], expected)
+    parts = split_by_fraction(root / "train", image_size=size, resizing=resizing)
+    (found,) = [part.read([part.names.index("cat/0.png")])[0] for part in parts.values() if "cat/0.png" in part.names]
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_unknown_resizing_gets_the_nearest(root: Path) -> None:
+    with pytest.raises(ValueError, match="resizing: expected one of .*, found 'antialiased'; did you mean 'antialias'"):
+        Folder(root, "train", resizing="antialiased")  # ty: ignore[invalid-argument-type]
 
 
 def test_digest_of_a_part_is_its_own(root: Path) -> None:

@@ -4,7 +4,9 @@ import io
 import struct
 import warnings
 import zlib
+from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Literal
 
 import jax
@@ -14,7 +16,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from cnnjax.data.pixels import PictureError, decode, load, resize
+from cnnjax.data.pixels import (
+    PIXEL_CHOICES,
+    RESIZINGS,
+    PictureError,
+    Resizing,
+    _crop_to_aspect_ratio,
+    checked_resizing,
+    decode,
+    load,
+    resize,
+)
 
 # A value in 0..255 passes through two lerps, whose weights carry a float32 position up to the picture's size.
 TOLERANCE = 0.01
@@ -235,3 +247,116 @@ def test_resize_equals_jax(shape: tuple[int, int], size: tuple[int, int]) -> Non
     image = np.random.default_rng(1).integers(0, 256, (*shape, 3), dtype=np.uint8)
     expected = jax.image.resize(image.astype(np.float32), (*size, 3), "bilinear", antialias=False)
     np.testing.assert_allclose(resize(image, size), expected, atol=TOLERANCE)
+
+
+@pytest.fixture(scope="module")
+def photographs(shared_data: Path) -> list[Path]:
+    """Portrait, landscape, square, greyscale, and smaller than what they are resized to."""
+    shapes: dict[tuple[str, tuple[int, int]], Path] = {}
+    for path in sorted((shared_data / "imagenet_samples").rglob("*.[jJ]*")):
+        with Image.open(path) as image:
+            shapes.setdefault((image.mode, image.size), path)
+    wanted = [("RGB", (86, 108)), ("RGB", (230, 160)), ("RGB", (170, 170)), ("L", (256, 384)), ("RGB", (453, 256))]
+    return [shapes[key] for key in wanted]
+
+
+def test_antialias_equals_keras(photographs: list[Path]) -> None:
+    import keras
+
+    for path, size in zip(photographs, [(160, 160), (160, 160), (99, 200), (64, 31), (224, 224)], strict=True):
+        image = decode(path.read_bytes())
+        expected = keras.ops.image.resize(image.astype(np.float32), size, interpolation="bilinear", antialias=True)
+        np.testing.assert_allclose(resize(image, size, "antialias"), expected, atol=TOLERANCE)
+
+
+def test_crop_to_aspect_ratio_equals_keras(photographs: list[Path], tmp_path: Path) -> None:
+    import keras
+
+    (tmp_path / "a").mkdir()
+    for path in photographs:
+        (tmp_path / "a" / path.name).write_bytes(path.read_bytes())
+    found = keras.utils.image_dataset_from_directory(
+        tmp_path, batch_size=None, image_size=(150, 110), shuffle=False, format="grain", verbose=False,
+        crop_to_aspect_ratio=True,
+    )  # fmt: skip
+    for path, (expected, _) in zip(sorted(photographs, key=lambda path: path.name), found, strict=True):
+        pixels = load(path.read_bytes(), (150, 110), "crop_to_aspect_ratio")
+        np.testing.assert_allclose(pixels, expected, atol=TOLERANCE)
+
+
+@given(st.tuples(st.integers(1, 2000), st.integers(1, 2000)), st.tuples(st.integers(1, 300), st.integers(1, 300)))
+@settings(max_examples=200, deadline=None)
+def test_the_part_that_is_kept_is_keras_part(shape: tuple[int, int], size: tuple[int, int]) -> None:
+    """Keras's `smart_resize` with a resize that leaves the part as it is; every pixel says where it lay."""
+    from keras.preprocessing.image import smart_resize
+
+    image = np.arange(shape[0] * shape[1], dtype=np.int32).reshape(*shape, 1)
+    as_it_is = SimpleNamespace(resize=lambda part, **_: part)
+    numpy = SimpleNamespace(convert_to_tensor=np.asarray, shape=np.shape, image=as_it_is)
+    part = smart_resize(image, size, backend_module=numpy)
+    top, left, rows, columns = _crop_to_aspect_ratio(shape, size)
+    assert part.shape == (rows, columns, 1)
+    assert part[0, 0, 0] == top * shape[1] + left
+
+
+shapes = st.tuples(st.integers(1, 90), st.integers(1, 90))
+
+
+def filtered(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Pillow's triangle filter, which is wider where a picture shrinks, in floating point."""
+    channels = [Image.fromarray(image[:, :, c].astype(np.float32)) for c in range(image.shape[2])]
+    wanted = (size[1], size[0])
+    return np.stack([np.asarray(c.resize(wanted, Image.Resampling.BILINEAR)) for c in channels], -1)
+
+
+@given(shapes, shapes, st.sampled_from([1, 3]))
+@settings(max_examples=60, deadline=None)
+def test_antialias_is_pillows_triangle(shape: tuple[int, int], size: tuple[int, int], channels: int) -> None:
+    image = np.random.default_rng(shape[0]).integers(0, 256, (*shape, channels), dtype=np.uint8)
+    found = resize(image, size, "antialias")
+    assert found.dtype == np.float32 and found.shape == (*size, channels)
+    np.testing.assert_allclose(found, filtered(image, size), atol=TOLERANCE)
+
+
+@given(shapes, st.tuples(st.integers(1, 8), st.integers(1, 8)))
+@settings(max_examples=60, deadline=None)
+def test_center_crop_is_an_antialiased_picture_cut(shape: tuple[int, int], sevenths: tuple[int, int]) -> None:
+    """For sizes of whole sevenths: the sides are 8/7 of them, or longer by the aspect ratio, less than a pixel off."""
+    size, least = (7 * sevenths[0], 7 * sevenths[1]), (8 * sevenths[0], 8 * sevenths[1])
+    scale = max(Fraction(least[0], shape[0]), Fraction(least[1], shape[1]))
+    whole = (int(shape[0] * scale), int(shape[1] * scale))
+    image = np.random.default_rng(shape[1]).integers(0, 256, (*shape, 3), dtype=np.uint8)
+    top, left = ((long - short) // 2 for long, short in zip(whole, size, strict=True))
+    expected = filtered(image, whole)[top : top + size[0], left : left + size[1]]
+    np.testing.assert_allclose(resize(image, size, "center_crop"), expected, atol=TOLERANCE)
+
+
+def test_center_crop_is_imagenets_evaluation(photographs: list[Path]) -> None:
+    """Shorter side 256, centre 224, as Pillow does it; Pillow rounds twice."""
+    for path in photographs:
+        with Image.open(path) as opened:
+            image = opened.convert("RGB")
+        longer = 256 * max(image.size) // min(image.size)
+        size = (256, longer) if image.width < image.height else (longer, 256)
+        left, top = ((side - 224) // 2 for side in size)
+        expected = image.resize(size, Image.Resampling.BILINEAR).crop((left, top, left + 224, top + 224))
+        found = load(path.read_bytes(), (224, 224), "center_crop")
+        np.testing.assert_allclose(found, np.asarray(expected), atol=1.01)
+
+
+@pytest.mark.parametrize("resizing", RESIZINGS)
+def test_every_way_keeps_constants_and_own_sizes(resizing: Resizing) -> None:
+    grey = np.full((13, 8, 3), 201, np.uint8)
+    for size in ((1, 1), (13, 8), (40, 9), (3, 50)):
+        np.testing.assert_allclose(resize(grey, size, resizing), 201, atol=1e-4)
+    if resizing != "center_crop":
+        image = np.random.default_rng(0).integers(0, 256, (13, 8, 3), dtype=np.uint8)
+        np.testing.assert_array_equal(resize(image, (13, 8), resizing), image)
+
+
+def test_ways_to_resize_are_told_apart() -> None:
+    assert len({PIXEL_CHOICES + text for text in RESIZINGS.values()}) == 4
+    with pytest.raises(
+        ValueError, match="resizing: expected one of bilinear, .*found 'crop'; did you mean 'center_crop'"
+    ):
+        checked_resizing("crop")

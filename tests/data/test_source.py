@@ -2,13 +2,15 @@
 
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from cnnjax.data import Folder, InMemory, Source
-from cnnjax.data.source import map_threaded
+from cnnjax.data.pixels import RESIZINGS, Resizing, resize
+from cnnjax.data.source import in_memory, map_threaded
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (5, 6, 7, 3), dtype=np.uint8)
 LABELS = [0, 1, 1, 0, 1]
@@ -35,6 +37,36 @@ def test_resizes_as_a_folder_does(tmp_path) -> None:
     order = [int(name[2]) for name in folder.names]
     memory = InMemory(IMAGES, LABELS, folder.class_names, image_size=(4, 9))
     np.testing.assert_array_equal(memory.read(order), folder.read(range(5)))
+
+
+@pytest.mark.parametrize("resizing", RESIZINGS)
+def test_resizes_as_told(resizing: Resizing) -> None:
+    source = InMemory(IMAGES, LABELS, ["a", "b"], image_size=(4, 9), resizing=resizing)
+    expected = [resize(image, (4, 9), resizing) for image in IMAGES]
+    np.testing.assert_array_equal(source.read(range(5)), expected)
+    plain = InMemory(IMAGES, LABELS, ["a", "b"], image_size=(4, 9))
+    assert (source.digest == plain.digest) == (resizing == "bilinear")
+
+
+def test_in_memory_keeps_everything_and_rounds(tmp_path: Path) -> None:
+    for i in range(150):  # more than are read at once
+        (tmp_path / "ab"[i % 2]).mkdir(exist_ok=True)
+        Image.fromarray(np.roll(IMAGES[i % 5], i // 5, 0)).save(tmp_path / "ab"[i % 2] / f"{i}.png")
+    (tmp_path / "a" / "bad.png").touch()
+    folder = Folder(tmp_path, image_size=(4, 9), on_error="skip")
+    steps: list[tuple[int, int]] = []
+    kept = in_memory(folder, 150 * 4 * 9 * 3, lambda done, total: steps.append((done, total)))
+    assert kept is not None and in_memory(folder, 150 * 4 * 9 * 3 - 1) is None
+    assert isinstance(kept, Source) and kept.images.dtype == np.uint8
+    assert (kept.names, kept.class_names, kept.skipped) == (folder.names, ("a", "b"), folder.skipped)
+    np.testing.assert_array_equal(kept.labels, folder.labels)
+    exact, rounded = folder.read(range(150)), kept.read(range(150))
+    assert 0 < np.abs(exact - rounded).max() <= 0.5
+    np.testing.assert_array_equal(rounded, np.rint(exact))
+    assert kept.digest != folder.digest and steps[-1] == (150, 150) and len(steps) > 1
+    whole = in_memory(Folder(tmp_path, image_size=(6, 7), on_error="skip"), 1 << 20)
+    assert whole is not None
+    np.testing.assert_array_equal(whole.images[0], IMAGES[0])
 
 
 def test_digest_is_of_the_pixels_alone() -> None:

@@ -34,6 +34,7 @@ APART = {
     "inside a jitted function": lambda f, x: jax.jit(lambda y: jax.nn.relu(y @ f["w"]))(x),
     "inside a checkpoint": lambda f, x: jax.checkpoint(lambda y: jnp.tanh(y @ f["w"]))(x),
     "stacked and tiled": lambda f, x: jnp.tile(jnp.stack([x, x * 2], axis=-1), (1, 1, 1, 3)).sum(-1),
+    "spectrum of each row": lambda f, x: jnp.abs(jnp.fft.rfft(x, axis=-1)),
     "a choice by platform": lambda f, x: jax.lax.platform_dependent(x, cpu=lambda y: y * 2, default=lambda y: y + y),
 }
 MIXED = {
@@ -49,6 +50,7 @@ MIXED = {
     "a fixed random mask": lambda f, x: x * jax.random.normal(jax.random.key(0), x.shape),
     "divided by the batch size": lambda f, x: x / x.shape[0],
     "rows and positions swapped by a reshape": lambda f, x: x.reshape(6, -1, 4).transpose(1, 0, 2),
+    "spectrum over the batch": lambda f, x: jnp.abs(jnp.fft.fft(x, axis=0)),
     "a scan over the batch": lambda f, x: jax.lax.scan(lambda c, y: (c + y, c), jnp.zeros((6, 4)), x)[1],
 }
 

@@ -1,0 +1,145 @@
+"""What record files hold, kept beside them or in the cache, so that they are read through only once."""
+
+import hashlib
+import io
+import os
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from cnnjax.data.pixels import FORMATS, MAX_PIXELS, PIXEL_CHOICES
+
+BESIDE = "cnnjax-pack"
+"""The folder beside packed record files that says what they hold."""
+
+
+class Entries(NamedTuple):
+    """What one record file holds, record by record.
+
+    Attributes:
+        labels: i64[N], as they are stored; -1 stands for none.
+        hashes: u8[N, 32], SHA-256 of every picture's bytes.
+        names: N names, or none at all where the records carry no names.
+        decoder: the `decoder` that all pictures were decoded with, "" if they were not.
+    """
+
+    labels: np.ndarray
+    hashes: np.ndarray
+    names: tuple[str, ...]
+    decoder: str = ""
+
+
+def decoder() -> str:
+    """What decides whether a picture can be decoded here."""
+    import PIL
+
+    return f"Pillow {PIL.__version__}; {PIXEL_CHOICES}; {', '.join(FORMATS)}; {MAX_PIXELS} pixels"
+
+
+def holds_records(folder: str | os.PathLike[str]) -> bool:
+    """Says whether `folder` is a whole TFDS data set: TFDS and `pack_folder` write this file last."""
+    return os.path.isfile(os.path.join(folder, "dataset_info.json"))
+
+
+def cache_folder() -> Path:
+    """Where entries and the marks of verified pictures are kept: below `$CNNJAX_CACHE` or the user's cache."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get("CNNJAX_CACHE") or Path(base) / "cnnjax") / "records"
+
+
+def verified_mark(hashes: np.ndarray) -> Path:
+    """The file in the cache that says that all pictures with these hashes, u8[N, 32], can be decoded here."""
+    found = hashlib.sha256(decoder().encode())
+    found.update(np.ascontiguousarray(hashes))
+    return cache_folder() / "verified" / found.hexdigest()[:32]
+
+
+def path_beside(file: str | os.PathLike[str]) -> Path:
+    """Where a packed record file's entries lie."""
+    file = Path(file)
+    return file.parent / BESIDE / f"{file.name}.npz"
+
+
+def find_entries(file: str | os.PathLike[str], keys: Sequence[str], count: int) -> Entries | None:
+    """Returns the entries of a record file as they were kept, None if it has to be read through.
+
+    Entries count as those of the file if its size is the same, and from the cache also its time of change. A
+    source compares every picture that it reads with its entry besides, so a file that was exchanged in spite
+    of that is found out and never read under another one's digest.
+    """
+    status = os.stat(file)
+    for path, state in (
+        (path_beside(file), (status.st_size, -1)),
+        (_cached(file), (status.st_size, status.st_mtime_ns)),
+    ):
+        entries = load_entries(path, keys, state)
+        if entries is not None and len(entries.labels) == count:
+            return entries
+    return None
+
+
+def keep_entries(file: str | os.PathLike[str], keys: Sequence[str], entries: Entries) -> None:
+    """Keeps the entries of a record file in the cache."""
+    status = os.stat(file)
+    path = _cached(file)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_entries(path, keys, (status.st_size, status.st_mtime_ns), entries)
+
+
+def save_entries(path: Path, keys: Sequence[str], state: tuple[int, int], entries: Entries) -> None:
+    """Writes entries, whole or not at all; the same entries are the same bytes.
+
+    Args:
+        path: the file to write.
+        keys: names of the features that were read.
+        state: the record file's size in bytes and its time of change in ns, -1 for any.
+        entries: what it holds.
+    """
+    names = [os.fsencode(name) for name in entries.names]
+    buffer = io.BytesIO()
+    np.savez(
+        buffer,
+        keys=np.array(keys),
+        decoder=np.array(entries.decoder),
+        state=np.array(state, np.int64),
+        labels=entries.labels,
+        hashes=entries.hashes,
+        lengths=np.array([len(name) for name in names], np.int32),
+        names=np.frombuffer(b"".join(names), np.uint8),
+    )
+    write_synced(path, buffer.getbuffer())
+
+
+def load_entries(path: Path, keys: Sequence[str], state: tuple[int, int] | None = None) -> Entries | None:
+    """Reads what `save_entries` wrote; None if it is not there, damaged, or of other keys or another state."""
+    try:
+        with np.load(path) as found:
+            if found["keys"].tolist() != list(keys) or (state and tuple(found["state"].tolist()) != state):
+                return None
+            text, ends = found["names"].tobytes(), np.cumsum(found["lengths"], dtype=np.int64)
+            names = tuple(os.fsdecode(text[a:b]) for a, b in zip([0, *ends[:-1].tolist()], ends.tolist(), strict=False))
+            entries = Entries(found["labels"], found["hashes"], names, str(found["decoder"]))
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return None
+    if entries.hashes.shape != (len(entries.labels), 32) or len(names) not in (0, len(entries.labels)):
+        return None
+    return entries
+
+
+def write_synced(path: Path, content: bytes | memoryview) -> None:
+    """Writes a file that is there whole or not at all, also after a loss of power."""
+    # Its own name: two processes may keep the same entries at once.
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    with partial.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def _cached(file: str | os.PathLike[str]) -> Path:
+    name = hashlib.sha256(os.fsencode(os.path.realpath(file))).hexdigest()
+    return cache_folder() / f"{name[:32]}.npz"

@@ -1,0 +1,186 @@
+"""Batches of a source, read ahead by Grain: the same batches for any number of workers, hosts and restarts."""
+
+import time
+import weakref
+from collections.abc import Generator, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import absl.flags
+import grain
+import numpy as np
+
+from cnnjax.data.order import Order
+
+READ_AHEAD = 2
+"""Batches that are read before they are asked for, in each worker."""
+
+
+class Readable(Protocol):
+    """What the loader asks of a source (see `cnnjax.data.Source`)."""
+
+    @property
+    def labels(self) -> np.ndarray: ...
+    def __len__(self) -> int: ...
+    def read(self, indices: np.ndarray) -> np.ndarray: ...
+
+
+class Batch(NamedTuple):
+    """One batch, of the same shape every time.
+
+    Attributes:
+        examples: f32[B, ...] as the source reads them.
+        labels: i32[B].
+        weights: f32[B], 0 for the examples that fill up the last batch of an epoch: they count nowhere.
+        index: i32[B], which examples of the source these are.
+    """
+
+    examples: np.ndarray
+    labels: np.ndarray
+    weights: np.ndarray
+    index: np.ndarray
+
+
+class Loader:
+    """Iterates over the batches of a source, reading ahead of the device.
+
+    The whole state is the number of the next step: `state()` gives it, `restore` goes there, and what follows
+    is exactly what an unbroken run would have seen, whatever the number of workers.
+
+    Args:
+        source: What is read; with workers it must be picklable, as all of `cnnjax.data` are.
+        batch_size: Of the global batch.
+        epochs: How many times all examples are taken.
+        seed: Of the shuffling; None keeps the source's order.
+        shard: (this host, number of hosts); this loader gives the host's rows of every batch.
+        workers: Processes that read; 0 reads in threads of this one.
+
+    Attributes:
+        waited: Seconds that were spent waiting for a batch so far.
+
+    Raises:
+        ValueError: A size that is not positive, or hosts that do not divide the batch.
+
+    >>> from cnnjax.data import InMemory
+    >>> source = InMemory(np.zeros((5, 4, 4, 3), np.uint8), [0, 1, 0, 1, 0], ("cat", "dog"))
+    >>> loader = Loader(source, 2, epochs=2)
+    >>> first = next(loader)
+    >>> first.examples.shape, loader.state(), len(list(loader)), loader.state()
+    ((2, 4, 4, 3), {'step': 1}, 5, {'step': 6})
+    """
+
+    def __init__(
+        self,
+        source: Readable,
+        batch_size: int,
+        *,
+        epochs: int = 1,
+        seed: int | None = 0,
+        shard: tuple[int, int] = (0, 1),
+        workers: int = 0,
+    ):
+        if workers < 0:
+            raise ValueError(f"workers: expected 0 or more processes, found {workers}")
+        self.order = Order(len(source), batch_size, epochs=epochs, seed=seed, shard=shard)
+        self.workers = workers
+        self._source = source
+        self._step = 0
+        self._reading: Any = None
+        self.waited = 0.0
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def __iter__(self) -> "Loader":
+        return self
+
+    def __next__(self) -> Batch:
+        if self._step >= len(self):
+            self.close()
+            raise StopIteration
+        if self._reading is None:
+            self._reading = read_batches(self._source, _Indices(self.order), start=self._step, workers=self.workers)
+            # Worker processes are ended while Python still stands, also if nobody calls `close`.
+            self._ending = weakref.finalize(self, self._reading.close)
+        index, weights = self.order[self._step]
+        start = time.perf_counter()
+        examples = next(self._reading)
+        self.waited += time.perf_counter() - start
+        self._step += 1
+        return Batch(examples, np.asarray(self._source.labels)[index], weights, index)
+
+    def state(self) -> dict[str, int]:
+        """Where it stands: the number of the next step, as a plain dictionary."""
+        return {"step": self._step}
+
+    def restore(self, state: Mapping[str, int]) -> None:
+        """Go to where `state` was taken.
+
+        Raises:
+            ValueError: It is no step of this run.
+        """
+        step = state.get("step", -1)
+        if not 0 <= step <= len(self):
+            raise ValueError(f"a loader of {len(self)} steps cannot go on at step {step}")
+        self.close()
+        self._step = int(step)
+
+    def close(self) -> None:
+        """Stop reading ahead, and end the workers."""
+        if self._reading is not None:
+            self._ending()
+            self._reading = None
+
+
+def read_batches(
+    source: Any, indices: Sequence[np.ndarray], *, start: int = 0, workers: int = 0
+) -> Generator[np.ndarray]:
+    """Read one batch after another, ahead of whoever takes them.
+
+    Args:
+        source: What is read, by its `read`.
+        indices: Those of every batch.
+        start: The first batch.
+        workers: Processes that read; 0 reads in a thread of this one (sources read a batch by several threads).
+    """
+    if start >= len(indices):
+        return
+    steps: Any = grain.MapDataset.range(start, len(indices))
+    # One batch at a time: a source's `read` uses the processor's cores by itself.
+    options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=READ_AHEAD)
+    batches = steps.map(_Read(source, indices)).to_iter_dataset(options)
+    if workers:
+        if not absl.flags.FLAGS.is_parsed():  # Grain's worker options are absl flags, which only absl's own main parses
+            absl.flags.FLAGS.mark_as_parsed()
+        wanted = min(workers, len(indices) - start)
+        processes = grain.MultiprocessingOptions(num_workers=wanted, per_worker_buffer_size=READ_AHEAD)
+        batches = batches.mp_prefetch(processes)
+    running = iter(batches)
+    try:
+        for batch in running:
+            # Out of the memory shared with a worker, which lives no longer than the loader.
+            yield np.array(batch) if workers else batch
+    finally:
+        running.close()
+
+
+class _Indices(Sequence[np.ndarray]):
+    """An order's indices alone."""
+
+    def __init__(self, order: Order):
+        self._order = order
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    def __getitem__(self, step: Any) -> Any:
+        return self._order[step][0]
+
+
+class _Read:
+    """Step number to batch; an object, since a worker process must be able to unpickle it."""
+
+    def __init__(self, source: Any, indices: Sequence[np.ndarray]):
+        self._source, self._indices = source, indices
+
+    def __call__(self, step: int) -> np.ndarray:
+        return self._source.read(self._indices[int(step)])

@@ -1,0 +1,98 @@
+"""The order in which examples are taken, as a function of the seed and the step alone."""
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+
+def epoch_batches(count: int, batch_size: int, seed: int | None, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+    """The order of one epoch: indices i32 and weights f32, both `[steps, batch_size]`.
+
+    The last batch is filled up with the epoch's first examples at weight 0: they count in no loss and no
+    metric, and a live BatchNorm sees pictures rather than zeros.
+
+    Args:
+        count: Examples in all.
+        batch_size: Examples a batch.
+        seed: Of the shuffling; None keeps the examples' order.
+        epoch: Each has an order of its own.
+
+    >>> index, weights = epoch_batches(5, 2, seed=0, epoch=0)
+    >>> sorted(index.ravel()[weights.ravel() > 0].tolist()), weights.tolist()[-1]
+    ([0, 1, 2, 3, 4], [1.0, 0.0])
+    """
+    order = np.arange(count) if seed is None else np.random.default_rng([seed, epoch]).permutation(count)
+    steps = -(-count // batch_size)
+    index = np.resize(order, steps * batch_size).reshape(steps, batch_size).astype(np.int32)
+    weights = (np.arange(steps * batch_size) < count).astype(np.float32).reshape(steps, batch_size)
+    return index, weights
+
+
+def epoch_views(shape: tuple[int, ...], views: int, seed: int, epoch: int) -> np.ndarray:
+    """Which of its stored views each example of an epoch shows: i32 of that shape, 0 to `views` - 1.
+
+    >>> epoch_views((2, 3), 4, seed=0, epoch=0).shape
+    (2, 3)
+    """
+    return np.random.default_rng([seed, epoch, views]).integers(0, views, shape, dtype=np.int32)
+
+
+class Order(Sequence[tuple[np.ndarray, np.ndarray]]):
+    """The order of a whole run as a sequence of (indices, weights), one a step; nothing is stored.
+
+    Step k is a function of the seed and k alone, so a run can be taken up at any step, by any number of
+    workers; each host takes its rows of one global batch, so any number of hosts trains on the same batches.
+
+    Args:
+        count: Examples in the source.
+        batch_size: Of the global batch.
+        epochs: How many times all examples are taken.
+        seed: Of the shuffling; None keeps the source's order.
+        shard: (this host, number of hosts).
+
+    Raises:
+        ValueError: A size that is not positive, or hosts that do not divide the batch.
+
+    >>> order = Order(5, 2, epochs=2, seed=0)
+    >>> len(order), sorted(np.concatenate([order[k][0] for k in range(3)])[:5].tolist()), order[2][1].tolist()
+    (6, [0, 1, 2, 3, 4], [1.0, 0.0])
+    """
+
+    def __init__(
+        self, count: int, batch_size: int, *, epochs: int = 1, seed: int | None = 0, shard: tuple[int, int] = (0, 1)
+    ):
+        for name, value in (("examples", count), ("batch_size", batch_size), ("epochs", epochs), ("hosts", shard[1])):
+            if value < 1:
+                raise ValueError(f"the loader needs at least 1 of {name}, found {value}")
+        if not 0 <= shard[0] < shard[1]:
+            raise ValueError(f"shard: expected a host from 0 to {shard[1] - 1}, found {shard[0]}")
+        if batch_size % shard[1]:
+            near = max(batch_size // shard[1], 1) * shard[1]
+            raise ValueError(f"{shard[1]} hosts cannot share a batch of {batch_size} evenly; {near} would do")
+        self._count, self.batch_size, self.epochs, self.seed, self.shard = count, batch_size, epochs, seed, shard
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Batches an epoch, the last one filled up."""
+        return -(-self._count // self.batch_size)
+
+    def __len__(self) -> int:
+        return self.steps_per_epoch * self.epochs
+
+    def __getitem__(self, step: Any) -> Any:
+        if isinstance(step, slice):
+            return [self[k] for k in range(*step.indices(len(self)))]
+        if not 0 <= step < len(self):
+            raise IndexError(f"step {step} of {len(self)}")
+        index, weights = _epoch(self._count, self.batch_size, self.seed, int(step) // self.steps_per_epoch)
+        host, hosts = self.shard
+        row = int(step) % self.steps_per_epoch
+        return index[row, host::hosts], weights[row, host::hosts]
+
+
+@functools.lru_cache(maxsize=2)
+def _epoch(count: int, batch_size: int, seed: int | None, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+    """An epoch's order is drawn once a process, not once a batch."""
+    return epoch_batches(count, batch_size, seed, epoch)

@@ -1,0 +1,279 @@
+"""A folder of pictures packed into a TFDS data set on disk: the same bytes, in a few large files."""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Literal, NamedTuple
+
+import numpy as np
+from rich.console import Console
+from tyro.conf import Positional, arg
+
+from cnnjax.data.entries import BESIDE, Entries, decoder, holds_records, path_beside, save_entries, write_synced
+from cnnjax.data.folder import Folder, open_splits, splits
+from cnnjax.data.listing import Account, account, existing_folder, shown
+from cnnjax.data.pack_plan import KEYS, METADATA, Part, begin, claimed, file_state, list_states
+from cnnjax.data.pixels import PictureError, decode, read_bytes
+from cnnjax.data.source import map_threaded
+from cnnjax.progress import Bars
+
+_CHUNK_BYTES, _CHUNK_FILES = 64 << 20, 512
+_SHOWN = 20
+
+OnBad = Literal["refuse", "skip"]
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Pack:
+    """Pack a folder of pictures into one data set on disk that is faster to read.
+
+    The files' bytes are kept as they are, with the names of classes and files. Give the result to --data like a
+    folder; plain TFDS reads it too (tfds.builder_from_directory). Kill it and start it again with the same command:
+    it goes on where it stopped.
+    """
+
+    folder: Annotated[Positional[Path], arg(metavar="FOLDER")]
+    """Folder of pictures, SPLIT/CLASS/FILE or CLASS/FILE."""
+    out: Path | None = None
+    """Where the data set is written; FOLDER-packed, beside the folder, if not given."""
+    on_bad: Literal["refuse", "skip"] = "refuse"
+    """What to do with a picture that cannot be decoded: refuse names them all and stops, skip leaves them out and
+    lists them in skipped.csv."""
+
+
+class Packed(NamedTuple):
+    """What `pack_folder` did: the data set's folder, and what became of every file."""
+
+    out: Path
+    account: Account
+
+
+def pack(config: Pack) -> Path:
+    """The command: pack, and say what became of every file."""
+    console = Console(soft_wrap=True, highlight=False)
+    with Bars(console) as bars:
+        packed = pack_folder(config.folder, config.out, config.on_bad, bars.bar("packing", "pictures"))
+    files = list(packed.out.glob("*.array_record-*"))
+    size = sum(file.stat().st_size for file in files) / 1e6
+    console.print(str(packed.account))
+    if packed.account.skipped or packed.account.others:
+        console.print(f"what is left out, with reasons: {packed.out / 'skipped.csv'}")
+    console.print(f"{size:,.1f} MB in {len(files)} record files; use them with --data {packed.out}")
+    return packed.out
+
+
+def pack_folder(
+    folder: str | os.PathLike[str],
+    out: str | os.PathLike[str] | None = None,
+    on_bad: OnBad = "refuse",
+    progress: Progress | None = None,
+) -> Packed:
+    """Packs SPLIT/CLASS/FILE or CLASS/FILE (one split, "train") into a TFDS data set of ArrayRecord files.
+
+    Classes, files and their order are `Folder`'s; every picture's bytes are stored as they are, with its label and
+    its name below the split's folder. Every picture is decoded once, to know that it can be: those that cannot are
+    left out, as are all other files; `skipped.csv` lists each with its reason.
+
+    Killed at any time, the same call finishes what was begun and gives the same bytes: a record file gets its name
+    when it is whole, and is not written again. TFDS and `open_tfds` take the folder for a data set only when all is
+    there. The listing of `folder` (names, sizes, times of change) is kept: another folder, or this one after a
+    change, is refused.
+
+    Args:
+        folder: of the pictures.
+        out: the folder that is written; `folder` with "-packed" by default.
+        on_bad: "refuse" raises for pictures that cannot be decoded when all are seen (the others are packed by
+            then, so the same call with "skip" is short); "skip" leaves them out.
+        progress: called with (pictures done, all).
+
+    Raises:
+        PictureError: names the pictures that cannot be decoded (up to 20, and their number), with reasons.
+        ValueError: `out` holds another folder's pack or something else, `folder` changed since it was begun, or
+            it holds splits or classes that `open_splits` and `Folder` refuse.
+        OSError: a folder that cannot be read or written.
+
+    >>> import tempfile; from PIL import Image
+    >>> place = tempfile.TemporaryDirectory()
+    >>> for name in ("cat", "dog"):
+    ...     os.makedirs(f"{place.name}/pets/{name}")
+    ...     Image.new("RGB", (9, 7), "red").save(f"{place.name}/pets/{name}/1.png")
+    >>> packed = pack_folder(f"{place.name}/pets")
+    >>> packed.out.name, str(packed.account)
+    ('pets-packed', '2 files: 2 train; 0 skipped, 0 other files')
+    >>> place.cleanup()
+    """
+    if on_bad not in ("refuse", "skip"):
+        raise ValueError(f"on_bad: expected 'refuse' or 'skip', found {on_bad!r}")
+    root = existing_folder(Path(folder)).resolve()
+    target = Path(out).resolve() if out is not None else root.with_name(f"{root.name}-packed")
+    if target.is_relative_to(root) or root.is_relative_to(target):
+        raise ValueError(f"{target} and {root} lie in one another; give another --out")
+    sources: dict[str, Folder] = dict(open_splits(root)) if splits(root) else {"train": Folder(root)}
+    class_names = next(iter(sources.values())).class_names
+    if bad := [name for name in class_names if shown(name) != name or name.strip() != name]:
+        raise ValueError(
+            f"{root}: TFDS keeps the names of classes as lines of text, which cannot hold "
+            f"{', '.join(map(repr, bad))}; rename these folders"
+        )
+    with claimed(target):
+        states = {split: list_states(source) for split, source in sources.items()}
+        parts = begin(target, root, sources, states)
+        done, total = 0, sum(map(len, sources.values()))
+        for part in parts:
+            if part.entries() is None:
+                for count in _write_part(part, sources[part.split], states[part.split]):
+                    if progress:
+                        progress(done + count, total)
+            done += len(part.rows)
+            if progress:
+                progress(done, total)
+        return Packed(target, _finish(target, root, sources, parts, on_bad))
+
+
+def _write_part(part: Part, source: Folder, states: np.ndarray) -> Generator[int]:
+    """Writes a record file and what it holds; yields how many of its files are done."""
+    from array_record.python.array_record_module import ArrayRecordWriter  # ty: ignore[import-not-found]
+
+    from cnnjax.data.prepared import make_record  # imports TFDS
+
+    def read(row: int) -> tuple[bytes, bytes, str]:
+        path, content, reason = source.path(row), b"", ""
+        try:
+            content = read_bytes(path)
+            decode(content)
+        except PictureError as error:
+            reason = str(error)
+        if file_state(path) != tuple(states[row].tolist()) or (content and len(content) != states[row, 0]):
+            raise ValueError(f"{shown(path)} was changed while its folder was packed; pack it when it is at rest")
+        return content, hashlib.sha256(content).digest(), reason
+
+    partial = part.path.with_name(part.path.name + ".partial")
+    bad: dict[int, str] = {}
+    kept: list[int] = []
+    hashes: list[bytes] = []
+    # Pictures are compressed already. One record a group, since they are read one by one.
+    writer = ArrayRecordWriter(os.fspath(partial), "group_size:1,uncompressed")
+    for rows in _chunks(part.rows, states):
+        for row, (content, digest, reason) in zip(rows, map_threaded(read, rows), strict=True):
+            if reason:
+                bad[row] = reason
+                continue
+            with _told():
+                writer.write(make_record(content, int(source.labels[row]), source.names[row], KEYS))
+            kept.append(row)
+            hashes.append(digest)
+        yield rows.stop - part.rows.start
+    with _told():
+        writer.close()
+    with partial.open("rb") as file:
+        os.fsync(file.fileno())
+    partial.replace(part.path)
+    if bad:
+        write_synced(part.bad_path, json.dumps(bad).encode())
+    entries = Entries(
+        source.labels[kept].astype(np.int64),
+        np.frombuffer(b"".join(hashes), np.uint8).reshape(-1, 32),
+        tuple(source.names[row] for row in kept),
+        decoder(),
+    )
+    # Last: it says that the record file is finished.
+    save_entries(path_beside(part.path), KEYS, (part.path.stat().st_size, -1), entries)
+
+
+@contextmanager
+def _told() -> Generator[None]:
+    try:
+        yield
+    except RuntimeError as error:  # the record writer's for a full disk
+        raise OSError(f"{error}; the same command goes on when that is mended") from error
+
+
+def _chunks(rows: range, states: np.ndarray) -> Generator[range]:
+    """Cuts rows into runs that are held in memory at once."""
+    start, size = rows.start, 0
+    for row in rows:
+        size += max(int(states[row, 0]), 0)
+        if size >= _CHUNK_BYTES or row + 1 - start >= _CHUNK_FILES or row + 1 == rows.stop:
+            yield range(start, row + 1)
+            start, size = row + 1, 0
+
+
+def _finish(target: Path, root: Path, sources: Mapping[str, Folder], parts: Sequence[Part], on_bad: OnBad) -> Account:
+    """Accounts for every file, and makes a data set of the record files."""
+    used: dict[str, Folder] = {}
+    lengths: dict[str, list[int]] = {split: [] for split in sources}
+    for split, source in sources.items():
+        bad: dict[int, str] = {}
+        for part in parts:
+            if part.split == split:
+                entries = part.entries()
+                if entries is None:
+                    raise OSError(f"{part.path} was written and cannot be read; pack again")
+                bad |= part.bad()
+                lengths[split].append(len(entries.labels))
+        used[split] = source.take(np.delete(np.arange(len(source)), sorted(bad)))
+        used[split].selection = replace(used[split].selection, skipped=bad)
+    found = account(used)
+    if on_bad == "refuse" and found.skipped:
+        lines = [f"{shown(row.path)}: {shown(row.reason)}" for row in found.skipped]
+        more = f"\n  ... and {len(lines) - _SHOWN} more" if len(lines) > _SHOWN else ""
+        raise PictureError(
+            f"{len(lines)} of {found.found} files of {root} cannot be decoded; --on-bad skip leaves such out (what is "
+            f"packed so far is kept), or mend them, delete {target} and pack anew:\n  "
+            + "\n  ".join(lines[:_SHOWN])
+            + more
+        )
+    for source in used.values():
+        counts = np.bincount(source.labels, minlength=len(source.class_names))
+        if lost := [source.class_names[label] for label in np.flatnonzero(counts == 0)]:
+            raise PictureError(f"no picture of class {', '.join(map(repr, lost))} in {source.root} can be decoded")
+    found.write(target / "skipped.csv")
+    if not holds_records(target):
+        _write_metadata(target, root, parts, lengths, next(iter(sources.values())).class_names)
+    return found
+
+
+def _write_metadata(
+    target: Path, root: Path, parts: Sequence[Part], lengths: Mapping[str, list[int]], class_names: Sequence[str]
+) -> None:
+    """Writes the files that make a TFDS data set of record files; the one that TFDS looks for comes last."""
+    import tensorflow_datasets as tfds
+
+    name = parts[0].path.name.partition("-")[0]
+    version = tfds.core.Version("1.0.0")
+    place = target / BESIDE / METADATA
+    place.mkdir()
+    identity = tfds.core.dataset_info.DatasetIdentity(name, version, os.fspath(place), module_name="")
+    features = (tfds.features.Image(), tfds.features.ClassLabel(names=class_names), tfds.features.Text())
+    info = tfds.core.DatasetInfo(
+        builder=identity,
+        description=f"{sum(map(sum, lengths.values()))} pictures of the folder {shown(root.name)}, packed by cnnjax.",
+        features=tfds.features.FeaturesDict(dict(zip(KEYS, features, strict=True))),
+        supervised_keys=KEYS[:2],
+        disable_shuffling=True,
+    )
+    info.set_file_format(tfds.core.FileFormat.ARRAY_RECORD)
+    template = tfds.core.ShardedFileTemplate(dataset_name=name, data_dir=place, filetype_suffix="array_record")
+    info.set_splits(
+        tfds.core.splits.SplitDict(
+            [
+                tfds.core.SplitInfo(
+                    name=split,
+                    shard_lengths=count,
+                    num_bytes=sum(part.path.stat().st_size for part in parts if part.split == split),
+                    filename_template=template.replace(split=split),
+                )
+                for split, count in lengths.items()
+            ]
+        )
+    )
+    info.write_to_directory(place)
+    for file in sorted(place.iterdir(), key=lambda file: file.name == "dataset_info.json"):
+        write_synced(target / file.name, file.read_bytes())
+    shutil.rmtree(place)

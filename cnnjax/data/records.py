@@ -1,0 +1,321 @@
+"""The pictures in TFDS record files, read by index."""
+
+import copy
+import hashlib
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+
+from cnnjax.data.entries import BESIDE, Entries, cache_folder, decoder, find_entries, keep_entries, verified_mark
+from cnnjax.data.folder import OnError
+from cnnjax.data.listing import shown
+from cnnjax.data.pixels import PIXEL_CHOICES, RESIZINGS, PictureError, Resizing, checked_resizing, decode, load
+from cnnjax.data.prepared import data_source, described, feature_names, open_builder, parse_record
+from cnnjax.data.source import as_indices, as_labels, as_size, map_threaded
+
+Progress = Callable[[int, int], None]
+
+_SHOWN = 20
+
+
+class Records:
+    """The pictures of a prepared TFDS data set, one split or slice of it, read by index.
+
+    What the record files hold (labels, names, a hash of every picture) is found by reading them through once,
+    and is then kept in the cache, or beside the files of a packed folder. `read` compares every picture with
+    its hash: what it returns is what the digest speaks of, also if the files were exchanged.
+
+    A picture's name is the text that the data set gives it (a feature `file_name`, `image/filename`, `filename` or
+    `name`) where that tells the pictures apart, with its split before it if several are read, as in
+    `train+test`; otherwise its split and position, as in `train/17`.
+
+    Args:
+        directory: of the prepared data set: it holds `dataset_info.json`.
+        split: a split or slice in TFDS's syntax: "train", "train[:80%]", "train[10:20]+test".
+        image_size: height and width that `read` resizes to.
+        on_error: "refuse" raises `PictureError` for pictures that cannot be decoded; "skip" decodes all of them
+            here, leaves such out and lists them in `skipped`.
+        resizing: see `cnnjax.data.pixels.resize`.
+        progress: called with (pictures done, all) while record files are read through.
+
+    Attributes:
+        directory: of the data set.
+        split: as given.
+        places: i64[N], where each picture stands among all of the data set.
+
+    Raises:
+        ValueError: no such split, a slice without pictures, pictures without labels, or features that do not
+            say which is the picture and which the label.
+        OSError: `directory` holds no data set, or a damaged one.
+
+    >>> import tempfile; from PIL import Image; from cnnjax.data import pack_folder
+    >>> place = tempfile.TemporaryDirectory()
+    >>> os.makedirs(f"{place.name}/pets/cat")
+    >>> for i in range(4):
+    ...     Image.new("RGB", (9, 7), (i, 0, 0)).save(f"{place.name}/pets/cat/{i}.png")
+    >>> source = Records(pack_folder(f"{place.name}/pets").out, "train[2:]", image_size=(4, 4))
+    >>> source.names, source.read([1]).shape
+    (('cat/2.png', 'cat/3.png'), (1, 4, 4, 3))
+    >>> place.cleanup()
+    """
+
+    def __init__(
+        self,
+        directory: str | os.PathLike[str],
+        split: str = "train",
+        image_size: Sequence[int] = (160, 160),
+        on_error: OnError = "refuse",
+        resizing: Resizing = "bilinear",
+        progress: Progress | None = None,
+    ) -> None:
+        if on_error not in ("refuse", "skip"):
+            raise ValueError(f"on_error: expected 'refuse' or 'skip', found {on_error!r}")
+        self.directory, self.split = Path(directory).absolute(), split
+        self.image_size, self.resizing = as_size(image_size), checked_resizing(resizing)
+        self.skipped: tuple[str, ...] = ()
+        self._opened: tuple[int, Any] | None = None
+        self._faults: dict[int, str] | None = None
+        self._digest: str | None = None
+        builder = open_builder(self.directory)
+        self._keys = feature_names(builder)
+        self.class_names: tuple[str, ...] = tuple(builder.info.features[self._keys[1]].names)
+        labels, self._hashes, self.places, self.names = self._list(builder, progress)
+        if unlabelled := int((labels < 0).sum()):
+            raise ValueError(
+                f"{unlabelled} of {len(labels)} pictures of {split!r} in {self.directory} have no label; choose others "
+                f"of the splits {described(builder)}"
+            )
+        self.labels = as_labels(labels, len(labels), len(self.class_names))
+        self._rows = np.arange(len(labels))
+        if on_error == "skip":
+            self.skip_undecodable()
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __repr__(self) -> str:
+        shape = f"{len(self)} pictures, {len(self.class_names)} classes, {self.image_size}"
+        return f"Records({str(self.directory)!r}, {self.split!r}, {shape})"
+
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"_opened": None}
+
+    def read(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Returns the pictures at `indices` as f32[n, H, W, 3] in 0..255, decoded by a few threads.
+
+        Raises:
+            IndexError: an index outside 0..N-1.
+            PictureError: names every picture among them that cannot be decoded, with the reason.
+            OSError: a record that cannot be read, or is not the one that was listed.
+        """
+        wanted = as_indices(indices, len(self))
+        pictures = np.empty((len(wanted), *self.image_size, 3), np.float32)
+
+        def use(slot: int, content: bytes) -> None:
+            pictures[slot] = load(content, self.image_size, self.resizing)
+
+        self._refuse(self._each(wanted, use))
+        return pictures
+
+    def verify(self) -> None:
+        """Reads and decodes every picture once, so that a bad one is known before long work starts.
+
+        That all of them can be decoded is noted in the cache, under a hash of their bytes and Pillow's version:
+        the next call decodes nothing. Neither does the first call for a packed folder, which notes it itself.
+
+        Raises:
+            PictureError: names the pictures that cannot be decoded (up to 20, and their number), with reasons.
+            OSError: a record that cannot be read, or is not the one that was listed.
+        """
+        self._refuse(self._inspect())
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 (hex) of the pictures' bytes in order, the size and the pixel choices.
+
+        The same as a `Folder` of the same files has, so features that were stored for one serve the other.
+        """
+        if self._digest is None:
+            choices = f"{PIXEL_CHOICES + RESIZINGS[self.resizing]}; {self.image_size}"
+            found = hashlib.sha256(f"{choices}; {len(self)}".encode())
+            found.update(self._hashes.tobytes())
+            self._digest = found.hexdigest()
+        return self._digest
+
+    def take(self, indices: Sequence[int] | np.ndarray) -> Self:
+        """Returns a source of the pictures at `indices` alone, in that order, with the same classes."""
+        chosen = as_indices(indices, len(self))
+        part = copy.copy(self)
+        part.names = tuple(self.names[i] for i in chosen)
+        part.labels, part._hashes, part._rows = self.labels[chosen], self._hashes[chosen], self._rows[chosen]
+        part.places = self.places[chosen]
+        part._digest = None
+        if self._faults is not None:
+            part._faults = {new: self._faults[i] for new, i in enumerate(chosen.tolist()) if i in self._faults}
+        return part
+
+    def content(self, index: int) -> bytes:
+        """Returns a picture's bytes as they are stored.
+
+        Raises:
+            OSError: the record cannot be read, or is not the one that was listed.
+        """
+        found: list[bytes] = []
+        self._each(as_indices([index], len(self)), lambda _, content: found.append(content))
+        return found[0]
+
+    def _each(self, wanted: np.ndarray, use: Callable[[int, bytes], object]) -> dict[int, str]:
+        """Calls `use` with every wanted picture's place and bytes; returns by index why it could not use one."""
+        records = self._records()
+
+        def one(slot: int) -> str | None:
+            index = int(wanted[slot])
+            content, label, _ = self._record(records, int(self._rows[index]), self._keys[:2])
+            if hashlib.sha256(content).digest() != self._hashes[index].tobytes() or label != self.labels[index]:
+                raise OSError(
+                    f"{self.directory}: {shown(self.names[index])!r} is not what it was when the record files were "
+                    f"listed; delete {self.directory / BESIDE} and {cache_folder()}, and they are listed anew"
+                )
+            try:
+                use(slot, content)
+            except PictureError as error:
+                return str(error)
+            return None
+
+        reasons = map_threaded(one, range(len(wanted)))
+        return {int(wanted[slot]): reason for slot, reason in enumerate(reasons) if reason is not None}
+
+    def _records(self, builder: Any = None) -> Any:
+        # A forked child cannot use its parent's reader: it has threads.
+        if self._opened is None or self._opened[0] != os.getpid():
+            self._opened = os.getpid(), data_source(builder or open_builder(self.directory), self.split)
+        return self._opened[1]
+
+    def _record(self, records: Any, position: int, keys: Sequence[str]) -> tuple[bytes, int, str]:
+        try:
+            return parse_record(records[position], keys)
+        # What the record reader and the parser raise for a damaged file is not specified.
+        except Exception as error:
+            raise OSError(
+                f"damaged data set in {self.directory}, record {position} of {self.split!r}: {error}; "
+                "prepare or pack it anew"
+            ) from error
+
+    def _list(
+        self, builder: Any, progress: Progress | None
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, tuple[str, ...]]:
+        """Returns the labels i64[N], hashes u8[N, 32], places i64[N] and names of the split's pictures."""
+        instructions = self._instructions(builder)
+        shards: dict[str, tuple[str, str, int, int, int]] = {}
+        start = 0
+        for split, info in builder.info.splits.items():
+            first = 0
+            for path, count in zip(info.filepaths, info.shard_lengths, strict=True):
+                shards[os.path.basename(path)] = os.fspath(path), split, first, start + first, count
+                first += count
+            start += first
+        total, done = sum(part.examples_in_shard for part in instructions), 0
+        several = len({shards[os.path.basename(part.filename)][1] for part in instructions}) > 1
+        labels, hashes, places, decoders = [], [], [], set[str]()
+        named, numbers = list[str](), list[tuple[str, range]]()
+        for part in instructions:
+            path, split, first, before, count = shards[os.path.basename(part.filename)]
+            entries = self._entries(builder, path, split, first, count)
+            end = part.skip + part.take
+            decoders.add(entries.decoder)
+            labels.append(entries.labels[part.skip : end])
+            hashes.append(entries.hashes[part.skip : end])
+            places.append(before + np.arange(part.skip, end))
+            named += [f"{split}/{name}" if several else name for name in entries.names[part.skip : end]]
+            numbers.append((split, range(first + part.skip, first + end)))
+            done += count
+            if progress:
+                progress(done, total)
+        if decoders == {decoder()}:
+            self._faults = {}
+        place = np.concatenate(places)
+        if len(np.unique(place)) < len(place):
+            raise ValueError(f"{self.split!r} takes some pictures of {self.directory} twice")
+        if len(set(named)) < len(place):
+            named = [f"{split}/{i}" for split, chosen in numbers for i in chosen]
+        return np.concatenate(labels), np.concatenate(hashes), place, tuple(named)
+
+    def _instructions(self, builder: Any) -> Sequence[Any]:
+        """Which records of which files the split is, as TFDS says."""
+        try:
+            found = builder.info.splits[self.split].file_instructions
+        except (ValueError, KeyError, TypeError) as error:
+            reason = str(error).strip().splitlines()[-1]
+            raise ValueError(
+                f"no split {self.split!r} in {self.directory} ({reason}); the splits are {described(builder)}"
+            ) from error
+        if not found:
+            raise ValueError(f"{self.split!r} of {self.directory} has no pictures; the splits are {described(builder)}")
+        for part in found:
+            if not os.path.isfile(part.filename):
+                raise FileNotFoundError(f"damaged data set in {self.directory}: {part.filename} is missing")
+        return found
+
+    def _entries(self, builder: Any, path: str, split: str, first: int, count: int) -> Entries:
+        """What a record file holds: as it was kept, or else by reading it through."""
+        entries = find_entries(path, self._keys, count)
+        if entries is None:
+            whole = data_source(builder, f"{split}[{first}:{first + count}]")
+
+            def look(position: int) -> tuple[int, bytes, str]:
+                content, label, name = self._record(whole, position, self._keys)
+                return label, hashlib.sha256(content).digest(), name
+
+            seen = map_threaded(look, range(count))
+            hashes = np.frombuffer(b"".join(digest for _, digest, _ in seen), np.uint8).reshape(-1, 32)
+            labels = np.array([label for label, _, _ in seen], np.int64)
+            entries = Entries(labels, hashes, tuple(name for *_, name in seen) if self._keys[2:] else ())
+            keep_entries(path, self._keys, entries)
+        return entries
+
+    def _inspect(self) -> dict[int, str]:
+        """Returns by index why a picture cannot be decoded."""
+        if self._faults is None:
+            faults: dict[int, str] = {}
+            if not verified_mark(self._hashes).exists():
+                faults = self._each(np.arange(len(self)), lambda _, content: decode(content))
+                if not faults:
+                    mark = verified_mark(self._hashes)
+                    mark.parent.mkdir(parents=True, exist_ok=True)
+                    mark.touch()
+            self._faults = faults
+        return self._faults
+
+    def _lines(self, faults: Mapping[int, str]) -> list[str]:
+        return [f"{shown(self.names[i])}: {shown(reason)}" for i, reason in sorted(faults.items())]
+
+    def _refuse(self, faults: Mapping[int, str]) -> None:
+        if faults:
+            lines = self._lines(faults)
+            more = f"\n  ... and {len(lines) - _SHOWN} more" if len(lines) > _SHOWN else ""
+            count = "1 picture" if len(lines) == 1 else f"{len(lines)} pictures"
+            raise PictureError(
+                f"{count} of {self.split!r} in {self.directory} cannot be decoded (on_error='skip' leaves such out):"
+                "\n  " + "\n  ".join(lines[:_SHOWN]) + more
+            )
+
+    def skip_undecodable(self) -> None:
+        """Decodes every picture once and leaves out those that cannot be, listed in `skipped`.
+
+        Raises:
+            PictureError: a class of which no picture is left.
+        """
+        faults = self._inspect()
+        skipped = tuple(self._lines(faults))
+        kept = self.take(np.delete(np.arange(len(self)), sorted(faults)))
+        lost = np.setdiff1d(self.labels, kept.labels)
+        if lost.size:
+            gone = ", ".join(repr(self.class_names[c]) for c in lost)
+            raise PictureError(
+                f"no picture of class {gone} of {self.split!r} in {self.directory} can be decoded:\n  "
+                + "\n  ".join(skipped[:_SHOWN])
+            )
+        vars(self).update(vars(kept), skipped=skipped)

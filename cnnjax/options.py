@@ -1,0 +1,103 @@
+"""What a sweep is asked for."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from cnnjax.data.pixels import Resizing
+from cnnjax.freeze import Freeze
+from cnnjax.models import BACKBONES, create
+from cnnjax.optimizers import make_optimizer
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """Train the same model with its backbone frozen to several depths, and compare.
+
+    With no option at all it makes its own pictures, pretrains the lecture's network on some classes and
+    sweeps the frozen depth on others.
+    """
+
+    data: str | None = None
+    """Folder of pictures, SPLIT/CLASS/FILE or CLASS/FILE, packed or not; or tfds:NAME[:CONFIG]. Drawn shapes if not
+    given."""
+    splits: dict[str, str] | None = None
+    """Slices of a TFDS data set: train 'train[:80%]' test 'train[80%:]'. Its own splits if not given."""
+    backbone: str = "lecture_cnn"
+    """mobilenet, vgg16, lecture_cnn or cifar_cnn."""
+    weights: Path | None = None
+    """Keras HDF5 file (.h5) with the backbone's pretrained weights."""
+    alpha: float | None = None
+    """Width of MobileNet (1.0 if not given)."""
+    image_size: int | None = None
+    """Height and width the pictures are resized to; 160 if not given."""
+    freeze: tuple[str, ...] = ()
+    """The depths to compare, each: none, all, a number of layers, a layer's name (up to and including),
+    [start:stop] as in Keras, or a pattern. Up to six from none to all if not given."""
+    head: Literal["lecture", "linear"] = "lecture"
+    """lecture: Flatten, Dense 256, Dropout 0.5, Dense. linear: average pooling, Dropout 0.2, Dense."""
+    seeds: int = 3
+    """Number of seeds; each makes a head of its own and an order of the pictures."""
+    first_seed: int = 0
+    """The first seed; the others follow it."""
+    optimizer: str | None = None
+    """rmsprop, adam, adamw or sgd, with Keras's defaults; rmsprop if not given (adam for the drawn shapes)."""
+    learning_rates: tuple[float, ...] = (1e-3,)
+    """Every depth is trained at every rate."""
+    tuning_factor: float = 1.0
+    """The rates are multiplied by this where part of the backbone trains (the lecture fine-tunes at a tenth)."""
+    epochs: int | None = None
+    """Passes over the training pictures; 30 if not given (12 for the drawn shapes)."""
+    batch_size: int = 20
+    """Pictures a step."""
+    resizing: Resizing = "bilinear"
+    """How pictures come to their size: bilinear (as Keras), antialias, crop_to_aspect_ratio or center_crop."""
+    augment: Literal["none", "lecture"] = "none"
+    """lecture: random flips, rotations by 0.1 and zooms by 0.2 of the training pictures."""
+    views: int = 0
+    """With --augment: 0 augments in every step, with the frozen part inside; K stores the features of K views of
+    each picture, and shows a random one in each epoch."""
+    workers: int = 0
+    """Processes that read pictures; 0 reads in threads of this one."""
+    on_bad: Literal["refuse", "skip"] = "refuse"
+    """What to do with a picture that cannot be decoded; what is skipped is listed in skipped.csv."""
+    out: Path | None = None
+    """The run folder; by default runs/ablate-BACKBONE-DIGEST, so that the same command goes on where it stopped."""
+    store: Path | None = None
+    """Where features are kept; by default in the user's cache folder, shared by all runs."""
+    store_gib: float = 40.0
+    """How much the store may hold, in GiB; the oldest features make room."""
+
+    def __post_init__(self) -> None:
+        if self.backbone not in BACKBONES:
+            create(self.backbone)  # raises the error with the nearest name
+        if self.alpha is not None and self.backbone != "mobilenet":
+            raise ValueError(f"alpha is the width of mobilenet; {self.backbone} has none")
+        if self.weights is not None and not self.weights.is_file():
+            raise FileNotFoundError(f"no weights file {self.weights}")
+        if self.data is None and (self.weights is not None or self.backbone != "lecture_cnn"):
+            raise ValueError(
+                "give --data FOLDER as well: without it the built-in default is run, which takes no backbone"
+            )
+        for name in ("seeds", "epochs", "batch_size", "image_size"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if not self.learning_rates or not all(rate > 0 for rate in (*self.learning_rates, self.tuning_factor)):
+            raise ValueError(f"learning rates must be positive, not {self.learning_rates} times {self.tuning_factor}")
+        if self.data is None and (self.splits or self.augment != "none" or self.resizing != "bilinear"):
+            raise ValueError("splits, augment and resizing are for pictures of your own: give --data as well")
+        if self.views < 0 or (self.views and self.augment == "none"):
+            raise ValueError(f"views: expected 0 or more, and --augment to draw them with, found {self.views}")
+        if self.workers < 0:
+            raise ValueError(f"workers: expected 0 or more processes, found {self.workers}")
+        if self.first_seed < 0:
+            raise ValueError(f"first_seed must be at least 0, not {self.first_seed}")
+        if self.optimizer is not None:
+            make_optimizer(self.optimizer)
+        for text in self.freeze:
+            Freeze.parse(text)
+
+
+def seeds_text(config: Ablation) -> str:
+    """`3 seeds`, `1 seed`."""
+    return f"{config.seeds} seed{'s' if config.seeds > 1 else ''}"

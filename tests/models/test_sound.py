@@ -1,0 +1,118 @@
+"""The log-mel front as a module, and a classifier of sounds through training."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from scipy.io import wavfile
+
+from cnnjax import Classifier, Freeze, LogMel, SoundClassifier, Trainer, lecture_cnn, linear_head
+from cnnjax.data import SoundFolder
+from cnnjax.functional import functionalize, leaves_of
+from cnnjax.ops.spectrogram import as_picture, log_mel
+
+RATE, SAMPLES = 8000, 4000
+BANDS = dict(sample_rate=RATE, frame=256, hop=128, mels=32, low=100.0, high=3500.0, fft=512, scale="slaney")
+
+
+def tones(count: int, seed: int) -> np.ndarray:
+    """Tones that rise and tones that fall, by turns, at other heights and levels each: f32[count, SAMPLES]."""
+    rng = np.random.default_rng(seed)
+    time = np.arange(SAMPLES) / RATE
+    waves = [
+        rng.uniform(0.1, 0.9) * np.sin(2 * np.pi * (rng.uniform(900, 1500) + (-1) ** (k % 2) * 800 * time) * time)
+        for k in range(count)
+    ]
+    return (np.stack(waves) + rng.normal(0, 1e-3, (count, SAMPLES))).astype(np.float32)
+
+
+def build(size: tuple[int, int] | None = (32, 32), **settings: float) -> SoundClassifier:
+    rngs = nnx.Rngs(0)
+    backbone = lecture_cnn((32, 32, 3), (4, 8), include_top=False, rngs=rngs)
+    head = linear_head(backbone.output_shape(), 2, rngs=rngs)
+    return SoundClassifier(LogMel(**BANDS, **settings, size=size), backbone, head, "unit")
+
+
+def test_the_front_is_the_functions_and_holds_nothing() -> None:
+    waves = tones(3, 0)
+    front = LogMel(**BANDS, top_db=60, loudest=-20, size=(24, 40))
+    want = as_picture(log_mel(waves, **BANDS, top_db=60, loudest=-20), top_db=60, size=(24, 40))
+    np.testing.assert_allclose(front(waves), want, atol=1e-3)
+    assert want.shape == (3, 24, 40, 3) and 0 <= want.min() < 1 and 250 < want.max() <= 255
+    assert leaves_of(front) == {}
+    again = nnx.merge(*nnx.split(front))
+    np.testing.assert_array_equal(again(waves), front(waves))
+
+
+def test_one_scaling_for_a_set() -> None:
+    """With the set's level the loudest clip looks as by itself, and the others keep their distance to it."""
+    waves = tones(4, 0) * np.float32([[1], [0.1], [0.5], [0.01]])
+    alone = LogMel(**BANDS)
+    level = max(alone.level(waves[k : k + 2]) for k in (0, 2))
+    together = np.asarray(LogMel(**BANDS, loudest=level)(waves))
+    most = together.max((1, 2, 3))
+    assert most.argmax() == 0 and most.argmin() == 3
+    np.testing.assert_allclose(together[0], alone(waves)[0], atol=0.01)
+    for k in range(4):
+        np.testing.assert_allclose(most[k], 255 * (1 + (alone.level(waves[k : k + 1]) - level) / 80), atol=0.1)
+
+
+def test_logits_and_paths_are_the_classifiers() -> None:
+    waves, sounds = tones(4, 0), build()
+    pictures = Classifier(sounds.backbone, sounds.head, "unit")
+    sounds.eval()
+    np.testing.assert_allclose(sounds(waves), pictures(sounds.front(waves)), atol=1e-6)
+    assert set(leaves_of(sounds)) == set(leaves_of(pictures)) > {"head/dense/bias", "head/dense/kernel"}
+    assert {path.partition("/")[0] for path in leaves_of(sounds)} == {"backbone", "head"}
+    gradient = jax.grad(lambda x: sounds(x).sum())(jnp.asarray(waves))
+    assert jnp.isfinite(gradient).all() and (gradient != 0).any(axis=1).all()
+    without = SoundClassifier(sounds.front, sounds.backbone, None, "unit")
+    assert without(waves).shape == (4, *sounds.backbone.output_shape())
+
+
+def test_parts_that_do_not_fit_are_named() -> None:
+    with pytest.raises(ValueError, match=r"expected a batch of shape .N, 32, 32, 3., found .1, 24, 32, 3."):
+        build((24, 32))
+    with pytest.raises(ValueError, match="size: expected height and width of at least 1 pixel"):
+        build((0, 32))
+    with pytest.raises(ValueError, match="top_db"):
+        build(top_db=-3)
+    with pytest.raises(ValueError, match="hold no frequency of a transform of 256"):
+        LogMel(**BANDS | {"mels": 200, "fft": 256})
+    sounds = build()
+    with pytest.raises(LookupError, match="no preprocessing 'unti'; did you mean 'unit'"):
+        SoundClassifier(sounds.front, sounds.backbone, sounds.head, "unti")
+
+
+def test_sounds_of_a_folder_are_learned_and_pictures_are_made_once(tmp_path) -> None:
+    """Rising tones against falling ones, from files to accuracy through the trainer."""
+    for split, count, seed in (("train", 48, 1), ("test", 24, 2)):
+        for k, wave in enumerate(tones(count, seed)):
+            folder = tmp_path / split / ("rising", "falling")[k % 2]
+            folder.mkdir(parents=True, exist_ok=True)
+            wavfile.write(folder / f"{k}.wav", RATE, wave)
+    sources = {
+        split: SoundFolder(tmp_path, split, sample_rate=RATE, seconds=SAMPLES / RATE) for split in ("train", "test")
+    }
+    model = build()
+    shapes = {}
+    for freeze in (Freeze.all(), Freeze.none()):
+        trainer = Trainer(model, freeze.resolve(model, within="backbone"), (SAMPLES,), batch_size=16, optimizer="adam")
+        assert trainer.staged.blocked == ()
+        (feature,) = trainer.staged.features
+        shapes[str(freeze)] = feature.shape
+        rows = trainer.rows(sources["train"])
+        state, _ = trainer.fit(trainer.init(learning_rate=1e-2), rows, epochs=12)
+        accuracy = trainer.evaluate(state, trainer.rows(sources["test"], train=False))["accuracy"]
+        assert [made.images for made in trainer.store.passes] == [48, 24]
+    assert accuracy > 0.9  # all layers trained: random convolutions under a pooling cannot tell up from down
+    # Pooled features where the backbone is frozen; where it is not, the picture, once and not three times.
+    assert shapes == {"all": (8,), "none": (32, 32, 1)}
+    # What is stored for training is what the model would see.
+    functional = functionalize(model)
+    seen = functional.apply(
+        leaves_of(model) | functional.random_leaves(jax.random.key(0)), sources["test"].read([0, 1]), train=False
+    )[0]
+    logits = trainer.predict(trainer.init(), trainer.rows(sources["test"], train=False))[1]
+    np.testing.assert_allclose(logits[:2], seen, atol=1e-4)
