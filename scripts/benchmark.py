@@ -155,7 +155,8 @@ def data(options: argparse.Namespace) -> None:
         found = measure(jobs, options.repeats)
         base = statistics.median(found[next(iter(jobs))])
         print(f"{len(folder)} pictures of {folder.root} at {size[0]}x{size[1]}, batches of {options.batch_size}")
-        print(f"| read from | pictures a second, median (range) | ratio to {next(iter(jobs))} |\n| --- | ---: | ---: |")
+        print(f"| read from | pictures a second, median (range) | ratio to {next(iter(jobs))} |")
+        print("| --- | ---: | ---: |")
         for name, rates in found.items():
             middle = statistics.median(rates)
             print(f"| {name} | {middle:,.0f} ({min(rates):,.0f} to {max(rates):,.0f}) | {middle / base:.2f} |")
@@ -165,9 +166,8 @@ def data(options: argparse.Namespace) -> None:
                 for workers in (0, 1, 2)
                 for kind, source in (("folder", folder), ("packed", packed))
             }
-            print(
-                "\n| MobileNet feature pass from | time spent waiting for pictures, median (range) |\n| --- | ---: |"
-            )
+            print("\n| MobileNet feature pass from | time spent waiting for pictures, median (range) |")
+            print("| --- | ---: |")
             for name, shares in measure(jobs, max(1, options.repeats // 2)).items():
                 low, high = (100 * f(shares) for f in (min, max))
                 print(f"| {name} | {100 * statistics.median(shares):.0f} % ({low:.0f} to {high:.0f} %) |")

@@ -69,4 +69,3 @@ class Views:
 
     def _one(self, index: jax.Array, image: jax.Array) -> jax.Array:
         return self.augment(jax.random.fold_in(jax.random.key(self.seed), index), image[None])[0]
-

@@ -85,7 +85,12 @@ def mel_filters(
     filters = _triangles(sample_rate, fft, mels, low, high, scale)
     if empty := np.flatnonzero(filters.sum(0) == 0).tolist():
         fits = next(
-            (n for n in range(mels - 1, 0, -1) if _triangles(sample_rate, fft, n, low, high, scale).any(0).all()), 0
+            (
+                n
+                for n in range(min(mels - 1, fft), 0, -1)
+                if _triangles(sample_rate, fft, n, low, high, scale).any(0).all()
+            ),
+            0,
         )
         raise ValueError(
             f"{len(empty)} of {mels} mel bands (the first is band {empty[0]}) hold no frequency of a transform of "

@@ -105,16 +105,17 @@ def draw_activations(picture: np.ndarray, maps: ArrayLike, title: str, *, count:
     height, width, channels = values.shape
     signed = bool((values < 0).any())
     notes = ["Each map is scaled by its own largest value" + (", of either sign." if signed else ".")]
-    silent = int((values == 0).all((0, 1)).sum())
-    if silent:
-        notes.append(f"Light grey: {silent} of {channels:,} maps, which are 0 everywhere on this picture.")
+    # What varies by less than a colour would look like a map that is full of its largest value.
+    still = np.ptp(values, (0, 1)) <= np.abs(values).max((0, 1)) / 256
+    if still.any():
+        notes.append(f"Light grey: {still.sum()} of {channels:,} maps, which are the same everywhere on this picture.")
     shown = _shown(channels, count, "maps", notes)
     beside = 448 if shown > 100 else 320
     room = _BODY, MOST_PIXELS - beside - 4 * MARGIN
     grid = fitting_grid(shown, (height, width), room, largest=300 if shown <= 16 else 240, aspect=1.6)
     colours = "RdBu_r" if signed else "magma"
     tiles = coloured(visible_maps(values[..., :shown]), colours)
-    tiles[(values[..., :shown] == 0).all((0, 1))] = 0.85
+    tiles[still[:shown]] = 0.85
     small = fitted(picture, beside, 1600)
     body = max(grid.height, 14 + len(small) + 70)
     sheet = Sheet(max(_NARROWEST, beside + grid.width + 4 * MARGIN), body, title, notes)
@@ -207,7 +208,7 @@ def _shown(total: int, count: int | None, what: str, notes: list[str]) -> int:
         raise ValueError(f"count must be at least 1, not {count}")
     shown = min(total, MOST_TILES if count is None else min(count, MOST_TILES))
     if shown < total:
-        notes.append(f"Shown are {what} 0 to {shown - 1} of {total:,}.")
+        notes.append(f"Shown: the first {shown:,} of {total:,} {what}.")
     return shown
 
 
