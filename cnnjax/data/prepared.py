@@ -4,10 +4,11 @@ import contextlib
 import difflib
 import io
 import json
+import logging
 import os
 import re
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -44,12 +45,12 @@ def prepared_folder(name: str, data_dir: str | os.PathLike[str] | None = None) -
         ValueError: a name that is none.
         OSError: no such folder, or the data set cannot be prepared here.
     """
-    folder = Path(name.removeprefix("tfds:")).expanduser()
-    if holds_records(folder):
-        return folder
     match = _NAME.fullmatch(name)
-    if match is None or (folder / BESIDE).is_dir():
-        _refuse(folder, name)
+    if match is None:
+        folder = Path(name.removeprefix("tfds:")).expanduser()
+        if not holds_records(folder):
+            _refuse(folder, name)
+        return folder
     builder = _builder(match["name"], match["config"], match["version"], data_dir)
     if not builder.is_prepared():
         _prepare(builder)
@@ -164,7 +165,7 @@ def described(builder: Any) -> str:
 
 def _refuse(folder: Path, name: str) -> NoReturn:
     """Raises the error that names the nearest right answer for what is no data set."""
-    if name.startswith("tfds:") and not folder.is_dir() and os.sep not in name:
+    if name.startswith("tfds:") and os.sep not in name and not folder.is_dir():
         raise ValueError(f"expected tfds:NAME, tfds:NAME:CONFIG, tfds:NAME:CONFIG:VERSION or a folder, found {name!r}")
     existing_folder(folder)
     state = folder / BESIDE / "pack.json"
@@ -179,16 +180,31 @@ def _refuse(folder: Path, name: str) -> NoReturn:
     raise FileNotFoundError(f"no TFDS data set in {folder}: it holds no dataset_info.json{hint}")
 
 
+@contextlib.contextmanager
+def _quiet() -> Generator[None]:
+    """Keeps TFDS's prints and advice from the terminal; progress bars and errors pass."""
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        logger.setLevel(level)
+
+
 def _builder(name: str, config: str | None, version: str | None, data_dir: str | os.PathLike[str] | None) -> Any:
     full = name + (f"/{config}" if config else "") + (f":{version}" if version else "")
     try:
-        with contextlib.redirect_stdout(io.StringIO()):
+        with _quiet():
             return tfds.builder(full, data_dir=None if data_dir is None else os.fspath(data_dir))
     except tfds.core.DatasetNotFoundError:
         known = tfds.list_builders(with_community_datasets=False)
         near = difflib.get_close_matches(name.lower(), known, 1)
         hint = f"; did you mean 'tfds:{near[0]}'?" if near else f"; TFDS {tfds.__version__} knows {len(known)} others"
         raise LookupError(f"no TFDS data set {name!r}{hint}") from None
+    except OSError:
+        raise
     # TFDS raises ValueError, AssertionError or whatever the data set's own code raises.
     except Exception as error:
         if _missing_module(error):
@@ -205,7 +221,7 @@ def _prepare(builder: Any) -> None:
     """Lets TFDS download and write the records; its progress bars show."""
     full, root = builder.info.full_name, builder.data_dir_root
     try:
-        with contextlib.redirect_stdout(io.StringIO()):
+        with _quiet():
             builder.download_and_prepare(file_format="array_record")
     # Whatever the data set's own code and the network raise.
     except Exception as error:

@@ -188,10 +188,10 @@ class Records:
         reasons = map_threaded(one, range(len(wanted)))
         return {int(wanted[slot]): reason for slot, reason in enumerate(reasons) if reason is not None}
 
-    def _records(self, builder: Any = None) -> Any:
+    def _records(self) -> Any:
         # A forked child cannot use its parent's reader: it has threads.
         if self._opened is None or self._opened[0] != os.getpid():
-            self._opened = os.getpid(), data_source(builder or open_builder(self.directory), self.split)
+            self._opened = os.getpid(), data_source(open_builder(self.directory), self.split)
         return self._opened[1]
 
     def _record(self, records: Any, position: int, keys: Sequence[str]) -> tuple[bytes, int, str]:

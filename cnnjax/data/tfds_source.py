@@ -35,7 +35,7 @@ def open_tfds(
 
     Args:
         name: "tfds:NAME", "tfds:NAME:CONFIG", "tfds:NAME:VERSION", "tfds:NAME:CONFIG:VERSION" (TFDS's own
-            "NAME/CONFIG:VERSION" too), or a folder that holds a prepared data set.
+            "NAME/CONFIG:VERSION" too), or the path of a folder that holds a prepared data set.
         splits: a split or slice in TFDS's syntax for "train", "validation" and "test":
             `{"train": "train[:80%]", "validation": "train[80%:]", "test": "test"}`. They must not overlap.
         image_size: as for `Records`.

@@ -146,7 +146,6 @@ def power_spectrogram(waveforms: ArrayLike, *, frame: int, hop: int, fft: int | 
     window = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(frame) / frame)
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     spectrum = jnp.fft.rfft(_frames(x, frame, hop) * (window / window.sum()).astype(x.dtype), fft)
-    # Squares, not the absolute value: its gradient at silence is NaN.
     power = jnp.real(spectrum) ** 2 + jnp.imag(spectrum) ** 2
     # Every frequency but the first, and the last of an even transform, stands for its negative one as well.
     last = fft // 2 + (fft % 2)
