@@ -18,7 +18,7 @@ import numpy as np
 import optax
 from flax import nnx
 
-from cnnjax.data.loader import Loader
+from cnnjax.data.loader import Batch, Loader, to_device
 from cnnjax.data.order import epoch_batches, epoch_views
 from cnnjax.data.source import in_memory
 from cnnjax.data.views import Views
@@ -302,14 +302,15 @@ class Trainer:
         steps = -(-len(rows) // self.batch_size)
         report = progress or (lambda done, total: None)
         first = int(state.step) // steps  # a state that was trained before goes on with the next epochs
-        loader = None
+        stream = None
         if rows.source is not None:
             loader = Loader(rows.source, self.batch_size, epochs=first + epochs, seed=seed, workers=self.workers)
             loader.restore({"step": first * steps})
+            stream = to_device(loader)
         for epoch in range(first, first + epochs):
             start = time.perf_counter()
             tick = partial(_shifted, report, (epoch - first) * steps, epochs * steps)
-            state, metrics = self._run_epoch(state, rows, epoch, np.uint32(seed), loader, tick)
+            state, metrics = self._run_epoch(state, rows, epoch, np.uint32(seed), stream, tick)
             record = metrics.summary() | {"epoch": epoch, "steps": steps}
             log.append(record | {"seconds": time.perf_counter() - start})
         return state, log
@@ -320,7 +321,7 @@ class Trainer:
         rows: Rows,
         epoch: int,
         seed: np.uint32,
-        loader: Loader | None,
+        stream: Iterator[Batch] | None,
         tick: Callable[[int], None],
     ) -> tuple[State, Metrics]:
         context = (self.constants, self.fixed if rows.decoded else None)
@@ -338,7 +339,7 @@ class Trainer:
             return state, metrics
         total, steps = ZERO, len(index)
         loaded: Iterator[Any] = iter(range(steps))
-        if loader is None and not rows.on_device:
+        if stream is None and not rows.on_device:
             loaded = ahead(lambda k: rows.take(views[k]), range(steps))
         for k in range(steps):
             if rows.on_device:
@@ -346,7 +347,7 @@ class Trainer:
                     state, context, rows.arrays, rows.labels, index[k], weights[k], views[k], seed, decoded=rows.decoded
                 )  # fmt: skip
             else:
-                values = (next(loader).examples,) if loader else next(loaded)
+                values = (next(stream).examples,) if stream else next(loaded)
                 labels = np.asarray(rows.labels)[index[k]]
                 state, metrics = self._step(state, context, values, labels, weights[k], seed, decoded=rows.decoded)
             total = Metrics(*(a + b for a, b in zip(total, metrics, strict=True)))

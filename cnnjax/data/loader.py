@@ -2,7 +2,8 @@
 
 import time
 import weakref
-from collections.abc import Generator, Mapping, Sequence
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import absl.flags
@@ -161,6 +162,28 @@ def read_batches(
             yield np.array(batch) if workers else batch
     finally:
         running.close()
+
+
+def to_device(batches: Iterable[Batch], depth: int = 2) -> Iterator[Batch]:
+    """Hand batches to the device before they are asked for: the copy of one runs beside the steps on others.
+
+    Args:
+        batches: From a `Loader`.
+        depth: How many wait on the device.
+
+    >>> from cnnjax.data import InMemory
+    >>> source = InMemory(np.zeros((5, 4, 4, 3), np.uint8), [0, 1, 0, 1, 0], ("cat", "dog"))
+    >>> [type(batch.examples).__name__ for batch in to_device(Loader(source, 2))]
+    ['ArrayImpl', 'ArrayImpl', 'ArrayImpl']
+    """
+    import jax  # a worker process reads this file too, and needs no device
+
+    waiting: deque[Batch] = deque()
+    for batch in batches:
+        waiting.append(jax.device_put(batch))
+        if len(waiting) > depth:
+            yield waiting.popleft()
+    yield from waiting
 
 
 class _Indices(Sequence[np.ndarray]):

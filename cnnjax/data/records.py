@@ -5,7 +5,7 @@ import hashlib
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import numpy as np
 
@@ -19,14 +19,15 @@ from cnnjax.data.source import as_indices, as_labels, as_size, map_threaded
 Progress = Callable[[int, int], None]
 
 _SHOWN = 20
+_Result = TypeVar("_Result")
 
 
 class Records:
     """The pictures of a prepared TFDS data set, one split or slice of it, read by index.
 
     What the record files hold (labels, names, a hash of every picture) is found by reading them through once,
-    and is then kept in the cache, or beside the files of a packed folder. `read` compares every picture with
-    its hash: what it returns is what the digest speaks of, also if the files were exchanged.
+    and is then kept in the cache, or beside the files of a packed folder. The first time that a process reads a
+    picture it is compared with its hash: what is read is what the digest speaks of, also if files were exchanged.
 
     A picture's name is the text that the data set gives it (a feature `file_name`, `image/filename`, `filename` or
     `name`) where that tells the pictures apart, with its split before it if several are read, as in
@@ -90,6 +91,7 @@ class Records:
             )
         self.labels = as_labels(labels, len(labels), len(self.class_names))
         self._rows = np.arange(len(labels))
+        self._spans = _unseen(len(labels))
         if on_error == "skip":
             self.skip_undecodable()
 
@@ -101,7 +103,7 @@ class Records:
         return f"Records({str(self.directory)!r}, {self.split!r}, {shape})"
 
     def __getstate__(self) -> dict[str, Any]:
-        return vars(self) | {"_opened": None}
+        return vars(self) | {"_opened": None, "_spans": _unseen(len(self))}
 
     def read(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
         """Returns the pictures at `indices` as f32[n, H, W, 3] in 0..255, decoded by a few threads.
@@ -151,7 +153,7 @@ class Records:
         part = copy.copy(self)
         part.names = tuple(self.names[i] for i in chosen)
         part.labels, part._hashes, part._rows = self.labels[chosen], self._hashes[chosen], self._rows[chosen]
-        part.places = self.places[chosen]
+        part.places, part._spans = self.places[chosen], self._spans[chosen]
         part._digest = None
         if self._faults is not None:
             part._faults = {new: self._faults[i] for new, i in enumerate(chosen.tolist()) if i in self._faults}
@@ -173,12 +175,7 @@ class Records:
 
         def one(slot: int) -> str | None:
             index = int(wanted[slot])
-            content, label, _ = self._record(records, int(self._rows[index]), self._keys[:2])
-            if hashlib.sha256(content).digest() != self._hashes[index].tobytes() or label != self.labels[index]:
-                raise OSError(
-                    f"{self.directory}: {shown(self.names[index])!r} is not what it was when the record files were "
-                    f"listed; delete {self.directory / BESIDE} and {cache_folder()}, and they are listed anew"
-                )
+            content = self._picture(records, index)
             try:
                 use(slot, content)
             except PictureError as error:
@@ -188,16 +185,34 @@ class Records:
         reasons = map_threaded(one, range(len(wanted)))
         return {int(wanted[slot]): reason for slot, reason in enumerate(reasons) if reason is not None}
 
+    def _picture(self, records: Any, index: int) -> bytes:
+        """A picture's bytes: at first by parsing its record and comparing, later from the same place in it."""
+        row, (start, end) = int(self._rows[index]), self._spans[index].tolist()
+        if end:
+            return self._use(records, row, lambda record: record[start:end])
+        record, content, label, _ = self._use(
+            records, row, lambda record: (record, *parse_record(record, self._keys[:2]))
+        )
+        if hashlib.sha256(content).digest() != self._hashes[index].tobytes() or label != self.labels[index]:
+            raise OSError(
+                f"{self.directory}: {shown(self.names[index])!r} is not what it was when the record files were "
+                f"listed; delete {self.directory / BESIDE} and {cache_folder()}, and they are listed anew"
+            )
+        start = record.index(content)
+        self._spans[index] = start, start + len(content)
+        return content
+
     def _records(self) -> Any:
         # A forked child cannot use its parent's reader: it has threads.
         if self._opened is None or self._opened[0] != os.getpid():
             self._opened = os.getpid(), data_source(open_builder(self.directory), self.split)
         return self._opened[1]
 
-    def _record(self, records: Any, position: int, keys: Sequence[str]) -> tuple[bytes, int, str]:
+    def _use(self, records: Any, position: int, function: Callable[[bytes], _Result]) -> _Result:
         try:
-            return parse_record(records[position], keys)
-        # What the record reader and the parser raise for a damaged file is not specified.
+            return function(records[position])
+        # What the record reader and the parser raise for a damaged file is not specified; the reader may also
+        # give None.
         except Exception as error:
             raise OSError(
                 f"damaged data set in {self.directory}, record {position} of {self.split!r}: {error}; "
@@ -266,7 +281,7 @@ class Records:
             whole = data_source(builder, f"{split}[{first}:{first + count}]")
 
             def look(position: int) -> tuple[int, bytes, str]:
-                content, label, name = self._record(whole, position, self._keys)
+                content, label, name = self._use(whole, position, lambda record: parse_record(record, self._keys))
                 return label, hashlib.sha256(content).digest(), name
 
             seen = map_threaded(look, range(count))
@@ -319,3 +334,8 @@ class Records:
                 + "\n  ".join(skipped[:_SHOWN])
             )
         vars(self).update(vars(kept), skipped=skipped)
+
+
+def _unseen(count: int) -> np.ndarray:
+    """Where each picture starts and ends in its record, i32[count, 2]; 0 and 0 until it was compared with its hash."""
+    return np.zeros((count, 2), np.int32)

@@ -5,7 +5,7 @@ import pickle
 import numpy as np
 import pytest
 
-from cnnjax.data import Folder, InMemory
+from cnnjax.data import Folder, InMemory, open_tfds, pack_folder
 from cnnjax.data.loader import Loader
 from cnnjax.data.order import Order
 
@@ -59,11 +59,12 @@ def test_a_restored_loader_goes_on_exactly_where_it_was(source):
 
 
 @pytest.mark.slow
-def test_worker_processes_read_the_same_batches_from_any_step(shapes_folder):
+def test_worker_processes_read_the_same_batches_from_any_step(shapes_folder, tmp_path):
     folder = Folder(shapes_folder, "train", image_size=(8, 8))
     whole = list(Loader(folder, 8, epochs=2, seed=3))
-    for workers in (1, 2):
-        loader = Loader(folder, 8, epochs=2, seed=3, workers=workers)
+    packed = open_tfds(pack_folder(shapes_folder, tmp_path / "packed").out, image_size=(8, 8))["train"]
+    for source, workers in ((folder, 1), (packed, 2), (packed, 0)):
+        loader = Loader(source, 8, epochs=2, seed=3, workers=workers)
         loader.restore({"step": 3})
         found = list(loader)
         assert len(found) == len(whole) - 3
