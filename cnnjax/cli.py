@@ -16,7 +16,7 @@ COMMANDS = {
     "ablate": ("cnnjax.ablation", "Ablation", "ablate", "how deep should I freeze? A sweep with a table and a plot"),
     "size": ("cnnjax.sizing.command", "Size", "size", "output sizes, parameters, multiplications, receptive fields"),
     "pack": ("cnnjax.data.pack", "Pack", "pack", "a folder of pictures as one data set that is faster to read"),
-    "show": ("cnnjax.show.command", "Show", "show", "pictures: filters, activations, edges, field, cam"),
+    "show": ("cnnjax.show.command", "Show", "show", "pictures: filters, activations, edges, field, cam, augment"),
 }
 
 

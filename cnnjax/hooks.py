@@ -1,7 +1,8 @@
 """See or change what any layer gives, in any NNX model."""
 
 import difflib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Generator, Iterable
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
@@ -104,10 +105,28 @@ def outputs(model: nnx.Module, images: Any, layers: Iterable[str]) -> dict[str, 
         hooked(images)
         return found
 
-    found = jax.jit(run)(leaves_of(model), images)
+    with reachable(layers):
+        found = jax.jit(run)(leaves_of(model), images)
     if missing := [layer for layer in layers if layer not in found]:
         raise LookupError(f"{model_name(model)} does not call {', '.join(missing)}: there is no output to show")
     return {layer: found[layer] for layer in layers}
+
+
+@contextmanager
+def reachable(layers: Iterable[str]) -> Generator[None]:
+    """Say which layers could not be reached, where a hook takes values out of a transformed call.
+
+    Raises:
+        ValueError: A layer runs inside nnx.remat, nnx.jit or nnx.scan, whose values stay inside.
+    """
+    try:
+        yield
+    except jax.errors.UnexpectedTracerError:
+        names = ", ".join(layers)
+        raise ValueError(
+            f"{names} runs inside nnx.remat, nnx.jit or nnx.scan, and what it gives cannot be taken out; "
+            "choose a layer outside of it"
+        ) from None
 
 
 def checked_layer(name: str, names: Iterable[str], what: str) -> str:

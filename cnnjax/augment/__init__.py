@@ -3,9 +3,9 @@
 Flip, rotation, zoom, translation and crop are one bilinear resampling of each picture; the numbers mean what
 Keras's layers mean by them.
 
-`RandomFlip("horizontal")`, `RandomRotation(0.1)` and `RandomZoom(0.2)` of Keras 3 take 38 to 51 times as long for
+`RandomFlip("horizontal")`, `RandomRotation(0.1)` and `RandomZoom(0.2)` of Keras 3 take 31 to 51 times as long for
 a batch of 32 x 160 x 160 x 3 or 20 x 180 x 180 x 3 (both compiled by JAX, in turns on two shared CPU cores, ratio of
-medians; 2026-11-23, jax 0.12). One flip, or contrast and brightness, take about as long as there: a millisecond or two.
+medians; 2026-11-23, jax 0.12). Without a resampling both take a millisecond or two.
 
 >>> import jax, jax.numpy as jnp
 >>> augmentation = Augmentation(flip=True, rotation=0.1, zoom=0.2)

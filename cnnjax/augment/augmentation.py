@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from cnnjax.augment import choices
 from cnnjax.augment.choices import Range
 from cnnjax.augment.mixing import draw_mixing, mix
-from cnnjax.augment.resampling import FILL_MODES, float_type, moved, resample
+from cnnjax.augment.resampling import FILL_MODES, cropped, flipped, float_type, resample
 
 FLIPS = ("none", "horizontal", "vertical", "both")
 _MIX = 0x7FFFFFFE  # mixing and changing the images may be given the same key
@@ -121,7 +121,8 @@ class Augmentation:
 
     def __bool__(self) -> bool:
         """Whether anything is changed, by calling or by mixing."""
-        return self._moves or self._warps or self._recolours or bool(self.mixup or self.cutmix)
+        colours = self._on(self.contrast) or self._on(self.brightness)
+        return bool(self._axes or self.crop or self._warps or colours or self.mixup or self.cutmix)
 
     @property
     def digest(self) -> str:
@@ -164,11 +165,10 @@ class Augmentation:
             return low + (high - low) * u
 
         u = jax.vmap(one)(jnp.arange(count))
-        flips = jnp.array([self.flip in ("vertical", "both"), self.flip in ("horizontal", "both")])
         down, right = cast(tuple[Range, Range], self.translation)
         lower, upper = cast(Range, self.contrast)
         return Parameters(
-            flip=(u[:, :2] < 0.5) & flips,
+            flip=(u[:, :2] < 0.5) & jnp.array([1 in self._axes, 2 in self._axes]),
             angle=2 * math.pi * between(self.rotation, u[:, 2]),
             zoom=1 + between(self.zoom, u[:, 3]),
             shift=jnp.stack([between(down, u[:, 4]), between(right, u[:, 5])], 1),
@@ -201,11 +201,11 @@ class Augmentation:
             raise ValueError(f"a crop of {size} is larger than the images, {whole}; the largest is {fits}")
         room = jnp.array([whole[0] - size[0], whole[1] - size[1]])
         corner = jnp.minimum((parameters.corner * (room + 1)).astype(jnp.int32), room)
-        flip = parameters.flip & (self.flip != "none")
         if self._warps:
-            images = self._warped(parameters, images, flip, corner, size)
-        elif self._moves:
-            images = moved(images, flip, corner, size)
+            images = self._warped(parameters, images, corner, size)
+        else:
+            images = flipped(images, parameters.flip, self._axes)
+            images = images if size == whole else cropped(images, corner, size)
         images = images.astype(jnp.promote_types(dtype, jnp.float32))
         low, high = self.value_range
         if self._on(self.contrast):
@@ -248,9 +248,7 @@ class Augmentation:
             )
         return mix(draw_mixing(jax.random.fold_in(key, _MIX), len(images), self.mixup, self.cutmix), images, targets)
 
-    def _warped(
-        self, parameters: Parameters, images: jax.Array, flip: jax.Array, corner: jax.Array, size: tuple[int, int]
-    ) -> jax.Array:
+    def _warped(self, parameters: Parameters, images: jax.Array, corner: jax.Array, size: tuple[int, int]) -> jax.Array:
         """Places in the output are taken back through translation, zoom, rotation and flip to the image."""
         angle = parameters.angle if self._on(self.rotation) else jnp.zeros_like(parameters.angle)
         zoom = parameters.zoom if self._on(self.zoom) else jnp.ones_like(parameters.zoom)
@@ -260,6 +258,7 @@ class Augmentation:
             origin = origin + parameters.shift * lengths
         cos, sin = zoom * jnp.cos(angle), zoom * jnp.sin(angle)
         turn = jnp.stack([jnp.stack([cos, sin], 1), jnp.stack([-sin, cos], 1)], 1)
+        flip = parameters.flip & jnp.array([1 in self._axes, 2 in self._axes])
         linear = jnp.where(flip, -1.0, 1.0)[:, :, None] * turn
         return resample(images, linear, origin, size, self.fill_mode, self.fill_value)
 
@@ -268,13 +267,10 @@ class Augmentation:
         return ends != (0.0, 0.0)
 
     @property
-    def _moves(self) -> bool:
-        return self.flip != "none" or self.crop is not None
+    def _axes(self) -> tuple[int, ...]:
+        """Those that images may be flipped along."""
+        return {"none": (), "vertical": (1,), "horizontal": (2,), "both": (1, 2)}[cast(str, self.flip)]
 
     @property
     def _warps(self) -> bool:
         return any(map(self._on, (self.rotation, self.zoom, *cast(tuple[Range, Range], self.translation))))
-
-    @property
-    def _recolours(self) -> bool:
-        return self._on(self.contrast) or self._on(self.brightness)

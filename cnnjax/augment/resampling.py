@@ -55,29 +55,43 @@ def resample(
     return out
 
 
-def moved(images: jax.Array, flip: jax.Array, corner: jax.Array, size: tuple[int, int]) -> jax.Array:
-    """Flip images and cut a part out of each; no value is changed.
+def flipped(images: jax.Array, flip: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+    """Flip images along some axes; no value is changed.
 
     Args:
         images: f32[N, H, W, C].
-        flip: bool[N, 2], upside down and left to right.
-        corner: i32[N, 2], row and column of the part's upper left corner in the flipped image.
+        flip: bool[N, 2], whether along axis 1 (upside down) and along axis 2 (left to right).
+        axes: Those that any image is flipped along; the others are not looked at.
+
+    Returns:
+        f32[N, H, W, C].
+
+    >>> flipped(jnp.arange(3.0).reshape(1, 1, 3, 1), jnp.array([[True, True]]), (2,))[0, 0, :, 0]
+    Array([2., 1., 0.], dtype=float32)
+    """
+    for axis in axes:
+        images = jnp.where(flip[:, axis - 1, None, None, None], jnp.flip(images, axis), images)
+    return images
+
+
+def cropped(images: jax.Array, corner: jax.Array, size: tuple[int, int]) -> jax.Array:
+    """Cut a part out of each image.
+
+    Args:
+        images: f32[N, H, W, C].
+        corner: i32[N, 2], row and column of the part's upper left corner.
         size: Height and width of the part.
 
     Returns:
         f32[N, *size, C].
 
-    >>> images = jnp.arange(3.0).reshape(1, 1, 3, 1)
-    >>> moved(images, jnp.array([[False, True]]), jnp.zeros((1, 2), int), (1, 2))[0, 0, :, 0]
-    Array([2., 1.], dtype=float32)
+    >>> cropped(jnp.arange(3.0).reshape(1, 1, 3, 1), jnp.array([[0, 1]]), (1, 2))[0, 0, :, 0]
+    Array([1., 2.], dtype=float32)
     """
     count, height, width, channels = images.shape
-    places = []
-    for axis, (n, length) in enumerate(zip(size, (height, width), strict=True)):
-        place = corner[:, axis, None] + jnp.arange(n)
-        places.append(jnp.where(flip[:, axis, None], length - 1 - place, place))
-    rows, columns = places
-    return _taken(images.reshape(count, height * width, channels), rows[:, :, None] * width + columns[:, None, :])
+    rows = corner[:, 0, None, None] + jnp.arange(size[0])[:, None]
+    columns = corner[:, 1, None, None] + jnp.arange(size[1])
+    return _taken(images.reshape(count, height * width, channels), rows * width + columns)
 
 
 def float_type(images: jax.Array) -> jnp.dtype:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from cnnjax.cache import cache_folder
 from cnnjax.data.pixels import FORMATS, MAX_PIXELS, PIXEL_CHOICES
 
 BESIDE = "cnnjax-pack"
@@ -44,17 +45,16 @@ def holds_records(folder: str | os.PathLike[str]) -> bool:
     return os.path.isfile(os.path.join(folder, "dataset_info.json"))
 
 
-def cache_folder() -> Path:
-    """Where entries and the marks of verified pictures are kept: below `$CNNJAX_CACHE` or the user's cache."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("CNNJAX_CACHE") or Path(base) / "cnnjax") / "records"
+def records_cache() -> Path:
+    """Where entries and the marks of verified pictures are kept."""
+    return cache_folder() / "records"
 
 
 def verified_mark(hashes: np.ndarray) -> Path:
     """The file in the cache that says that all pictures with these hashes, u8[N, 32], can be decoded here."""
     found = hashlib.sha256(decoder().encode())
     found.update(np.ascontiguousarray(hashes))
-    return cache_folder() / "verified" / found.hexdigest()[:32]
+    return records_cache() / "verified" / found.hexdigest()[:32]
 
 
 def path_beside(file: str | os.PathLike[str]) -> Path:
@@ -142,4 +142,4 @@ def write_synced(path: Path, content: bytes | memoryview) -> None:
 
 def _cached(file: str | os.PathLike[str]) -> Path:
     name = hashlib.sha256(os.fsencode(os.path.realpath(file))).hexdigest()
-    return cache_folder() / f"{name[:32]}.npz"
+    return records_cache() / f"{name[:32]}.npz"

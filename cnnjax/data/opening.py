@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cnnjax.data.entries import holds_records
+from cnnjax.data.entries import BESIDE, holds_records
 from cnnjax.data.folder import OnError, open_splits, split_by_fraction, splits
 from cnnjax.data.pixels import Resizing
 
@@ -45,7 +45,9 @@ def open_data(
     >>> root.cleanup()
     """
     name = os.fspath(data)
-    if name.startswith("tfds:") or (Path(name).is_dir() and holds_records(Path(name))):
+    if (
+        name.startswith("tfds:") or holds_records(name) or (Path(name) / BESIDE).is_dir()
+    ):  # half a pack is told how it is finished
         from cnnjax.data.tfds_source import open_tfds
 
         sources: dict[str, Any] = dict(open_tfds(name, parts, image_size, on_error=on_error, resizing=resizing))

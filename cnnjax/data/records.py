@@ -9,7 +9,7 @@ from typing import Any, Self, TypeVar
 
 import numpy as np
 
-from cnnjax.data.entries import BESIDE, Entries, cache_folder, decoder, find_entries, keep_entries, verified_mark
+from cnnjax.data.entries import BESIDE, Entries, decoder, find_entries, keep_entries, records_cache, verified_mark
 from cnnjax.data.folder import OnError
 from cnnjax.data.listing import shown
 from cnnjax.data.pixels import PIXEL_CHOICES, RESIZINGS, PictureError, Resizing, checked_resizing, decode, load
@@ -196,7 +196,7 @@ class Records:
         if hashlib.sha256(content).digest() != self._hashes[index].tobytes() or label != self.labels[index]:
             raise OSError(
                 f"{self.directory}: {shown(self.names[index])!r} is not what it was when the record files were "
-                f"listed; delete {self.directory / BESIDE} and {cache_folder()}, and they are listed anew"
+                f"listed; delete {self.directory / BESIDE} and {records_cache()}, and they are listed anew"
             )
         start = record.index(content)
         self._spans[index] = start, start + len(content)

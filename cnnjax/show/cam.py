@@ -11,8 +11,8 @@ import numpy as np
 from flax import nnx
 from jax.typing import ArrayLike
 
-from cnnjax.functional import functionalize, leaves_of, modules
-from cnnjax.hooks import with_hook
+from cnnjax.functional import functionalize, leaves_of, model_name, modules
+from cnnjax.hooks import reachable, with_hook
 from cnnjax.show.maps import Called, called, checked_maps, last_maps
 from cnnjax.sizing.field import Field
 
@@ -108,7 +108,8 @@ def class_activation(
         return jnp.take_along_axis(both, chosen[:, None], 1).sum(), (seen[-1], chosen, logits)
 
     change = jnp.zeros((len(images), *maps), jnp.float32)
-    gradient, (seen, chosen, logits) = jax.jit(jax.grad(score, has_aux=True))(change, leaves_of(model), images)
+    with reachable([layer]):
+        gradient, (seen, chosen, logits) = jax.jit(jax.grad(score, has_aux=True))(change, leaves_of(model), images)
     weights = gradient.mean((1, 2), keepdims=True)
     heat = jax.nn.relu((weights * seen).sum(-1))
     return ClassActivation(np.asarray(heat), layer, np.asarray(chosen), np.asarray(logits))
@@ -158,6 +159,6 @@ def _refuse_probabilities(model: nnx.Module, found: dict[str, Called]) -> None:
     own = [path for path, layer in found.items() if not layer.passes_on]
     if (activation := getattr(dict(modules(model))[own[-1]], "activation", "")) in _PROBABILITIES:
         raise ValueError(
-            f"{type(model).__name__} ends in a {activation}; class activation needs its logits: build it with "
+            f"{model_name(model)} ends in a {activation}; class activation needs its logits: build it with "
             "classifier_activation=None"
         )

@@ -144,6 +144,11 @@ class Edges(_WithPicture):
         """Draw and save."""
         model, preprocessing, picture, inputs = self.opened_for_picture()
         found = convolution(model, self.layer)
+        if found.folded.shape[2] != picture.shape[-1] or found.folded.shape[0] < 2:
+            raise ValueError(
+                f"{found.layer} has a kernel {tuple(found.folded.shape)}, which finds no edges in a picture; edges are "
+                f"found by a layer that reads the picture: {convolution(model, None).layer}"
+            )
         kernel = _rgb(found, found.folded, preprocessing)
         text = f"the strongest edge detectors of {_many(kernel.shape[-1], 'filter')}"
         title = self.titled(found.layer, text + (f", scaled by {found.norm}" if found.norm else ""))
@@ -196,6 +201,8 @@ class Cam(_WithPicture):
         try:
             opened = self.opened_for_picture(include_top=True, classifier_activation="linear")
         except WeightsError as error:
+            if "no_top" not in str(self.weights) and "notop" not in str(self.weights):
+                raise
             raise WeightsError(f"{error}\ncam needs weights with top, such as mobilenet_7_5_224_tf.h5") from error
         model, _, picture, inputs = opened
         found = class_activation(model, jnp.asarray(inputs[None]), self.layer, self.class_index)

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from cnnjax.functional import functionalize, leaves_of
-from cnnjax.hooks import with_hook
+from cnnjax.functional import functionalize, leaves_of, model_name
+from cnnjax.hooks import reachable, with_hook
 from cnnjax.show.maps import MapShape, called, checked_maps
 from cnnjax.sizing.field import Field
 from cnnjax.summaries.measure import receptive_fields
@@ -108,7 +108,7 @@ def layer_with_field(model: nnx.Module, input_shape: Sequence[int]) -> str:
         if rows and rows.jump and found[path].maps and not found[path].passes_on
     }
     if not sizes:
-        raise ValueError(f"no layer of {type(model).__name__} has maps and a receptive field that is known")
+        raise ValueError(f"no layer of {model_name(model)} has maps and a receptive field that is known")
     # Layers in order of their output: the last of those that are small enough, else the first of all.
     order = [path for path in found if path in sizes]
     return next((path for path in reversed(order) if sizes[path] <= input_shape[0] / 2), order[0])
@@ -158,7 +158,8 @@ def effective_field(
         seen = found[layer][:, row, column]
         return seen.sum() if channel is None else seen[:, channel].sum()
 
-    gradient = jax.jit(jax.grad(value))(images, leaves_of(model))
+    with reachable([layer]):
+        gradient = jax.jit(jax.grad(value))(images, leaves_of(model))
     return np.asarray(jnp.sqrt((gradient**2).sum(-1)).mean(0))
 
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from cnnjax.functional import functionalize, leaves_of
+from cnnjax.functional import functionalize, leaves_of, model_name
 from cnnjax.hooks import checked_layer, outputs, with_hook
 
 MapShape = tuple[int, int, int]
@@ -70,7 +70,7 @@ def last_maps(found: dict[str, Called], model: nnx.Module) -> str:
     """
     names = [path for path, layer in found.items() if layer.maps and not layer.passes_on]
     if not names:
-        raise ValueError(f"no layer of {type(model).__name__} gives maps (height, width, channels) of these pictures")
+        raise ValueError(f"no layer of {model_name(model)} gives maps (height, width, channels) of these pictures")
     return names[-1]
 
 
@@ -81,7 +81,7 @@ def checked_maps(layer: str, found: dict[str, Called], model: nnx.Module) -> Map
         LookupError: There is no such layer, or it is not called; the nearest name is given.
         ValueError: It gives no maps; the last one that does is given.
     """
-    maps = found[checked_layer(layer, found, type(model).__name__)].maps
+    maps = found[checked_layer(layer, found, model_name(model))].maps
     if maps is None:
         shape, last = found[layer].shape, last_maps(found, model)
         raise ValueError(

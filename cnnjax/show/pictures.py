@@ -7,7 +7,7 @@ import numpy as np
 from cnnjax.data.pixels import PictureError, decode
 
 
-def open_picture(path: Path) -> np.ndarray:
+def open_picture(path: str | Path) -> np.ndarray:
     """Read a picture's middle square.
 
     So its proportions stay as they are, and angles are right. (Training squeezes pictures to a square, as
@@ -23,6 +23,7 @@ def open_picture(path: Path) -> np.ndarray:
         OSError: There is no such file, or it cannot be read.
         PictureError: It is no picture; path and reason are named.
     """
+    path = Path(path)
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a folder; give a picture")
     if not path.is_file():

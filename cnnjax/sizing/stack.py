@@ -77,7 +77,12 @@ def size_stack(volume: str, *layers: str, rule: str = "exact") -> tuple[Row, ...
             layer = parse_layer(text)
             row = _row(layer, shape, extent, fields, rule)
         except ValueError as error:
-            raise ValueError(f"layer {index} of {len(layers)}, {text!r}, on {shape}: {error}") from error
+            # Padding that is not the same on both sides has no spelling of its own, and a rule is an option.
+            same = f"{text.partition('+')[0]}same pads as it needs"
+            told = str(error).replace(
+                "; the rule 'floor' gives", f"; {same}, and the rule 'floor' (--rule floor) gives"
+            )
+            raise ValueError(f"layer {index} of {len(layers)}, {text!r}, on {shape}: {told}") from error
         rows.append(row)
         shape, fields = row.output, row.fields
         if shape.cells:

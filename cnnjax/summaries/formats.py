@@ -110,9 +110,9 @@ def _totals(found: Summary, wide: bool) -> list[str]:
         lines.append(f"Multiplications an image: {found.multiplications:,}")
     if wide and found.frontier:
         stored = ", ".join(f"{dtype}{list(shape)}" for dtype, shape in found.frontier.stored)
-        behind = f"behind {_last_once(found)}: " if _last_once(found) else ""
+        behind = f"the frontier lies behind {_last_once(found)}: " if _last_once(found) else ""
         size = f"{stored} an image, {_bytes(found.frontier.bytes_per_image)}"
-        lines.append(f"Frozen: {found.frozen}; the frontier lies {behind}{size} stored")
+        lines.append(f"Frozen: {found.frozen}; {behind}{size} stored")
     return lines
 
 
@@ -120,7 +120,7 @@ def _last_once(found: Summary) -> str | None:
     """The last layer of those that are computed once, if all the others come after it."""
     times = [(layer.name, layer.once) for layer in found.layers if layer.once is not None]
     count = sum(once for _, once in times)
-    return times[count - 1][0] if 0 < count < len(times) and all(once for _, once in times[:count]) else None
+    return times[count - 1][0] if count and all(once for _, once in times[:count]) else None
 
 
 def _shape(shape: tuple[int | None, ...] | None) -> str:

@@ -1,7 +1,7 @@
 """Where the frontier lies: which layers are computed once an image, and what is stored."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,8 +13,8 @@ from cnnjax.freeze import Frozen
 from cnnjax.functional import functionalize, leaves_of
 from cnnjax.staging.cut import frontier as cut_program
 from cnnjax.staging.times import FIXED, LATE, Known, ProgramDiffers, Time, binding_times
-from cnnjax.staging.trace import flat_trace
-from cnnjax.summaries.measure import marked, marked_layer
+from cnnjax.staging.trace import flat_trace, inner_jaxprs, open_jaxpr
+from cnnjax.summaries.measure import Call, called, marked_layer
 
 # Batch sizes that no layer is likely to have, as in `cnnjax.staging`.
 _SIZES = (5, 7)
@@ -38,7 +38,9 @@ class Frontier:
         return sum(math.prod(shape) * jnp.dtype(dtype).itemsize for dtype, shape in self.stored)
 
 
-def frontier(model: nnx.Module, frozen: Frozen, shape: Sequence[int], dtype: Any) -> Frontier | None:
+def frontier(
+    model: nnx.Module, frozen: Frozen, shape: Sequence[int], dtype: Any, call: Call | None = None
+) -> Frontier | None:
     """Find the frontier of a model's training step, from its program alone.
 
     Args:
@@ -46,6 +48,7 @@ def frontier(model: nnx.Module, frozen: Frozen, shape: Sequence[int], dtype: Any
         frozen: What is frozen.
         shape: Of one example.
         dtype: Of the input.
+        call: How the model is called; `model(x)` if not given.
 
     Returns:
         The frontier, or None if the model is another program at another batch size.
@@ -66,7 +69,7 @@ def frontier(model: nnx.Module, frozen: Frozen, shape: Sequence[int], dtype: Any
 
     def step(fixed: Any, images: Any, late: Any) -> Any:
         everything = {**fixed, **late["live"], **functional.random_leaves(late["key"])}
-        return marked(functional.module(everything, train=True))(images)
+        return called(functional.module(everything, train=True), images, call)
 
     known = [FIXED] * len(fixed) + [Known(Time.IMAGE, 0)] + [LATE] * len(jax.tree.leaves(late))
     images = [jax.ShapeDtypeStruct((size, *shape), dtype) for size in _SIZES]
@@ -77,9 +80,10 @@ def frontier(model: nnx.Module, frozen: Frozen, shape: Sequence[int], dtype: Any
         return None
     once: dict[str, bool] = {}
     for eqn in jaxpr.eqns:
-        if layer := marked_layer(eqn):
+        early = all(times[var].time is not Time.LATE for var in eqn.outvars)
+        for layer in _layers_of(eqn):
             # A layer that is called twice is computed once only if both calls are.
-            once[layer] = once.get(layer, True) and times[eqn.outvars[0]].time is not Time.LATE
+            once[layer] = once.get(layer, True) and early
     cut, _ = cut_program(jaxpr, times)
     stored = []
     for var in cut:
@@ -88,3 +92,13 @@ def frontier(model: nnx.Module, frozen: Frozen, shape: Sequence[int], dtype: Any
             repeat = times[var].repeat
             stored.append((str(var.aval.dtype), rest if repeat == 1 else (repeat, *rest)))
     return Frontier(once, tuple(stored))
+
+
+def _layers_of(eqn: Any) -> Iterator[str]:
+    """The layers whose outputs an equation makes, those inside a call (a checkpoint, a scan) included."""
+    layer = marked_layer(eqn)
+    if layer is not None:
+        yield layer
+    for body in inner_jaxprs(eqn.params):
+        for inner in open_jaxpr(body).eqns:
+            yield from _layers_of(inner)

@@ -1,7 +1,7 @@
 """Walk a model's program and measure its layers: shapes, multiplications, receptive fields."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,8 +18,11 @@ from cnnjax.staging.trace import inner_jaxprs, open_jaxpr
 from cnnjax.summaries.views import Views, of_input, through
 
 # Two unequal batch sizes: what differs between them belongs to one example.
-_BATCHES = (2, 3)
+_BATCHES, _THIRD = (2, 3), 5
 _MARK = "cnnjax layer "
+
+Call = Callable[[Any, Any], Any]
+"""How a model is called with a batch: `lambda model, x: model(x, train=False)`."""
 
 
 @dataclass
@@ -50,37 +53,57 @@ class _Walk:
         return self.layers.setdefault(layer or "", Measured())
 
 
-def measure(model: nnx.Module, shape: Sequence[int], dtype: Any = jnp.float32) -> dict[str, Measured]:
+def measure(
+    model: nnx.Module, shape: Sequence[int], dtype: Any = jnp.float32, call: Call | None = None
+) -> dict[str, Measured]:
     """Measure every module of a model that is called, in inference mode, without running anything.
 
     Args:
         model: Any NNX module; its leaves may be abstract.
         shape: Of one example, (H, W, C) for images.
         dtype: Of the input.
+        call: How the model is called with a batch; `model(x)` if not given.
 
     Returns:
-        By path, in the order of first calls; "" holds what belongs to no inner layer.
+        By path, in the order of first calls; "" is the model itself.
+
+    Raises:
+        ValueError: The model cannot be called so.
 
     >>> from cnnjax.models import lecture_cnn
     >>> first = measure(lecture_cnn(rngs=nnx.Rngs(0)), (150, 150, 3))["conv2d_1"]
     >>> first.shape, first.multiplications == 148 * 148 * 32 * 3 * 3 * 3, first.views[1].field
     ((None, 148, 148, 32), True, Field(size=3, jump=1, start=0))
     """
+    walks = [_walk(model, batch, shape, dtype, call) for batch in _BATCHES]
+    if any(2 * b.multiplications != 3 * a.multiplications for a, b in _counts(*walks)):
+        # Something does not grow with the batch: a third size tells a fixed part from one of another degree.
+        walks.append(_walk(model, _THIRD, shape, dtype, call))
+    return _per_example(*walks)
+
+
+def _walk(model: nnx.Module, batch: int, shape: Sequence[int], dtype: Any, call: Call | None) -> _Walk:
+    """Trace the model at a batch size and walk through its program."""
     functional = functionalize(model)
     leaves = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), leaves_of(model))
-    walks = []
-    for batch in _BATCHES:
-        walk = _Walk()
+    walk = _Walk()
 
-        def program(leaves: Any, x: Any, walk: _Walk = walk) -> Any:
-            return marked(functional.module(leaves), walk.shapes)(x)
+    def program(leaves: Any, x: Any) -> Any:
+        return called(functional.module(leaves), x, call, walk.shapes)
 
-        x = jax.ShapeDtypeStruct((batch, *shape), dtype)
+    x = jax.ShapeDtypeStruct((batch, *shape), dtype)
+    try:
         jaxpr = jax.make_jaxpr(program)(leaves, x).jaxpr
-        views: list[Views | None] = [None] * (len(jaxpr.invars) - 1)
-        _follow(jaxpr, [*views, of_input(x.shape)], walk, "", 1)
-        walks.append(walk)
-    return _per_example(*walks)
+    except Exception as error:
+        text = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(
+            f"{model_name(model)} cannot be called with one input of shape (N, {', '.join(map(str, shape))}) and type "
+            f"{jnp.dtype(dtype).name}: {text}. Give another input_shape or dtype, or call=lambda model, x: ... "
+            "if it is called otherwise"
+        ) from error
+    views: list[Views | None] = [None] * (len(jaxpr.invars) - 1)
+    _follow(jaxpr, [*views, of_input(x.shape)], walk, "", 1)
+    return walk
 
 
 def receptive_fields(
@@ -94,7 +117,7 @@ def receptive_fields(
 
     Returns:
         By path: a `Field` for rows and one for columns. Jump 0: every cell sees the same. None: not known, or
-        in no order (behind a Flatten).
+        the cells are in no order (behind a Flatten) or along another axis (behind a transposition).
 
     Raises:
         ValueError: The shape is not known.
@@ -107,11 +130,12 @@ def receptive_fields(
     if shape is None:
         raise ValueError(f"the size of {model_name(model)}'s images is not known: give input_shape, (H, W, C)")
     measured = measure(model, shape)
-    return {
-        path: tuple(v.field if v else None for v in (found.views or (None,) * len(shape))[1:])
-        for path, found in measured.items()
-        if path
-    }  # fmt: skip
+    fields = {}
+    for path, found in measured.items():
+        views = enumerate(found.views or (None,) * len(shape))
+        # Cells are counted along the axes of the input; behind a transposition they are others.
+        fields[path] = tuple(v.field if v and v.axis in (None, k) else None for k, v in views)[1:]
+    return {path: field for path, field in fields.items() if path}
 
 
 def receptive_field(
@@ -127,16 +151,24 @@ def receptive_field(
     return found[checked_layer(layer, found, model_name(model))]
 
 
-def known_shape(model: Any, given: Sequence[int] | None) -> tuple[int, ...] | None:
+def known_shape(model: Any, given: Any) -> tuple[int, ...] | None:
     """The shape of one example: as given, or the model's (or its backbone's) own, if it is known whole.
 
     Raises:
         ValueError: What was given is no shape.
     """
-    shape = given if given is not None else getattr(getattr(model, "backbone", model), "input_shape", None)
-    if given is not None and (len(given) == 0 or any(isinstance(n, bool) or n != int(n) or n < 1 for n in given)):
-        raise ValueError(f"an input_shape is (height, width, channels), each at least 1, found {tuple(given)}")
-    return None if shape is None or None in shape else tuple(int(n) for n in shape)
+    if given is not None:
+        try:
+            shape = tuple(int(n) for n in given)
+            fits = bool(shape) and min(shape) >= 1 and not any(isinstance(n, bool) or n != int(n) for n in given)
+        except (TypeError, ValueError):
+            fits = False
+        if not fits:
+            raise ValueError(f"an input_shape is (height, width, channels), each at least 1, found {given!r}")
+        return shape
+    shape = getattr(getattr(model, "backbone", model), "input_shape", None)
+    known = isinstance(shape, tuple | list) and bool(shape) and all(isinstance(n, int) and n > 0 for n in shape)
+    return tuple(int(n) for n in shape) if known and shape else None
 
 
 def marked(model: nnx.Module, shapes: dict[str, list[Any]] | None = None) -> Any:
@@ -155,10 +187,19 @@ def marked(model: nnx.Module, shapes: dict[str, list[Any]] | None = None) -> Any
     return with_hook(model, mark)
 
 
+def called(model: nnx.Module, x: Any, call: Call | None, shapes: dict[str, list[Any]] | None = None) -> Any:
+    """What the model (which is changed) gives, with every layer's output and its own named in the program."""
+    hooked = marked(model, shapes)
+    out = call(hooked, x) if call else hooked(x)
+    if shapes is not None:
+        shapes[""] = [jax.tree.map(lambda x: getattr(x, "shape", None), out)]
+    return checkpoint_name(out, _MARK) if isinstance(out, jax.Array) else out
+
+
 def marked_layer(eqn: Any) -> str | None:
     """The layer whose output an equation of a marked program is; None for all other equations."""
     name = eqn.params["name"] if eqn.primitive.name == "name" else ""
-    return name.removeprefix(_MARK) if name.startswith(_MARK) else None
+    return name.removeprefix(_MARK) if name.startswith(_MARK) else None  # "" is the model itself
 
 
 def _follow(jaxpr: Any, ins: Sequence[Views | None], walk: _Walk, scope: str, times: int | None) -> list[Views | None]:
@@ -175,7 +216,7 @@ def _follow(jaxpr: Any, ins: Sequence[Views | None], walk: _Walk, scope: str, ti
         if outs is None:
             outs = [through(eqn, views)] + [_unknown(views)] * (len(eqn.outvars) - 1)
             _count(eqn, walk.of(layer_of(place)), times)
-        if layer := marked_layer(eqn):
+        if (layer := marked_layer(eqn)) is not None:
             found = walk.of(layer)
             found.views, found.calls = outs[0] if found.calls == 0 else None, found.calls + 1
         env.update(zip(eqn.outvars, outs, strict=True))
@@ -238,16 +279,24 @@ def _count(eqn: Any, found: Measured, times: int | None) -> None:
         found.multiplications += times * cells * math.prod(right) // right[numbers[0]]
 
 
-def _per_example(first: _Walk, second: _Walk) -> dict[str, Measured]:
+def _counts(first: _Walk, second: _Walk) -> list[tuple[Any, Any]]:
+    """The layers of two walks whose multiplications are known."""
+    pairs = [(first.of(path), second.of(path)) for path in dict.fromkeys([*first.layers, *second.layers])]
+    return [(a, b) for a, b in pairs if a.multiplications is not None and b.multiplications is not None]
+
+
+def _per_example(first: _Walk, second: _Walk, third: _Walk | None = None) -> dict[str, Measured]:
     """What two batch sizes tell of one example: what grows with the batch belongs to it."""
     result = {}
     for path in dict.fromkeys(["", *first.shapes, *first.layers]):
-        a, b = first.of(path), second.of(path)
+        a = first.of(path)
         one, other = (walk.shapes.get(path, []) for walk in (first, second))
         a.shape = _batched(one, other)
         a.calls = len(one)
-        counts = (a.multiplications, b.multiplications)
-        a.multiplications = None if counts[0] is None or counts[1] is None else counts[1] - counts[0]
+        counts = [walk.of(path).multiplications for walk in (first, second, third) if walk]
+        known = [n for n in counts if n is not None]
+        each = known[1] - known[0] if len(known) == len(counts) else None
+        a.multiplications = each if each is None or known[2:] in ([], [known[1] + 2 * each]) else None
         # A layer that mixes the examples of a batch has no field of its own.
         if a.views is not None and (a.views[0] is None or (a.views[0].size, a.views[0].jump) != (1, 1)):
             a.views = None

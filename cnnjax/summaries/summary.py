@@ -8,10 +8,10 @@ import jax.numpy as jnp
 from flax import nnx
 
 from cnnjax.freeze import Freeze, Frozen, layer_names
-from cnnjax.functional import Functional, functionalize, leaves_of, model_name, modules
+from cnnjax.functional import Functional, children, functionalize, join, leaves_of, model_name, modules
 from cnnjax.sizing.field import Field
 from cnnjax.summaries.frontier import Frontier, frontier
-from cnnjax.summaries.measure import Measured, known_shape, measure
+from cnnjax.summaries.measure import Call, Measured, known_shape, measure
 
 _NOT_WEIGHTS = (nnx.RngState, nnx.Cache, nnx.Intermediate)
 
@@ -123,6 +123,7 @@ def summary(
     input_shape: Sequence[int] | None = None,
     freeze: Freeze | Frozen | str | None = None,
     dtype: Any = jnp.float32,
+    call: Call | None = None,
 ) -> Summary:
     """Measure a model layer by layer, without running it.
 
@@ -138,26 +139,32 @@ def summary(
         freeze: What is frozen: a `Freeze`, its text ("block4_pool", "[:-4]") or a resolved `Frozen`. In a
             model with a `backbone` it speaks of that.
         dtype: Of the input.
+        call: How the model is called with a batch, if not by `model(x)`: `lambda m, x: m(x, train=False)`.
 
     Raises:
-        ValueError: The freeze does not fit the model, or `input_shape` is no shape.
+        ValueError: The freeze does not fit the model, `input_shape` is no shape, or the model cannot be called
+            with it.
 
     >>> from cnnjax.models import lecture_cnn
     >>> table = summary(lecture_cnn(rngs=nnx.Rngs(0)))
     >>> table.parameters, table.layer("conv2d_2").output_shape, table.layer("conv2d_2").parameters
     (3453121, (None, 72, 72, 64), 18496)
     """
+    if not isinstance(model, nnx.Module):
+        raise ValueError(f"summary takes a Flax NNX module, found {type(model).__name__}: {model!r:.60}")
     shape = known_shape(model, input_shape)
     frozen = _resolved(model, freeze)
     functional = functionalize(model)
-    measured = measure(model, shape, dtype) if shape else {}
-    cut = frontier(model, frozen, shape, dtype) if shape and frozen.layers else None
+    measured = measure(model, shape, dtype, call) if shape else {}
+    cut = frontier(model, frozen, shape, dtype, call) if shape and frozen.layers else None
     leaves = leaves_of(model)
     kinds = {"": type(model).__name__, **{path: type(module).__name__ for path, module in modules(model)}}
     weights = [path for path, kind in functional.kinds.items() if not issubclass(kind, _NOT_WEIGHTS)]
+    kinds |= {path: functional.kinds[path].__name__ for path in weights}
+    layers = _layers(model, kinds, weights)
     rows = []
-    for name in _rows(layer_names(model), measured):
-        inside = [p for p in weights if p == name or p.startswith(f"{name}/")] if name in layer_names(model) else []
+    for name in _rows(list(layers), measured):
+        inside = layers.get(name, [])
         rows.append(_row(name, kinds, inside, leaves, functional, frozen, measured, cut))
     nbytes = sum(leaves[path].size * leaves[path].dtype.itemsize for path in weights)
     return Summary(model_name(model), tuple(rows), nbytes, _total(measured), frozen.label, cut)
@@ -178,14 +185,45 @@ def _row(
     views = found.views[1:] if found and found.views else ()
     return Layer(
         name=name or f"({kinds['']})",
-        kind=kinds.get(name, "Param"),
+        kind=kinds[name],
         output_shape=found.shape if found else None,
         parameters=sum(leaves[path].size for path in weights),
         trainable=sum(leaves[path].size for path in weights if path in parameters and not frozen(path)),
-        multiplications=found.multiplications if found else (0 if measured and name not in kinds else None),
+        multiplications=found.multiplications if found else None,
         fields=tuple(view.field if view else None for view in views),
         once=cut.once.get(name) if cut else None,
     )
+
+
+def _layers(model: nnx.Module, kinds: dict[str, str], weights: Sequence[str]) -> dict[str, list[str]]:
+    """The layers with their weights, each once, and the weights that stand in none of them."""
+    if len(kinds) == 1 + sum(path in kinds for path in weights):
+        return {"": list(weights)}  # the model is one layer
+    # A second name of a shared layer, and what is no weight (a cache), have no line.
+    names = [name for name in layer_names(model) if name in kinds]
+    layers, paths = {}, _paths(model)
+    for name in names:
+        # NNX knows a shared layer's weights by one of its names, which need not be the first.
+        places = next((every for every in paths.values() if name in every), [name])
+        layers[name] = [p for p in weights if any(p == place or p.startswith(f"{place}/") for place in places)]
+    covered = {p for inside in layers.values() for p in inside}
+    return layers | {p: [p] for p in weights if p not in covered}
+
+
+def _paths(model: nnx.Module) -> dict[int, list[str]]:
+    """Every path to every module, shared ones under several."""
+    found: dict[int, list[str]] = {}
+
+    def walk(node: Any, path: tuple[Any, ...], above: tuple[int, ...]) -> None:
+        if id(node) in above:
+            return
+        if path and isinstance(node, nnx.Module):
+            found.setdefault(id(node), []).append(join(path))
+        for name, child in children(node)[0]:
+            walk(child, (*path, name), (*above, id(node)))
+
+    walk(model, (), ())
+    return found
 
 
 def _total(measured: dict[str, Measured]) -> int | None:

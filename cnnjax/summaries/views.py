@@ -71,6 +71,15 @@ def _moved(view: View | None, places: Mapping[int, int | None]) -> View | None:
     return whole(view) if place is None else replace(view, axis=place)
 
 
+def _spread(views: Views, have: Sequence[int], want: Sequence[int]) -> Views:
+    """The views of a value whose axes of size 1 are repeated: all cells along them see the same."""
+    if len(have) != len(want):
+        return views
+    return tuple(
+        whole(v) if v is not None and v.axis is not None and have[v.axis] == 1 != want[v.axis] else v for v in views
+    )
+
+
 def _joined(a: View | None, b: View | None) -> View | None:
     """The view of a value each of whose cells reads the same cell of two others."""
     if a is None or b is None or a == b:
@@ -109,7 +118,8 @@ def through(eqn: Any, ins: Sequence[Views | None]) -> Views | None:
     unknown: Views = (None,) * len(seen[0])
     name, params = eqn.primitive.name, eqn.params
     if name in ELEMENTWISE:
-        return joined(seen)
+        out, pairs = eqn.outvars[0].aval.shape, zip(ins, eqn.invars, strict=True)
+        return joined([_spread(views, var.aval.shape, out) for views, var in pairs if views is not None])
     if name == "dot_general":
         return _dot(eqn, ins)
     if name == "concatenate":
@@ -126,7 +136,9 @@ def through(eqn: Any, ins: Sequence[Views | None]) -> Views | None:
     if name == "transpose":
         return tuple(_moved(v, {k: i for i, k in enumerate(params["permutation"])}) for v in first)
     if name == "broadcast_in_dim":
-        return tuple(_moved(v, dict(enumerate(params["broadcast_dimensions"]))) for v in first)
+        places = params["broadcast_dimensions"]
+        first = _spread(first, shape, [params["shape"][k] for k in places])
+        return tuple(_moved(v, dict(enumerate(places))) for v in first)
     if name in ("reshape", "squeeze", "expand_dims"):
         return tuple(_reshaped(v, shape, eqn.outvars[0].aval.shape) for v in first)
     if name in ("pad", "slice") or name in _WINDOWS or name == "conv_general_dilated":

@@ -50,7 +50,7 @@ def test_draws_and_says_where(words, name, photograph, capsys, tmp_path):
         (["activations", "none.png"], "no picture none.png"),
         (["activations", "."], ". is a folder"),
         (["edges", "text.jpg"], "text.jpg: not a picture"),
-        (["edges", "PICTURE", "--layer", "conv2d_2"], "the kernel reads 32 channels, the picture is (32, 32, 3)"),
+        (["edges", "PICTURE", "--layer", "conv2d_2"], "edges are found by a layer that reads the picture: conv2d_1"),
         (["filters", "--count", "0"], "count must be at least 1"),
         (["filters", "--out", "a.jpg"], "--out must be a PNG file, such as a.png, not a.jpg"),
     ],

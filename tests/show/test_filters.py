@@ -49,7 +49,7 @@ def test_a_users_model_gives_its_first_convolution_with_the_norm_folded_in(resne
 
 def test_a_layer_without_a_kernel_is_refused(resnet):
     model = nnx.eval_shape(lambda: cifar_cnn(rngs=nnx.Rngs(0)))
-    with pytest.raises(LookupError, match="no layer 'conv2d1' in Backbone.*did you mean 'conv2d_1'"):
+    with pytest.raises(LookupError, match="no layer 'conv2d1' in cifar_cnn.*did you mean 'conv2d_1'"):
         convolution(model, "conv2d1")
     with pytest.raises(LookupError, match="with a kernel"):
         convolution(model, "max_pooling2d_1")

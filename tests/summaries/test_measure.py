@@ -75,7 +75,11 @@ def corners_and_middle(size):
 def test_slide_retinotopy_fields_are_where_gradients_are(build, shape):
     model = build()
     boxes, maps = seen_by_gradient(model, shape, corners_and_middle)
-    fields = receptive_fields(model, shape)
+    fields = {
+        path: tuple(view.field for view in found.views[1:])
+        for path, found in measure(model, shape).items()
+        if path in boxes
+    }
     assert len(boxes) >= 5
     for path, found in boxes.items():
         for cell, box in zip(corners_and_middle(maps[path][1:3]), found, strict=True):
@@ -84,6 +88,45 @@ def test_slide_retinotopy_fields_are_where_gradients_are(build, shape):
                 low, high = fields[path][axis].interval(cell[1 - axis if turned else axis])
                 want = (max(low, 0), min(high, shape[axis] - 1))
                 assert box[axis] == want, f"{path} cell {cell} axis {axis}: gradient {box[axis]}, arithmetic {want}"
+
+
+class Squeeze(nnx.Module):
+    """Squeeze and excite by a pooling of the whole map: the product repeats its one cell."""
+
+    def __init__(self, rngs):
+        self.first = nnx.Conv(3, 4, (3, 3), rngs=rngs)
+        self.last = nnx.Conv(4, 4, (3, 3), rngs=rngs)
+
+    def __call__(self, x):
+        x = self.first(x)
+        return self.last(x * nnx.sigmoid(nnx.avg_pool(x, x.shape[1:3])))
+
+
+def test_a_repeated_cell_is_seen_by_all():
+    boxes, _ = seen_by_gradient(Squeeze(nnx.Rngs(0)), (12, 10, 3), corners_and_middle)
+    assert all(box == ((0, 11), (0, 9)) for box in boxes["last"])
+    rows, columns = receptive_fields(Squeeze(nnx.Rngs(0)), (12, 10, 3))["last"]
+    assert rows is None or (rows.jump == 0 and rows.size >= 12)
+    assert columns is None or (columns.jump == 0 and columns.size >= 10)
+
+
+def test_cells_along_another_axis_have_no_field_of_their_own():
+    fields = receptive_fields(Odd(nnx.Rngs(0)), (26, 30, 3))
+    assert fields["turn"] == (None, None) and None not in fields["last"]
+
+
+def test_multiplications_that_no_image_has_by_itself_are_blank():
+    class Gram(nnx.Module):
+        def __init__(self, rngs):
+            self.linear = nnx.Linear(3, 4, rngs=rngs)
+            self.table = nnx.Param(jnp.ones((4, 4)))
+
+        def __call__(self, x):
+            x = self.linear(x) @ (self.table @ self.table)  # the square of the table is made once a batch
+            return x @ x.T
+
+    found = measure(Gram(nnx.Rngs(0)), (3,))
+    assert found["linear"].multiplications == 12 and found[""].multiplications is None
 
 
 def test_published_fields_of_vgg16_and_mobilenet():

@@ -11,6 +11,7 @@ from residual import ResNet
 from cnnjax import Classifier, cli, linear_head
 from cnnjax.freeze import Freeze
 from cnnjax.functional import leaves_of
+from cnnjax.hooks import outputs
 from cnnjax.models import cifar_cnn, lecture_cnn, mobilenet, vgg16
 from cnnjax.summaries import summary
 from cnnjax.training import Trainer
@@ -146,6 +147,56 @@ def test_what_is_not_known_is_blank():
     unsized = summary(Two(nnx.Rngs(0)))
     assert unsized.parameters == 23 and unsized.multiplications is None
     assert {row.output_shape for row in unsized.layers} == {None}
+
+
+def test_every_weight_has_a_line_and_every_layer_one():
+    class Mixed(nnx.Module):
+        def __init__(self, rngs):
+            self.loose = nnx.data([nnx.Param(jnp.ones((3, 3)))])
+            self.first = nnx.Linear(3, 3, rngs=rngs)
+            self.again = self.first
+            self.cache = nnx.Cache(jnp.zeros((2, 3)))
+
+        def __call__(self, x):
+            return self.again(self.first(x @ self.loose[0][...]))
+
+    table = summary(Mixed(nnx.Rngs(0)), input_shape=(3,))
+    assert [(row.name, row.parameters) for row in table.layers] == [("first", 12), ("loose/0", 9), ("(Mixed)", 0)]
+    assert table.nbytes == 4 * table.parameters and table.multiplications == 3 * 9
+    single = summary(nnx.Conv(3, 4, (3, 3), rngs=nnx.Rngs(0)), input_shape=(8, 8, 3))
+    (row,) = single.layers
+    assert (row.output_shape, row.parameters, row.multiplications) == ((None, 8, 8, 4), 112, 8 * 8 * 4 * 27)
+
+
+def test_models_that_are_called_otherwise():
+    class Two(nnx.Module):
+        def __init__(self, rngs):
+            self.conv = nnx.Conv(3, 4, (3, 3), rngs=rngs)
+
+        def __call__(self, x, train):
+            return nnx.remat(lambda m, x: m(x))(self.conv, x["image"]).mean((1, 2))
+
+    model = Two(nnx.Rngs(0))
+    with pytest.raises(ValueError, match=r"Two cannot be called with one input of shape \(N, 8, 8, 3\) .*call=lambda"):
+        summary(model, input_shape=(8, 8, 3))
+    table = summary(model, input_shape=(8, 8, 3), freeze="all", call=lambda m, x: m({"image": x}, train=False))
+    assert table.layer("conv").output_shape == (None, 8, 8, 4) and table.layer("conv").once
+    assert "the frontier lies behind conv: float32[4] an image" in table.text(wide=True)
+    with pytest.raises(ValueError, match="conv runs inside nnx.remat, nnx.jit or nnx.scan"):
+        outputs(Inside(nnx.Rngs(0)), jnp.ones((1, 8, 8, 3)), ["conv"])
+    for shape in (32, (None, 8, 8, 3), "x"):
+        with pytest.raises(ValueError, match="an input_shape is"):
+            summary(model, input_shape=shape)
+    with pytest.raises(ValueError, match="summary takes a Flax NNX module, found function"):
+        summary(lambda x: x, input_shape=(3,))
+
+
+class Inside(nnx.Module):
+    def __init__(self, rngs):
+        self.conv = nnx.Conv(3, 4, (3, 3), rngs=rngs)
+
+    def __call__(self, x):
+        return nnx.remat(lambda m, x: m(x))(self.conv, x)
 
 
 def test_formats_hold_the_same_numbers():
