@@ -98,7 +98,7 @@ class SoundClassifier(nnx.Module):
     """Waveforms to logits: log-mel pictures, then a classifier of pictures.
 
     Leaves have the paths they have in `Classifier` (`backbone/...`, `head/...`), so weights, freezing and
-    everything built on them work alike; where the first layers are frozen, the pictures are made once a sound.
+    everything built on them work alike. The front depends on no weight: the trainer makes each picture once.
 
     Attributes:
         front: Waveforms to pictures, of the size that the backbone takes.
