@@ -1,6 +1,7 @@
 """Log-mel pictures against SciPy, the published formulas in double precision, and what must hold for any sound."""
 
 import inspect
+from functools import partial
 
 import jax
 import numpy as np
@@ -12,6 +13,7 @@ from cnnjax.ops.spectrogram import as_picture, log_mel, mel_filters, power_spect
 
 RATE = 8000
 BANDS = dict(sample_rate=RATE, frame=256, hop=80, mels=40, fft=512)
+power = jax.jit(power_spectrogram, static_argnames=("frame", "hop", "fft"))
 levels = jax.jit(log_mel, static_argnames=list(inspect.signature(log_mel).parameters)[1:])
 
 
@@ -53,7 +55,7 @@ def test_power_is_scipys_spectrogram(frame: int, hop: int, fft: int | None) -> N
     _, _, want = signal.spectrogram(
         waves.astype(np.float64), RATE, window, frame, frame - hop, fft, detrend=False, scaling="spectrum"
     )
-    found = power_spectrogram(waves, frame=frame, hop=hop, fft=fft)
+    found = power(waves, frame=frame, hop=hop, fft=fft)
     np.testing.assert_allclose(found, np.swapaxes(want, 1, 2), rtol=1e-4, atol=1e-9)
     # SciPy's complex spectrum, squared by hand: the first two frames of the first clip.
     _, _, spectrum = signal.stft(
@@ -65,11 +67,11 @@ def test_power_is_scipys_spectrogram(frame: int, hop: int, fft: int | None) -> N
 
 def test_frames_may_lie_apart() -> None:
     wave = tone(700)
-    power = power_spectrogram(wave, frame=64, hop=100)
-    assert power.shape == (1 + (4000 - 64) // 100, 33)
+    found = power(wave, frame=64, hop=100)
+    assert found.shape == (1 + (4000 - 64) // 100, 33)
     for k in (0, 7, 39):
         _, want = signal.periodogram(wave[100 * k : 100 * k + 64], RATE, "hann", detrend=False, scaling="spectrum")
-        np.testing.assert_allclose(power[k], want, rtol=1e-3, atol=1e-9)
+        np.testing.assert_allclose(found[k], want, rtol=1e-3, atol=1e-9)
 
 
 @pytest.mark.parametrize("scale", spectrogram.SCALES)
@@ -82,10 +84,10 @@ def test_filters_are_the_printed_formulas(scale: str, low: float, high: float) -
 def test_log_mel_is_its_parts_in_double_precision() -> None:
     waves = np.random.default_rng(1).normal(0, 0.1, (3, 3000)).astype(np.float32) * np.float32([[1], [0.01], [3]])
     window = signal.get_window("hann", 256)
-    _, _, power = signal.spectrogram(
+    _, _, powers = signal.spectrogram(
         waves.astype(np.float64), RATE, window, 256, 176, 512, detrend=False, scaling="spectrum"
     )
-    bands = np.swapaxes(power, 1, 2) @ hand_made_filters("htk", 512, 40, 0, 4000)
+    bands = np.swapaxes(powers, 1, 2) @ hand_made_filters("htk", 512, 40, 0, 4000)
     per_clip = 10 * np.log10(bands / bands.max((1, 2), keepdims=True))
     assert (per_clip < -21).any()
     found = levels(waves, **BANDS, top_db=21)
@@ -115,10 +117,10 @@ def test_silence_gives_the_floor_and_quiet_sounds_do_not() -> None:
     assert (np.asarray(levels(waves, **BANDS, loudest=-3, top_db=50))[0] == -50).all()
 
 
-@pytest.mark.parametrize("loudest", [None, -10.0])
-def test_gradients_are_finite_and_right(loudest: float | None) -> None:
+def test_gradients_are_finite_and_right() -> None:
     def mean(waves: jax.Array) -> jax.Array:
-        return as_picture(log_mel(waves, **BANDS, loudest=loudest), size=(24, 24)).mean()
+        alone, together = log_mel(waves, **BANDS), log_mel(waves, **BANDS, loudest=-10)
+        return as_picture(alone, size=(24, 24)).mean() + as_picture(together).mean()
 
     noise = np.random.default_rng(2).normal(0, 0.1, 1000)
     waves = np.stack([np.zeros(1000), tone(440, samples=1000), noise]).astype(np.float32)
@@ -140,7 +142,6 @@ def test_jit_and_vmap_change_nothing() -> None:
     together = jax.jit(pictures)(waves)
     assert together.shape == (4, 20, 30, 3)
     np.testing.assert_allclose(jax.jit(jax.vmap(pictures))(waves), together, atol=0.01)
-    np.testing.assert_allclose(jax.jit(pictures)(waves[2]), together[2], atol=0.01)
 
 
 def test_pictures_are_grey_upright_and_resized_without_aliasing() -> None:
@@ -171,7 +172,7 @@ FAULTS = {
 def test_impossible_settings_are_named(fault: str) -> None:
     settings, message = FAULTS[fault]
     with pytest.raises(ValueError, match=message):
-        log_mel(np.zeros((2, 400), np.float32), **settings)
+        jax.eval_shape(partial(log_mel, **settings), np.zeros((2, 400), np.float32))
 
 
 def test_whole_numbers_and_unknown_scales_are_refused() -> None:
