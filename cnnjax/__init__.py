@@ -1,29 +1,31 @@
 """Convolutional networks and transfer learning on JAX: freezing is partial evaluation."""
 
-from importlib.metadata import version
+import importlib
+from typing import TYPE_CHECKING, Any
 
-from cnnjax import sizing
-from cnnjax.features import FeatureStore
-from cnnjax.freeze import Freeze, Frozen
-from cnnjax.models import (
-    Backbone,
-    Classifier,
-    LogMel,
-    SoundClassifier,
-    cifar_cnn,
-    create,
-    lecture_cnn,
-    lecture_head,
-    linear_head,
-    mobilenet,
-    vgg16,
-)
-from cnnjax.staging import Staged
-from cnnjax.summaries import summary
-from cnnjax.training import Trainer
-from cnnjax.weights.assign import load_weights
+if TYPE_CHECKING:
+    from cnnjax import sizing
+    from cnnjax.features import FeatureStore
+    from cnnjax.freeze import Freeze, Frozen
+    from cnnjax.models import (
+        Backbone,
+        Classifier,
+        LogMel,
+        SoundClassifier,
+        cifar_cnn,
+        create,
+        lecture_cnn,
+        lecture_head,
+        linear_head,
+        mobilenet,
+        vgg16,
+    )
+    from cnnjax.staging import Staged
+    from cnnjax.summaries import summary
+    from cnnjax.training import Trainer
+    from cnnjax.weights.assign import load_weights
 
-__version__ = version("cnnjax")
+    __version__: str
 
 __all__ = [
     "Backbone",
@@ -46,3 +48,32 @@ __all__ = [
     "summary",
     "vgg16",
 ]
+
+# Imported when first asked for: a command or a process that reads pictures needs no Flax, and no JAX.
+_MODULES = {
+    "cnnjax.features": ("FeatureStore",),
+    "cnnjax.freeze": ("Freeze", "Frozen"),
+    "cnnjax.staging": ("Staged",),
+    "cnnjax.summaries": ("summary",),
+    "cnnjax.training": ("Trainer",),
+    "cnnjax.weights.assign": ("load_weights",),
+}
+_LATER = {name: module for module, names in _MODULES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("cnnjax")
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name == "sizing":
+        return importlib.import_module("cnnjax.sizing")
+    found = getattr(importlib.import_module(_LATER.get(name, "cnnjax.models")), name)
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -19,14 +19,15 @@ from cnnjax.data import account
 from cnnjax.features import GIB, FeatureStore
 from cnnjax.freeze import Freeze, Frozen, layer_names
 from cnnjax.functional import leaves_of
-from cnnjax.models import Backbone, Classifier
+from cnnjax.models import Backbone, Classifier, SoundClassifier
+from cnnjax.models.heads import HEADS
 from cnnjax.options import Ablation
 from cnnjax.progress import Bars
 from cnnjax.rows import LabelledPictures
 from cnnjax.runs import RunFolder
 from cnnjax.show import depth
 from cnnjax.staging.trace import digest
-from cnnjax.task import HEADS, Task, open_task
+from cnnjax.task import Task, open_task
 from cnnjax.training import Trainer
 
 _AUGMENTATIONS = {"none": None, "lecture": Augmentation(flip=True, rotation=0.1, zoom=0.2)}
@@ -61,7 +62,7 @@ def default_depths(backbone: Backbone, count: int = 6) -> tuple[str, ...]:
     return tuple(str(Freeze.depth(d)) for d in depths) + ("all",)
 
 
-def cells(config: Ablation, model: Classifier) -> list[Cell]:
+def cells(config: Ablation, model: Classifier | SoundClassifier) -> list[Cell]:
     """Every cell of the sweep, least frozen first."""
     texts = config.freeze or default_depths(model.backbone)
     faults, resolved = [], {}
@@ -105,7 +106,7 @@ def sweep(config: Ablation, task: Task, console: Console | None = None) -> Path:
     """
     console = console or Console()
     assert config.image_size and config.epochs and config.optimizer
-    model = Classifier(task.backbone, _head(config, task, config.first_seed), task.preprocessing)
+    model = task.classifier(_head(config, task, config.first_seed))
     wanted = cells(config, model)
     identity = _identity(config, task)
     out = config.out or Path("runs") / f"ablate-{config.backbone}-{digest(repr(sorted(identity.items())))[:8]}"
@@ -128,12 +129,12 @@ def _run_missing(
     task: Task,
     run: RunFolder,
     wanted: list[Cell],
-    model: Classifier,
+    model: Classifier | SoundClassifier,
     store: FeatureStore,
     console: Console,
 ) -> None:
     """Run the cells that the folder has no line for, one depth after the other."""
-    assert config.image_size and config.optimizer
+    assert config.optimizer
     done = {line["cell"] for line in run.results}
     if done:
         console.print(f"{len(done)} of {len(wanted)} cells are in {run.path} already; going on")
@@ -150,7 +151,7 @@ def _run_missing(
                 prepared.clear()  # the last depth's features leave memory before the next one's come
                 store.release()
                 trainer = Trainer(
-                    model, cell.frozen, (config.image_size, config.image_size),
+                    model, cell.frozen, task.example,
                     batch_size=config.batch_size, optimizer=config.optimizer, store=store,
                     augment=_AUGMENTATIONS[config.augment], views=config.views, workers=config.workers,
                 )  # fmt: skip

@@ -137,7 +137,6 @@ class FeatureStore:
         at_hand = [f for f in staged.intermediates if self._load(f, source) is not None]
         maker = staged.maker(missing, batch, stored=at_hand)
         stored = [_present(self._load(f, source)) for f in maker.reads]
-        run = jax.jit(maker.run)
         batches = [np.arange(k, min(k + batch, count)) for k in range(0, count, batch)]
 
         def features(rows: np.ndarray) -> tuple[Any, ...]:
@@ -145,10 +144,21 @@ class FeatureStore:
 
         read = read_batches(source, batches, workers=workers) if maker.reads_images else None
         waited = 0.0
-        with self._writers(missing, source) as arrays, closing(read) if read else nullcontext():
+        with (
+            closing(read) if read else nullcontext(),
+            ThreadPoolExecutor(1) as beside,
+            self._writers(missing, source) as arrays,
+        ):
+            # Reading begins, and its worker processes start, while the program is compiled.
+            first: Any = beside.submit(next, read) if read else None
+            image = jax.ShapeDtypeStruct((batch, *staged.image.shape), staged.image.dtype) if read else None
+            values = [jax.ShapeDtypeStruct((batch, *x.shape[1:]), x.dtype) for x in stored]
+            run = jax.jit(maker.run).lower(fixed, image, *values).compile()
             for rows, values in zip(batches, ahead(features, batches), strict=True):
                 asked = time.perf_counter()
-                images = _padded(next(read), batch) if read else None
+                images = None
+                if read:
+                    images, first = _padded(first.result() if first else next(read), batch), None
                 waited += time.perf_counter() - asked
                 for array, made in zip(arrays, run(fixed, images, *values), strict=True):
                     array[rows] = np.asarray(made)[: len(rows)]

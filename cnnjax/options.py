@@ -7,7 +7,7 @@ from typing import Literal
 from cnnjax.data.pixels import Resizing
 from cnnjax.freeze import Freeze
 from cnnjax.models import BACKBONES, create
-from cnnjax.optimizers import make_optimizer
+from cnnjax.optim import make_optimizer
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,10 @@ class Ablation:
     """Pictures a step."""
     resizing: Resizing = "bilinear"
     """How pictures come to their size: bilinear (as Keras), antialias, crop_to_aspect_ratio or center_crop."""
+    sample_rate: int | None = None
+    """For sounds, SPLIT/CLASS/FILE: read at this many samples a second, and made log-mel pictures in the step."""
+    seconds: float = 1.0
+    """For sounds: how long each is, cut or followed by silence."""
     augment: Literal["none", "lecture"] = "none"
     """lecture: random flips, rotations by 0.1 and zooms by 0.2 of the training pictures."""
     views: int = 0
@@ -88,6 +92,8 @@ class Ablation:
             raise ValueError("splits, augment and resizing are for pictures of your own: give --data as well")
         if self.views < 0 or (self.views and self.augment == "none"):
             raise ValueError(f"views: expected 0 or more, and --augment to draw them with, found {self.views}")
+        if self.sample_rate is not None and (self.data is None or self.splits or self.augment != "none"):
+            raise ValueError("sample_rate is for a folder of sounds, which have no TFDS splits and no augmentation")
         if self.workers < 0:
             raise ValueError(f"workers: expected 0 or more processes, found {self.workers}")
         if self.first_seed < 0:

@@ -7,12 +7,11 @@ from typing import Any
 
 from rich.console import Console
 
-from cnnjax.data import account, open_data
-from cnnjax.models import Backbone, lecture_head, linear_head
+from cnnjax.data import account, open_data, open_sounds
+from cnnjax.models import Backbone, Classifier, LogMel, SoundClassifier
 from cnnjax.options import Ablation, seeds_text
 from cnnjax.pretrained import open_backbone
 
-HEADS = {"lecture": lecture_head, "linear": linear_head}
 Splits = Mapping[str, Any]
 
 
@@ -26,6 +25,7 @@ class Task:
         preprocessing: name of the pixels' scaling.
         title: for the table.
         identity: what the run folder records besides the options.
+        front: makes pictures of sounds, where the sources hold sounds.
     """
 
     splits: Splits
@@ -33,18 +33,30 @@ class Task:
     preprocessing: str
     title: str
     identity: Mapping[str, Any] = field(default_factory=dict)
+    front: LogMel | None = None
 
     @property
     def classes(self) -> int:
         """Number of classes."""
         return len(self.splits["train"].class_names)
 
+    @property
+    def example(self) -> tuple[int, ...]:
+        """Height and width of a picture, or the number of a sound's samples."""
+        return tuple(self.splits["train"].image_size)
+
+    def classifier(self, head: Backbone) -> Classifier | SoundClassifier:
+        """The model: what makes pictures of sounds, the backbone, and this head."""
+        if self.front is None:
+            return Classifier(self.backbone, head, self.preprocessing)
+        return SoundClassifier(self.front, self.backbone, head, self.preprocessing)
+
 
 def open_task(config: Ablation, console: Console) -> Task:
     """The task that the options name: a folder of pictures and a backbone."""
     assert config.data is not None and config.image_size is not None
     size = (config.image_size, config.image_size)
-    sources = open_data(config.data, size, parts=config.splits, on_error=config.on_bad, resizing=config.resizing)
+    sources, front = _open(config, config.data, size)
     for name, source in sources.items():
         source.verify()
         for reason in source.skipped:
@@ -58,4 +70,14 @@ def open_task(config: Ablation, console: Console) -> Task:
         console.print(f"every weight of the backbone from {config.weights}", highlight=False)
     console.print(f"{config.data}: {account(sources)}", highlight=False)
     title = f"{config.backbone} on {Path(config.data).name}, {seeds_text(config)}"
-    return Task(sources, backbone, preprocessing, title)
+    return Task(sources, backbone, preprocessing, title, front=front)
+
+
+def _open(config: Ablation, data: str, size: tuple[int, int]) -> tuple[Splits, LogMel | None]:
+    """The sources, and what makes pictures of them if they are sounds."""
+    if config.sample_rate is None:
+        return open_data(data, size, parts=config.splits, on_error=config.on_bad, resizing=config.resizing), None
+    rate = config.sample_rate
+    # Frames of 32 ms every 10 ms, 64 bands: the usual ones for speech.
+    front = LogMel(sample_rate=rate, frame=max(2, round(0.032 * rate)), hop=max(1, rate // 100), mels=64, size=size)
+    return open_sounds(data, sample_rate=rate, seconds=config.seconds, on_error=config.on_bad), front

@@ -3,9 +3,10 @@
     python scripts/benchmark.py data FOLDER --weights mobilenet_7_5_224_tf_no_top.h5 --against PYTHON
 
 `data` reads a folder of pictures (SPLIT/CLASS/FILE or CLASS/FILE; the training split) again and again: as files,
-packed, and from memory, with 0, 1 and 2 worker processes, and with `--against` (the Python of an environment that
-holds Keras) `keras.utils.image_dataset_from_directory` on the same files. All take turns, so that a busy machine
-slows them alike; the table gives each one's median rate, its range, and its ratio to Keras's (or to the folder's).
+packed, packed with decoded pixels, and from memory, with 0, 1 and 2 worker processes, and with `--against` (the
+Python of an environment that holds Keras) `keras.utils.image_dataset_from_directory` on the same files. All take
+turns, so that a busy machine slows them alike; the table gives each one's median rate, its range, and its ratio to
+Keras's (or to the folder's).
 With `--weights` it also tells how long a feature pass of MobileNet waits for pictures.
 """
 
@@ -144,16 +145,20 @@ def data(options: argparse.Namespace) -> None:
     size = (options.image_size,) * 2
     folder = open_data(options.folder, size)["train"]
     with tempfile.TemporaryDirectory() as scratch:
-        packed_at = Path(scratch) / "packed"
-        pack_folder(options.folder, packed_at)
-        packed = open_data(packed_at, size)["train"]
-        assert np.array_equal(folder.read([0, len(folder) - 1]), packed.read([0, len(folder) - 1]))
+        sources = {"folder": folder}
+        for name, decoded in (("packed", False), ("packed, with decoded pixels", True)):
+            pack_folder(options.folder, Path(scratch) / name, decoded=decoded)
+            sources[name] = open_data(Path(scratch) / name, size)["train"]
+            # Also hashes each picture once, as a process does when it first reads it.
+            for start in range(0, len(folder), 64):
+                rows = range(start, min(start + 64, len(folder)))
+                assert np.array_equal(folder.read(rows), sources[name].read(rows))
         jobs: dict[str, Callable[[], float]] = {}
         if options.against:
             jobs["keras, folder"] = Peer(options.against, folder.root, options.image_size, options.batch_size)
         for workers in (0, 1, 2):
-            jobs[f"folder, {workers} workers"] = passes(folder, workers, options.batch_size)
-            jobs[f"packed, {workers} workers"] = passes(packed, workers, options.batch_size)
+            for name, source in sources.items():
+                jobs[f"{name}, {workers} workers"] = passes(source, workers, options.batch_size)
         jobs["memory (uint8, on the device)"] = memory(folder, options.batch_size)
         found = measure(jobs, options.repeats)
         base = statistics.median(found[next(iter(jobs))])
@@ -167,7 +172,7 @@ def data(options: argparse.Namespace) -> None:
             jobs = {
                 f"{kind}, {workers} workers": waiting(source, options.weights, options.alpha, workers)
                 for workers in (0, 1, 2)
-                for kind, source in (("folder", folder), ("packed", packed))
+                for kind, source in sources.items()
             }
             print("\n| MobileNet feature pass from | time spent waiting for pictures, median (range) |")
             print("| --- | ---: |")

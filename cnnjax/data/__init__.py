@@ -7,17 +7,17 @@ from cnnjax.data.entries import holds_records
 from cnnjax.data.folder import Folder, open_splits, split_by_fraction, splits
 from cnnjax.data.listing import Account, account
 from cnnjax.data.loader import Batch, Loader
-from cnnjax.data.opening import open_data
+from cnnjax.data.opening import open_data, open_sounds
 from cnnjax.data.pixels import PictureError, Resizing, decode, resize
 from cnnjax.data.sound import Recording, SoundError, SoundFolder, decode_sound, recordings, split_by_group
 from cnnjax.data.source import InMemory, Source, in_memory
-from cnnjax.data.views import Views
 
 if TYPE_CHECKING:
     from cnnjax.data.pack import pack_folder
     from cnnjax.data.records import Records
     from cnnjax.data.shapes import open_shapes
     from cnnjax.data.tfds_source import open_tfds
+    from cnnjax.data.views import Views
 
 __all__ = [
     "Account",
@@ -40,6 +40,7 @@ __all__ = [
     "in_memory",
     "open_data",
     "open_shapes",
+    "open_sounds",
     "open_splits",
     "open_tfds",
     "pack_folder",
@@ -51,9 +52,10 @@ __all__ = [
 ]
 
 
-# TFDS takes a second to import.
+# TFDS takes a second to import, and views need JAX.
 _LATER = {
     "Records": "cnnjax.data.records",
+    "Views": "cnnjax.data.views",
     "open_shapes": "cnnjax.data.shapes",
     "open_tfds": "cnnjax.data.tfds_source",
     "pack_folder": "cnnjax.data.pack",

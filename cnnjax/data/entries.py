@@ -99,9 +99,8 @@ def save_entries(path: Path, keys: Sequence[str], state: tuple[int, int], entrie
         entries: what it holds.
     """
     names = [os.fsencode(name) for name in entries.names]
-    buffer = io.BytesIO()
-    np.savez(
-        buffer,
+    write_synced_arrays(
+        path,
         keys=np.array(keys),
         decoder=np.array(entries.decoder),
         state=np.array(state, np.int64),
@@ -110,7 +109,6 @@ def save_entries(path: Path, keys: Sequence[str], state: tuple[int, int], entrie
         lengths=np.array([len(name) for name in names], np.int32),
         names=np.frombuffer(b"".join(names), np.uint8),
     )
-    write_synced(path, buffer.getbuffer())
 
 
 def load_entries(path: Path, keys: Sequence[str], state: tuple[int, int] | None = None) -> Entries | None:
@@ -127,6 +125,13 @@ def load_entries(path: Path, keys: Sequence[str], state: tuple[int, int] | None 
     if entries.hashes.shape != (len(entries.labels), 32) or len(names) not in (0, len(entries.labels)):
         return None
     return entries
+
+
+def write_synced_arrays(path: Path, **arrays: np.ndarray) -> None:
+    """Writes an `.npz` file as `write_synced` does."""
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)  # ty: ignore[invalid-argument-type]
+    write_synced(path, buffer.getbuffer())
 
 
 def write_synced(path: Path, content: bytes | memoryview) -> None:

@@ -6,8 +6,6 @@ from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
-import absl.flags
-import grain
 import numpy as np
 
 from cnnjax.data.order import Order
@@ -145,11 +143,15 @@ def read_batches(
     """
     if start >= len(indices):
         return
+    import grain  # brings JAX and Orbax along, which a process that only reads pictures does not need
+
     steps: Any = grain.MapDataset.range(start, len(indices))
     # One batch at a time: a source's `read` uses the processor's cores by itself.
     options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=READ_AHEAD)
     batches = steps.map(_Read(source, indices)).to_iter_dataset(options)
     if workers:
+        import absl.flags
+
         if not absl.flags.FLAGS.is_parsed():  # Grain's worker options are absl flags, which only absl's own main parses
             absl.flags.FLAGS.mark_as_parsed()
         wanted = min(workers, len(indices) - start)

@@ -1,4 +1,4 @@
-"""Whatever `--data` names, opened: a folder, a packed folder, a TFDS data set."""
+"""Whatever `--data` names, opened: a folder, a packed folder, a TFDS data set, a folder of sounds."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -8,6 +8,7 @@ from typing import Any
 from cnnjax.data.entries import BESIDE, holds_records
 from cnnjax.data.folder import OnError, open_splits, split_by_fraction, splits
 from cnnjax.data.pixels import Resizing
+from cnnjax.data.sound import SoundFolder
 
 
 def open_data(
@@ -58,4 +59,38 @@ def open_data(
         sources = dict(opened(name, image_size=image_size, on_error=on_error, resizing=resizing))
     if missing := [split for split in ("train", "test") if split not in sources]:
         raise ValueError(f"{name} has no {' and no '.join(missing)} split; found {', '.join(sources)}")
+    return sources
+
+
+def open_sounds(
+    data: str | os.PathLike[str], *, sample_rate: int, seconds: float, on_error: OnError = "refuse"
+) -> dict[str, SoundFolder]:
+    """Open a folder of sounds, SPLIT/CLASS/FILE.
+
+    It is not split for you: recordings of one speaker or place on both sides would be told apart by that; see
+    `split_by_group`.
+
+    Args:
+        data: The folder.
+        sample_rate: In hertz, as for `SoundFolder`, like `seconds` and `on_error`.
+        seconds: Length of a waveform.
+        on_error: "refuse" or "skip".
+
+    Raises:
+        ValueError: There is no train or no test split, or their classes differ.
+        As `SoundFolder` otherwise.
+    """
+    found = splits(data)
+    if missing := [split for split in ("train", "test") if split not in found]:
+        raise ValueError(
+            f"{os.fspath(data)} has no folder {' and no folder '.join(missing)} of classes of sounds; sounds are not "
+            "split for you, since a voice on both sides would flatter the result (cnnjax.data.split_by_group splits)"
+        )
+    sources = {
+        kind: SoundFolder(data, name, sample_rate=sample_rate, seconds=seconds, on_error=on_error)
+        for kind, name in found.items()
+    }
+    classes = {kind: source.class_names for kind, source in sources.items()}
+    if len(set(classes.values())) > 1:
+        raise ValueError(f"the splits of {os.fspath(data)} must hold the same classes, found {classes}")
     return sources

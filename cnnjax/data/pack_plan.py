@@ -1,6 +1,5 @@
 """What is packed into which record files, written down so that a kill costs little and nothing is mixed."""
 
-import io
 import json
 import os
 import re
@@ -14,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from cnnjax.data.entries import BESIDE, Entries, load_entries, path_beside, write_synced
+from cnnjax.data.entries import BESIDE, Entries, load_entries, path_beside, write_synced, write_synced_arrays
 from cnnjax.data.folder import Folder
 from cnnjax.data.listing import shown
 from cnnjax.data.source import map_threaded
@@ -155,9 +154,7 @@ def _write_listing(path: Path, sources: Mapping[str, Folder], states: Mapping[st
     for split, source in sources.items():
         # No file's name holds a zero byte.
         arrays[f"names {split}"] = np.frombuffer(os.fsencode("\0".join(source.names)), np.uint8)
-    buffer = io.BytesIO()
-    np.savez(buffer, **arrays)  # ty: ignore[invalid-argument-type]
-    write_synced(path, buffer.getbuffer())
+    write_synced_arrays(path, **arrays)
 
 
 def _read_listing(path: Path) -> dict[str, tuple[tuple[str, ...], np.ndarray]]:

@@ -109,6 +109,8 @@ def decode(data: bytes) -> np.ndarray:
 
 
 def _decode(data: bytes) -> np.ndarray:
+    if data.startswith(_JPEG) and (pixels := _decode_jpeg(data)) is not None:
+        return pixels
     # Pillow registers WebP only when its plugin is imported.
     from PIL import Image, WebPImagePlugin  # noqa: F401
 
@@ -136,6 +138,27 @@ def _decode(data: bytes) -> np.ndarray:
 
 
 _LIMIT = "the limit is the lower of cnnjax.data.pixels.MAX_PIXELS and PIL.Image.MAX_IMAGE_PIXELS"
+
+
+def _decode_jpeg(data: bytes) -> np.ndarray | None:
+    """The pixels of an ordinary, flawless JPEG, as Pillow decodes them but in half the time.
+
+    Both call libjpeg-turbo; the time is saved around it. Whatever is odd (CMYK, more pixels than the limit, any
+    warning of the decoder) is None: Pillow decides about it.
+    """
+    import simplejpeg
+    from PIL import Image
+
+    try:
+        height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+        if colours not in _COLOURS or int(height) * int(width) > min(MAX_PIXELS, Image.MAX_IMAGE_PIXELS or MAX_PIXELS):
+            return None
+        return simplejpeg.decode_jpeg(data, "RGB", fastdct=False, fastupsample=False)
+    except (ValueError, MemoryError):
+        return None
+
+
+_JPEG, _COLOURS = b"\xff\xd8\xff", {"YCbCr", "RGB", "Gray"}
 
 
 def _rgb(image: Any) -> np.ndarray:
@@ -218,8 +241,9 @@ def _bilinear(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     rows = image.reshape(height, width * channels)
     if len(needed) < height:
         rows = rows.take(needed, axis=0)
-    start = rows.take(left, axis=1).astype(np.float32)
-    lines = rows.take(right, axis=1).astype(np.float32)
+    # Places are in range; "clip" spares numpy the proof, and half the time.
+    start = rows.take(left, axis=1, mode="clip").astype(np.float32)
+    lines = rows.take(right, axis=1, mode="clip").astype(np.float32)
     lines -= start
     lines *= across
     lines += start

@@ -3,22 +3,25 @@
 import copy
 import hashlib
 import os
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
 import numpy as np
 
+from cnnjax.data.decoded import Decoded, Shard
 from cnnjax.data.entries import BESIDE, Entries, decoder, find_entries, keep_entries, records_cache, verified_mark
 from cnnjax.data.folder import OnError
 from cnnjax.data.listing import shown
-from cnnjax.data.pixels import PIXEL_CHOICES, RESIZINGS, PictureError, Resizing, checked_resizing, decode, load
+from cnnjax.data.pixels import PIXEL_CHOICES, RESIZINGS, PictureError, Resizing, checked_resizing, decode, resize
 from cnnjax.data.prepared import data_source, described, feature_names, open_builder, parse_record
 from cnnjax.data.source import as_indices, as_labels, as_size, map_threaded
 
 Progress = Callable[[int, int], None]
 
 _SHOWN = 20
+_OPENING = threading.Lock()
 _Result = TypeVar("_Result")
 
 
@@ -83,6 +86,7 @@ class Records:
         builder = open_builder(self.directory)
         self._keys = feature_names(builder)
         self.class_names: tuple[str, ...] = tuple(builder.info.features[self._keys[1]].names)
+        self._decoded = Decoded([])
         labels, self._hashes, self.places, self.names = self._list(builder, progress)
         if unlabelled := int((labels < 0).sum()):
             raise ValueError(
@@ -116,10 +120,18 @@ class Records:
         wanted = as_indices(indices, len(self))
         pictures = np.empty((len(wanted), *self.image_size, 3), np.float32)
 
-        def use(slot: int, content: bytes) -> None:
-            pictures[slot] = load(content, self.image_size, self.resizing)
+        def one(slot: int) -> str | None:
+            index = int(wanted[slot])
+            pixels = self._decoded.get(int(self.places[index]), self._hashes[index].tobytes())
+            try:
+                if pixels is None:
+                    pixels = decode(self._picture(self._records(), index))
+                pictures[slot] = resize(pixels, self.image_size, self.resizing)
+            except PictureError as error:
+                return str(error)
+            return None
 
-        self._refuse(self._each(wanted, use))
+        self._refuse(_reasons(wanted, map_threaded(one, range(len(wanted)))))
         return pictures
 
     def verify(self) -> None:
@@ -182,8 +194,7 @@ class Records:
                 return str(error)
             return None
 
-        reasons = map_threaded(one, range(len(wanted)))
-        return {int(wanted[slot]): reason for slot, reason in enumerate(reasons) if reason is not None}
+        return _reasons(wanted, map_threaded(one, range(len(wanted))))
 
     def _picture(self, records: Any, index: int) -> bytes:
         """A picture's bytes: at first by parsing its record and comparing, later from the same place in it."""
@@ -204,9 +215,10 @@ class Records:
 
     def _records(self) -> Any:
         # A forked child cannot use its parent's reader: it has threads.
-        if self._opened is None or self._opened[0] != os.getpid():
-            self._opened = os.getpid(), data_source(open_builder(self.directory), self.split)
-        return self._opened[1]
+        with _OPENING:
+            if self._opened is None or self._opened[0] != os.getpid():
+                self._opened = os.getpid(), data_source(open_builder(self.directory), self.split)
+            return self._opened[1]
 
     def _use(self, records: Any, position: int, function: Callable[[bytes], _Result]) -> _Result:
         try:
@@ -232,6 +244,7 @@ class Records:
                 shards[os.path.basename(path)] = os.fspath(path), split, first, start + first, count
                 first += count
             start += first
+        self._decoded = Decoded([Shard(path, before, count) for path, _, _, before, count in shards.values()])
         total, done = sum(part.examples_in_shard for part in instructions), 0
         several = len({shards[os.path.basename(part.filename)][1] for part in instructions}) > 1
         labels, hashes, places, decoders = [], [], [], set[str]()
@@ -334,6 +347,10 @@ class Records:
                 + "\n  ".join(skipped[:_SHOWN])
             )
         vars(self).update(vars(kept), skipped=skipped)
+
+
+def _reasons(wanted: np.ndarray, found: Sequence[str | None]) -> dict[int, str]:
+    return {int(wanted[slot]): reason for slot, reason in enumerate(found) if reason is not None}
 
 
 def _unseen(count: int) -> np.ndarray:

@@ -65,3 +65,7 @@ def _logits(classes: int) -> int:
     if classes < 2:
         raise ValueError(f"a classifier needs at least two classes, found {classes}")
     return 1 if classes == 2 else classes
+
+
+HEADS = {"lecture": lecture_head, "linear": linear_head}
+"""Name to function."""

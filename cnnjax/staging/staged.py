@@ -68,7 +68,7 @@ class Staged:
     def __init__(
         self, fn: Callable[..., Any], fixed: Any, image: jax.ShapeDtypeStruct, late: Any, batches: Sequence[int] = ()
     ):
-        self._fn, self._image = fn, image
+        self._fn, self.image = fn, image
         self._fixed = jax.tree.map(_abstract, fixed)
         self._late = jax.tree.map(_abstract, late)
         self._fixed_count = len(jax.tree.leaves(fixed))
@@ -109,7 +109,7 @@ class Staged:
 
     def _trace(self, batch: int) -> tuple[Any, list[Any], Any]:
         if batch not in self._traces:
-            images = jax.ShapeDtypeStruct((batch, *self._image.shape), self._image.dtype)
+            images = jax.ShapeDtypeStruct((batch, *self.image.shape), self.image.dtype)
             self._traces[batch] = flat_trace(self._fn, self._fixed, images, self._late, opened=self._opened)
             first = self._traces[next(iter(self._traces))][0]
             names = [e.primitive for e in self._traces[batch][0].eqns]

@@ -1,6 +1,7 @@
 """Pixels against Keras's own reader (`format="grain"`, which needs no TensorFlow) and plain arithmetic."""
 
 import io
+import itertools
 import struct
 import warnings
 import zlib
@@ -360,3 +361,20 @@ def test_ways_to_resize_are_told_apart() -> None:
         ValueError, match="resizing: expected one of bilinear, .*found 'crop'; did you mean 'center_crop'"
     ):
         checked_resizing("crop")
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+@pytest.mark.parametrize("progressive", [False, True])
+def test_every_kind_of_jpeg_has_the_pixels_that_pillow_gives(mode: str, progressive: bool) -> None:
+    """The faster way to libjpeg-turbo may change no value, and a file that is cut short stays refused."""
+    rng = np.random.default_rng(0)
+    for subsampling, size in itertools.product(("4:4:4", "4:2:2", "4:2:0", "4:1:1"), ((1, 1), (7, 5), (33, 18))):
+        values = rng.integers(0, 256, (*size, len(mode)) if len(mode) > 1 else size, dtype=np.uint8)
+        file = io.BytesIO()
+        Image.fromarray(values, mode).save(file, "JPEG", subsampling=subsampling, progressive=progressive)
+        with Image.open(file) as image:
+            expected = np.asarray(image.convert("RGB"))
+        np.testing.assert_array_equal(decode(file.getvalue()), expected)
+        np.testing.assert_array_equal(decode(file.getvalue() + b"more"), expected)
+        with pytest.raises(PictureError):
+            decode(file.getvalue()[: len(file.getvalue()) // 2])
