@@ -102,7 +102,7 @@ class Freeze:
     def __repr__(self) -> str:
         return f"Freeze({str(self)!r})"
 
-    def resolve(self, model: nnx.Module, within: str = "") -> "Frozen":
+    def resolve(self, model: nnx.Module, within: str = "", *, live_statistics: bool = True) -> "Frozen":
         """Spell the choice out for a model.
 
         Args:
@@ -110,6 +110,8 @@ class Freeze:
                 do), otherwise every module without submodules, in the order of definition (`layer_names` tells).
             within: the path of the submodule that the specification speaks of (`"backbone"`); everything
                 outside it trains.
+            live_statistics: whether normalisation layers that train also follow the batch, as in Keras; otherwise
+                all those of the part run on their stored statistics, and only their scale and bias train.
 
         Raises:
             ValueError: if a name, a pattern or a depth does not fit the model; all faults in one message.
@@ -126,6 +128,8 @@ class Freeze:
         _refuse_shared(layers, chosen, prefix, leaves)
         # "all" names the whole part, so that nothing in it is left out.
         frozen = frozenset([within] if self.kind == "all" else (prefix + name for name in chosen))
+        if not live_statistics:
+            frozen |= {prefix + path for path in leaves_of(part, nnx.BatchStat)}
         return Frozen(str(self), tuple(name for name, _, _ in layers if name in chosen), frozen, leaves)
 
     def _choose(self, what: str, layers: list[tuple[str, Any, bool]]) -> set[str]:

@@ -137,14 +137,15 @@ class Functional:
         return out, leaves_of(model)
 
 
-def leaves_of(model: nnx.Module) -> Leaves:
-    """All arrays of a model by path.
+def leaves_of(model: nnx.Module, kind: type = nnx.Variable) -> Leaves:
+    """All arrays of a model by path, or those of one kind (`nnx.Param`, `nnx.BatchStat`).
 
     Example:
         >>> sorted(leaves_of(nnx.Linear(2, 3, rngs=nnx.Rngs(0))))
         ['bias', 'kernel']
     """
-    return {join(path): v.get_value() for path, v in nnx.to_flat_state(nnx.split(model)[1])}
+    found = nnx.to_flat_state(nnx.split(model)[1])
+    return {join(path): v.get_value() for path, v in found if isinstance(v, kind)}
 
 
 def functionalize(model: nnx.Module, *, frozen: Callable[[str], bool] = lambda path: False) -> Functional:
@@ -153,7 +154,8 @@ def functionalize(model: nnx.Module, *, frozen: Callable[[str], bool] = lambda p
     Args:
         model: any Flax NNX module; it is not changed.
         frozen: says of a leaf path whether it is frozen. A normalisation layer all of whose leaves are
-            frozen runs on its stored statistics also while training (Keras's `trainable = False`).
+            frozen runs on its stored statistics also while training (Keras's `trainable = False`), and so does
+            one whose statistics are frozen.
     """
     graph, state = nnx.split(model)
     training, inference = nnx.merge(graph, state), nnx.merge(graph, state)
@@ -161,8 +163,8 @@ def functionalize(model: nnx.Module, *, frozen: Callable[[str], bool] = lambda p
     inference.eval()
     for path, module in modules(training):
         if hasattr(module, "use_running_average"):
-            leaves = [f"{path}/{name}" for name in leaves_of(module)]
-            if leaves and all(frozen(leaf) for leaf in leaves):
+            statistics = leaves_of(module, nnx.BatchStat) or leaves_of(module)
+            if statistics and all(frozen(f"{path}/{name}") for name in statistics):
                 module.use_running_average = True  # ty: ignore[invalid-assignment]
     variables = tuple((path, v) for path, v in nnx.to_flat_state(state))
     return Functional(nnx.split(training)[0], nnx.split(inference)[0], variables)

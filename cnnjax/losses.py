@@ -1,6 +1,6 @@
 """What is minimised and what is reported."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,12 +23,14 @@ class Metrics(NamedTuple):
 ZERO = Metrics(0.0, 0.0, 0.0)
 
 
-def losses(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
+def losses(logits: jax.Array, labels: jax.Array, smoothing: float = 0.0) -> tuple[jax.Array, jax.Array]:
     """Cross-entropy and correctness of each example.
 
     Args:
         logits: f32[N, 1] for two classes (binary cross-entropy), f32[N, K] for K (softmax).
         labels: i32[N], or f32 targets of the logits' shape: probabilities, as mixed pictures have them.
+        smoothing: how much of the probability is spread evenly over all classes, as `label_smoothing` of Keras's
+            losses; correctness is that of the labels as they were.
 
     Returns:
         (f32[N] losses in nats, f32[N] 1 where the prediction is right: the likeliest class, of mixed ones too).
@@ -36,6 +38,10 @@ def losses(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
     >>> losses(jnp.zeros((1, 4)), jnp.array([2]))[0]
     Array([1.3862944], dtype=float32)
     """
+    if smoothing:
+        classes = max(logits.shape[-1], 2)
+        wanted = labels if labels.ndim == 2 else targets(labels, logits.shape[-1])
+        return losses(logits, wanted * (1 - smoothing) + smoothing / classes)
     if logits.shape[-1] == 1:
         target = labels.reshape(-1).astype(logits.dtype)
         loss = optax.sigmoid_binary_cross_entropy(logits[:, 0], target)
@@ -56,3 +62,19 @@ def targets(labels: jax.Array, outputs: int) -> jax.Array:
     if outputs == 1:
         return (labels > 0).astype(jnp.float32)[:, None]
     return jax.nn.one_hot(labels, outputs)
+
+
+def count_logits(out: Any, batch: int) -> int:
+    """Number of logits that a model gives; a model that gives anything else is refused.
+
+    Args:
+        out: what it gives for `batch` images, or its shape.
+        batch: how many.
+
+    Raises:
+        ValueError: it is no array [batch, classes].
+    """
+    if getattr(out, "ndim", 0) != 2 or out.shape[0] != batch:
+        found = jax.tree.map(lambda x: list(x.shape), out)
+        raise ValueError(f"the model must give logits [N, classes] for images [N, H, W, 3]; for {batch}: {found}")
+    return out.shape[1]

@@ -1,11 +1,16 @@
 """Stored features as rows of a training set."""
 
+import math
+import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
+import jax.numpy as jnp
 import numpy as np
 
-from cnnjax.features import Pictures
+from cnnjax.data.source import in_memory
+from cnnjax.features import Pictures, StoreTooSmall, fits_on_device
 
 Kind = Literal["features", "images", "source"]
 
@@ -56,3 +61,56 @@ class Rows:
         if self.source is not None:
             return (self.source.read(index),)
         return tuple(np.asarray(x[index]) for x in self.arrays)
+
+
+def checked_labels(source: LabelledPictures, image_size: tuple[int, ...], outputs: int) -> np.ndarray:
+    """The labels of a source that fits a model of `outputs` logits for pictures of `image_size`.
+
+    Raises:
+        ValueError: it does not fit, or has no pictures.
+    """
+    if tuple(source.image_size) != image_size:
+        raise ValueError(f"the trainer was made for pictures of {image_size}, the source has {source.image_size}")
+    labels = np.asarray(source.labels)
+    if not len(labels):
+        raise ValueError("the source has no pictures")
+    if labels.min() < 0 or labels.max() >= max(outputs, 2):
+        raise ValueError(
+            f"labels {labels.min()} to {labels.max()} do not fit {outputs} logit{'s'[: outputs > 1]}: "
+            "one logit tells two classes apart, more tell one class each"
+        )
+    return labels
+
+
+def image_rows(source: LabelledPictures, labels: np.ndarray, shape: tuple[int, ...]) -> Rows:
+    """Pictures for augmentation in the step: in memory as uint8 if they fit, read anew otherwise."""
+    nbytes = len(source) * math.prod(shape)
+    if len(source.image_size) == 2 and fits_on_device(nbytes):
+        pictures: Any = source
+        kept = in_memory(pictures, nbytes)
+        assert kept is not None
+        return Rows("images", jnp.asarray(labels), (jnp.asarray(kept.images),), True)
+    return Rows("source", labels, source=source)
+
+
+def feature_rows(
+    get: Callable[[], tuple[tuple[np.ndarray, ...], bool]], source: LabelledPictures, labels: np.ndarray, views: int
+) -> Rows:
+    """Features from the store, on the device if they fit; the pictures themselves where they do not fit the store.
+
+    Args:
+        get: gives the features, and whether they were found (`FeatureStore.get`).
+        source: the pictures.
+        labels: theirs.
+        views: how many stored views each has.
+    """
+    try:
+        arrays, reused = get()
+    except StoreTooSmall as error:
+        if views > 1:
+            raise
+        warnings.warn(f"{error}; the frozen part runs in every step instead", RuntimeWarning, stacklevel=3)
+        return Rows("source", labels, source=source)
+    if fits_on_device(sum(x.nbytes for x in arrays)):
+        return Rows("features", jnp.asarray(labels), tuple(map(jnp.asarray, arrays)), True, reused, views=views)
+    return Rows("features", labels, arrays, False, reused, views=views)

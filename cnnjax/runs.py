@@ -112,7 +112,7 @@ class RunFolder:
 
     def append(self, record: Mapping[str, Any]) -> None:
         """Write the line of a finished cell; a number that is not finite (a loss that diverged) as null."""
-        record = _finite(dict(record))
+        record = finite(dict(record))
         with self._results.open("a") as file:
             file.write(json.dumps(record, allow_nan=False) + "\n")
             file.flush()
@@ -120,11 +120,19 @@ class RunFolder:
         self.results.append(record)
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """What JSON can hold: arrays as lists, numbers of NumPy and JAX as Python's, None for what is not finite.
+
+    Example:
+        >>> finite({"loss": math.inf, "rates": (0.5, math.nan)})
+        {'loss': None, 'rates': [0.5, None]}
+    """
+    if hasattr(value, "tolist"):
+        value = value.tolist()
     if isinstance(value, dict):
-        return {k: _finite(v) for k, v in value.items()}
+        return {k: finite(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(v) for v in value]
+        return [finite(v) for v in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from cnnjax.functional import Leaves
-from cnnjax.optimizers import with_rate
+from cnnjax.optim import with_rate
 
 
 class State(NamedTuple):

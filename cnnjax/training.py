@@ -4,11 +4,9 @@ A `Trainer` takes a model and what is frozen, cuts the model at the frontier, an
 stored features. It knows no data set: pictures come from anything with `digest`, `labels`, `len` and `read`.
 """
 
-import math
 import time
-import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -20,14 +18,13 @@ from flax import nnx
 
 from cnnjax.data.loader import Batch, Loader, to_device
 from cnnjax.data.order import epoch_batches, epoch_views
-from cnnjax.data.source import in_memory
 from cnnjax.data.views import Views
-from cnnjax.features import PASS_BATCH, FeatureStore, Progress, StoreTooSmall, ahead, fits_on_device
+from cnnjax.features import PASS_BATCH, FeatureStore, Progress, ahead
 from cnnjax.freeze import Frozen
 from cnnjax.functional import Leaves, functionalize, leaves_of
-from cnnjax.losses import ZERO, Metrics, losses, targets
-from cnnjax.optimizers import make_optimizer
-from cnnjax.rows import LabelledPictures, Rows
+from cnnjax.losses import ZERO, Metrics, count_logits, losses, targets
+from cnnjax.optim import make_optimizer
+from cnnjax.rows import LabelledPictures, Rows, checked_labels, feature_rows, image_rows
 from cnnjax.staging import Staged
 from cnnjax.state import State, checked_leaves, fresh_state
 
@@ -48,12 +45,13 @@ class Trainer:
         image_size: height and width of the pictures; one number, or three, are the shape of an example that is
             no RGB picture (a sound's samples).
         batch_size: examples a step; the last batch of an epoch is filled up and masked.
-        optimizer: a name from `cnnjax.optimizers.OPTIMIZERS`, or an optax transform.
+        optimizer: a name from `cnnjax.optim.OPTIMIZERS`, or an optax transform.
         store: where features are kept; in memory if not given.
         augment: what happens to each picture before training sees it.
         views: with `augment`: 0 augments in every step, with the frozen part inside (the lecture's Method 2);
             K draws K views of each picture once, stores their features, and shows a random one in each epoch.
         workers: processes that read pictures; 0 reads in threads of this one.
+        label_smoothing: how much of a label's probability is spread evenly over all classes while training.
 
     Attributes:
         traces: how often each program was traced; 1 each after any number of epochs, seeds and rates.
@@ -83,7 +81,11 @@ class Trainer:
         augment: "Augmentation | None" = None,
         views: int = 0,
         workers: int = 0,
+        label_smoothing: float = 0.0,
     ):
+        if not 0 <= label_smoothing < 1:
+            raise ValueError(f"label_smoothing: expected 0 or more and less than 1, found {label_smoothing}")
+        self.label_smoothing = label_smoothing
         if views < 0 or (views and not augment):
             raise ValueError(f"views: expected 0 or more, and an augmentation to draw them with, found {views}")
         self.augment, self.views, self.workers = augment or None, views, workers
@@ -112,7 +114,8 @@ class Trainer:
         self.staged = Staged(self._forward, self.fixed, image, keyed, sizes)
         self.inference = Staged(self._infer, self.fixed, image, late, sizes)
         self.image_size, self.example = tuple(image_size), image
-        self.outputs = self._outputs(image, late)
+        images = jax.ShapeDtypeStruct((batch_size, *shape), jnp.float32)
+        self.outputs = count_logits(jax.eval_shape(self._infer, self.fixed, images, late), batch_size)
         self.constants = self.staged.constants(self.fixed)
         self.inference_constants = self.inference.constants(self.fixed)
         self._in_loop = jax.default_backend() != "cpu" or not (
@@ -124,17 +127,6 @@ class Trainer:
         )
         self._epoch = jax.jit(self._traced("epoch", self._scan), donate_argnums=0, static_argnames="decoded")
         self._evaluate = jax.jit(self._traced("evaluate", self._score), static_argnames="decoded")
-
-    def _outputs(self, image: jax.ShapeDtypeStruct, late: dict[str, Any]) -> int:
-        """Number of logits; a model that gives anything else is refused."""
-        images = jax.ShapeDtypeStruct((self.batch_size, *image.shape), image.dtype)
-        out = jax.eval_shape(self._infer, self.fixed, images, late)
-        if getattr(out, "ndim", 0) != 2 or out.shape[0] != self.batch_size:
-            found = jax.tree.map(lambda x: list(x.shape), out)
-            raise ValueError(
-                f"the model must give logits [N, classes] for images [N, H, W, 3]; for {self.batch_size}: {found}"
-            )
-        return out.shape[1]
 
     def _traced(self, name: str, fn: Callable[..., Any]) -> Callable[..., Any]:
         def counted(*args: Any, **kwargs: Any) -> Any:
@@ -176,7 +168,7 @@ class Trainer:
         def objective(trainable: Leaves) -> tuple[jax.Array, tuple[Leaves, Metrics]]:
             late = {"trainable": trainable, "statistics": state.statistics, "key": key}
             logits, statistics = self.staged.late(constants, rows, late)
-            loss, right = losses(logits, labels)
+            loss, right = losses(logits, labels, self.label_smoothing)
             count = weights.sum()
             metrics = Metrics((loss * weights).sum(), (right * weights).sum(), count)
             return metrics.loss / jnp.maximum(count, 1), (statistics, metrics)
@@ -244,48 +236,20 @@ class Trainer:
             train: for training (dropout may lie before the frontier) or for evaluation.
             progress: called with (images done, images in all) if there is a pass to make.
         """
-        if tuple(source.image_size) != self.image_size:
-            raise ValueError(
-                f"the trainer was made for pictures of {self.image_size}, the source has {source.image_size}"
-            )
-        labels = np.asarray(source.labels)
-        if not len(labels):
-            raise ValueError("the source has no pictures")
-        if labels.min() < 0 or labels.max() >= max(self.outputs, 2):
-            raise ValueError(
-                f"labels {labels.min()} to {labels.max()} do not fit {self.outputs} logit{'s'[: self.outputs > 1]}: "
-                "one logit tells two classes apart, more tell one class each"
-            )
-        if train and self.augment and not self.views:
-            return self._images(source, labels)
-        views = self.views if train and self.augment else 1
-        pictures = Views(source, self.augment, self.views) if train and self.augment else source
-        staged = self.staged if train else self.inference
-        try:
-            # Views are drawn on the device, which worker processes have no part in.
-            workers = 0 if views > 1 else self.workers
-            arrays, reused = self.store.get(staged, self.fixed, pictures, progress=progress, workers=workers)
-        except StoreTooSmall as error:
-            if views > 1:
-                raise
-            warnings.warn(f"{error}; the frozen part runs in every step instead", RuntimeWarning, stacklevel=2)
-            return Rows("source", labels, source=source)
-        if fits_on_device(sum(x.nbytes for x in arrays)):
-            return Rows("features", jnp.asarray(labels), tuple(map(jnp.asarray, arrays)), True, reused, views=views)
-        return Rows("features", labels, arrays, False, reused, views=views)
-
-    def _images(self, source: LabelledPictures, labels: np.ndarray) -> Rows:
-        """Pictures for augmentation in the step: in memory as uint8 if they fit, read anew otherwise."""
-        if len(self.image_size) == 2 and fits_on_device(len(source) * math.prod(self.example.shape)):
-            pictures: Any = source
-            kept = in_memory(pictures, len(source) * math.prod(self.example.shape))
-            assert kept is not None
-            return Rows("images", jnp.asarray(labels), (jnp.asarray(kept.images),), True)
-        return Rows("source", labels, source=source)
+        labels = checked_labels(source, self.image_size, self.outputs)
+        augment = self.augment if train else None
+        if augment and not self.views:
+            return image_rows(source, labels, self.example.shape)
+        staged, views = (self.staged, self.views if augment else 1) if train else (self.inference, 1)
+        # Views are drawn on the device, which worker processes have no part in.
+        pictures, workers = (Views(source, augment, views), 0) if augment else (source, self.workers)
+        get = partial(self.store.get, staged, self.fixed, pictures, progress=progress, workers=workers)
+        return feature_rows(get, source, labels, views)
 
     def fit(
-        self, state: State, rows: Rows, *, epochs: int, seed: int = 0, progress: Progress | None = None
-    ) -> tuple[State, list[dict[str, float]]]:
+        self, state: State, rows: Rows, *, epochs: int, seed: int = 0, progress: Progress | None = None,
+        after: Callable[[State, dict[str, float]], bool | None] | None = None,
+    ) -> tuple[State, list[dict[str, float]]]:  # fmt: skip
         """Train.
 
         Args:
@@ -294,6 +258,8 @@ class Trainer:
             epochs: passes over the rows.
             seed: of the order of the examples, and of dropout.
             progress: called with (steps done, steps in all).
+            after: called at the end of each epoch with the state (used up by the next: copy what is to stay) and its
+                record; True ends training there.
 
         Returns:
             The new state, and one record an epoch: loss, accuracy, steps, seconds.
@@ -302,46 +268,73 @@ class Trainer:
         steps = -(-len(rows) // self.batch_size)
         report = progress or (lambda done, total: None)
         first = int(state.step) // steps  # a state that was trained before goes on with the next epochs
-        stream = None
-        if rows.source is not None:
-            loader = Loader(rows.source, self.batch_size, epochs=first + epochs, seed=seed, workers=self.workers)
-            loader.restore({"step": first * steps})
-            stream = to_device(loader)
+        loader = self._loader(rows, seed, first, first + epochs)
+        stream = to_device(loader) if loader else None
         for epoch in range(first, first + epochs):
             start = time.perf_counter()
             tick = partial(_shifted, report, (epoch - first) * steps, epochs * steps)
             state, metrics = self._run_epoch(state, rows, epoch, np.uint32(seed), stream, tick)
             record = metrics.summary() | {"epoch": epoch, "steps": steps}
             log.append(record | {"seconds": time.perf_counter() - start})
+            if after and after(state, log[-1]):
+                break
+        if loader:
+            loader.close()
         return state, log
 
     def _run_epoch(
-        self,
-        state: State,
-        rows: Rows,
-        epoch: int,
-        seed: np.uint32,
-        stream: Iterator[Batch] | None,
+        self, state: State, rows: Rows, epoch: int, seed: np.uint32, stream: Iterator[Batch] | None,
         tick: Callable[[int], None],
-    ) -> tuple[State, Metrics]:
-        context = (self.constants, self.fixed if rows.decoded else None)
-        index, weights = epoch_batches(len(rows), self.batch_size, int(seed), epoch)
-        views = index
-        if rows.views > 1:
-            views = index * rows.views + epoch_views(index.shape, rows.views, int(seed), epoch)
+    ) -> tuple[State, Metrics]:  # fmt: skip
         # The frozen part may hold convolutions too, where it runs in the step.
         if rows.on_device and self._in_loop and not (rows.decoded and jax.default_backend() == "cpu"):
+            context, index, weights, views = self._order(rows, epoch, seed)
             state, metrics = self._epoch(
                 state, context, rows.arrays, rows.labels, index, weights, views, seed, decoded=rows.decoded
             )
             jax.block_until_ready(metrics)
             tick(len(index))
             return state, metrics
-        total, steps = ZERO, len(index)
-        loaded: Iterator[Any] = iter(range(steps))
+        total = ZERO
+        for k, step in enumerate(self._steps(state, rows, epoch, seed, stream)):
+            state, metrics = step
+            total = Metrics(*(a + b for a, b in zip(total, metrics, strict=True)))
+            if k % 8 == 7:  # the host may run ahead of the device by a few steps, not by an epoch
+                jax.block_until_ready(metrics)
+            tick(k + 1)
+        return state, total
+
+    def steps(
+        self, state: State, rows: Rows, *, seed: int = 0, epoch: int = 0
+    ) -> Generator[tuple[State, Metrics], State | None]:
+        """Train one epoch step by step, for those who watch or steer each step.
+
+        Args:
+            state: used up by the first step, as each state given is by the next; `generator.send(state)` goes on from
+                another one (with another learning rate, say).
+            rows: from `rows(source)`.
+            seed: as for `fit`.
+            epoch: which one: decides the order.
+        """
+        loader = self._loader(rows, seed, epoch, epoch + 1)
+        return self._steps(state, rows, epoch, np.uint32(seed), to_device(loader) if loader else None)
+
+    def _loader(self, rows: Rows, seed: int, first: int, epochs: int) -> Loader | None:
+        """Reads the pictures of rows that are not kept, from the epoch `first` to before `epochs`."""
+        if rows.source is None:
+            return None
+        loader = Loader(rows.source, self.batch_size, epochs=epochs, seed=seed, workers=self.workers)
+        loader.restore({"step": first * loader.order.steps_per_epoch})
+        return loader
+
+    def _steps(
+        self, state: State, rows: Rows, epoch: int, seed: np.uint32, stream: Iterator[Batch] | None
+    ) -> Generator[tuple[State, Metrics], State | None]:
+        context, index, weights, views = self._order(rows, epoch, seed)
+        loaded: Iterator[Any] = iter(range(len(index)))
         if stream is None and not rows.on_device:
-            loaded = ahead(lambda k: rows.take(views[k]), range(steps))
-        for k in range(steps):
+            loaded = ahead(lambda k: rows.take(views[k]), range(len(index)))
+        for k in range(len(index)):
             if rows.on_device:
                 state, metrics = self._taking_step(
                     state, context, rows.arrays, rows.labels, index[k], weights[k], views[k], seed, decoded=rows.decoded
@@ -350,11 +343,15 @@ class Trainer:
                 values = (next(stream).examples,) if stream else next(loaded)
                 labels = np.asarray(rows.labels)[index[k]]
                 state, metrics = self._step(state, context, values, labels, weights[k], seed, decoded=rows.decoded)
-            total = Metrics(*(a + b for a, b in zip(total, metrics, strict=True)))
-            if k % 8 == 7:  # the host may run ahead of the device by a few steps, not by an epoch
-                jax.block_until_ready(metrics)
-            tick(k + 1)
-        return state, total
+            state = (yield state, metrics) or state
+
+    def _order(self, rows: Rows, epoch: int, seed: np.uint32) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray]:
+        """What an epoch's steps share, and each step's examples, their weights, and rows of them."""
+        index, weights = epoch_batches(len(rows), self.batch_size, int(seed), epoch)
+        views = index
+        if rows.views > 1:
+            views = index * rows.views + epoch_views(index.shape, rows.views, int(seed), epoch)
+        return (self.constants, self.fixed if rows.decoded else None), index, weights, views
 
     def evaluate(self, state: State, rows: Rows) -> dict[str, float]:
         """Loss and accuracy over all rows (from `rows(source, train=False)`), exact to the last short batch."""

@@ -18,7 +18,7 @@ from cnnjax.freeze import Freeze
 from cnnjax.functional import leaves_of
 from cnnjax.losses import losses
 from cnnjax.models import Classifier, lecture_cnn, lecture_head, linear_head, mobilenet
-from cnnjax.optimizers import make_optimizer
+from cnnjax.optim import make_optimizer
 from cnnjax.training import Trainer
 
 RNG = np.random.default_rng(0)

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
+from cnnjax.metrics.intervals import interval
 from cnnjax.runs import write_whole
 
 _COLUMNS = (
@@ -53,21 +54,6 @@ class Row:
     def half_width(self) -> float:
         """Half of the 95 % interval of the mean, NaN for one seed."""
         return interval(self.accuracies)
-
-
-def interval(values: Sequence[float]) -> float:
-    """Half-width of the 95 % confidence interval of the mean (Student's t); NaN for fewer than two values.
-
-    Example:
-        >>> round(interval([1.0, 2.0, 3.0]), 3)  # t(0.975, 2) = 4.303, s = 1
-        2.484
-    """
-    from scipy.special import stdtrit
-
-    count = len(values)
-    if count < 2:
-        return math.nan
-    return float(stdtrit(count - 1, 0.975) * np.std(values, ddof=1) / math.sqrt(count))
 
 
 def rows(results: Iterable[Mapping[str, Any]]) -> list[Row]:

@@ -1,7 +1,6 @@
 """The table over seeds, its CSV and its picture."""
 
 import csv
-import math
 
 import numpy as np
 import pytest
@@ -30,14 +29,6 @@ RESULTS = [
     line("none", 0, 0.90, 0, reused=False), line("none", 1, 0.80, 0),
     line("none", 0, 0.85, 0, rate=1e-4),
 ]  # fmt: skip
-
-
-def test_the_interval_is_student_s():
-    # Table of Student's t: 4.303 at 2, 12.706 at 1, 2.776 at 4 degrees of freedom.
-    for values, t in (([0.95, 0.96, 0.97], 4.303), ([0.8, 0.9], 12.706), ([1, 2, 3, 4, 6], 2.776)):
-        expected = t * np.std(values, ddof=1) / math.sqrt(len(values))
-        assert depth.interval(values) == pytest.approx(expected, rel=2e-4)
-    assert math.isnan(depth.interval([0.9]))
 
 
 def test_cells_are_grouped_by_depth_and_rate_least_frozen_first():

@@ -1,0 +1,165 @@
+"""What logits are worth, example by example: losses, confidences, ranks, calibration."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+BINS = 15
+"""Equal-width bins of the calibration error, as in Guo et al. 2017."""
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Logits beside their labels, and what follows for each example. Two classes stand as two columns.
+
+    Attributes:
+        labels: i64[N], the true classes.
+        log_probabilities: f64[N, K], in nats.
+        order: f64[N, K], log-odds of each class against the rest: probabilities that do not round to 1.
+        predicted: i64[N], the likeliest classes; the first of those that tie.
+    """
+
+    labels: np.ndarray
+    log_probabilities: np.ndarray
+    order: np.ndarray
+    predicted: np.ndarray
+
+    @property
+    def classes(self) -> int:
+        """Number of classes, K."""
+        return self.log_probabilities.shape[1]
+
+    @property
+    def losses(self) -> np.ndarray:
+        """f64[N], cross-entropies in nats."""
+        return -np.take_along_axis(self.log_probabilities, self.labels[:, None], 1)[:, 0]
+
+    @property
+    def correct(self) -> np.ndarray:
+        """f64[N], 1 where the prediction is right."""
+        return (self.predicted == self.labels).astype(np.float64)
+
+    @property
+    def confidences(self) -> np.ndarray:
+        """f64[N], probabilities of the predicted classes."""
+        return np.exp(np.take_along_axis(self.log_probabilities, self.predicted[:, None], 1)[:, 0])
+
+    @property
+    def ranks(self) -> np.ndarray:
+        """i64[N], how many classes are put before the true one; of those that tie the first comes first."""
+        columns, own = np.arange(self.classes), -self.losses[:, None]
+        before = (self.log_probabilities == own) & (columns < self.labels[:, None])
+        return ((self.log_probabilities > own) | before).sum(1)
+
+
+def scored(logits: ArrayLike, labels: ArrayLike) -> Scored:
+    """Check logits and labels, and compute in double precision what all measures need.
+
+    Args:
+        logits: f32[N, 1] for two classes (sigmoid), f32[N, K] for K (softmax).
+        labels: i32[N], classes from 0 on.
+
+    Raises:
+        ValueError: Shapes do not fit each other, there are no examples, a logit is not finite, or a label is no class.
+
+    >>> found = scored([[0.0], [2.0]], [0, 1])
+    >>> found.losses.round(4).tolist(), found.predicted.tolist()  # log 2, log(1 + exp(-2))
+    ([0.6931, 0.1269], [0, 1])
+    """
+    values, classes = np.asarray(logits), np.asarray(labels)
+    if values.ndim != 2 or 0 in values.shape:
+        raise ValueError(f"expected logits of shape (N, 1) or (N, classes) for N > 0 examples, found {values.shape}")
+    if classes.shape != values.shape[:1]:
+        raise ValueError(f"expected {len(values)} labels, one for each row of logits, found shape {classes.shape}")
+    if classes.dtype.kind not in "iub":
+        raise ValueError(f"expected labels as whole numbers from 0 on, found {classes.dtype}")
+    values, classes = values.astype(np.float64), classes.astype(np.int64)
+    if bad := (~np.isfinite(values)).any(1).sum():
+        raise ValueError(
+            f"logits of {bad:,} of {len(values):,} examples are not finite ({np.isnan(values).sum():,} numbers are "
+            "NaN): the training diverged; lower the learning rate"
+        )
+    if values.shape[1] == 1:
+        values = np.concatenate([np.zeros_like(values), values], 1)  # softmax of (0, x) is sigmoid of x
+    outside = np.flatnonzero((classes < 0) | (classes >= values.shape[1]))
+    if len(outside):
+        raise ValueError(
+            f"{len(outside):,} of {len(classes):,} labels are no class: expected 0 to {values.shape[1] - 1}, "
+            f"found {classes[outside[0]]} at place {outside[0]}"
+        )
+    values -= values.max(1, keepdims=True)
+    log_probabilities = values - np.log(np.exp(values).sum(1, keepdims=True))
+    return Scored(classes, log_probabilities, _log_odds(values), values.argmax(1))
+
+
+def _log_odds(values: np.ndarray) -> np.ndarray:
+    """f64[N, K], log of p / (1 - p), from logits whose largest is 0."""
+    if values.shape[1] == 2:
+        return values - values[:, ::-1]
+    top = values.argmax(1)[:, None]
+    rest = values.copy()
+    np.put_along_axis(rest, top, -np.inf, 1)
+    second = rest.max(1, keepdims=True)  # may be too small for exp
+    against_top = second + np.log(np.exp(rest - second).sum(1, keepdims=True))
+    odds = values - np.log(1 + np.exp(against_top) - np.exp(rest))
+    np.put_along_axis(odds, top, -against_top, 1)
+    return odds.round(9)  # the order of a sum must not break a tie
+
+
+def auc(order: np.ndarray, positive: np.ndarray) -> float | None:
+    """Area under the ROC curve: how often a positive example ranks before a negative one, ties counting half.
+
+    It is the Mann-Whitney statistic, exact, over the number of pairs.
+
+    Args:
+        order: f64[N], larger for what is taken for positive.
+        positive: bool[N].
+
+    Returns:
+        The area in [0, 1]; None if all examples are positive or all are negative.
+
+    >>> auc(np.array([0.1, 0.4, 0.4, 0.8]), np.array([False, True, False, True]))  # 3.5 of 4 pairs
+    0.875
+    """
+    below = np.sort(order[~positive])
+    if len(below) in (0, len(order)):
+        return None
+    twice = np.searchsorted(below, order[positive]) + np.searchsorted(below, order[positive], side="right")
+    return float(twice.mean() / (2 * len(below)))
+
+
+def roc(order: np.ndarray, positive: np.ndarray, most: int = 101) -> tuple[tuple[float, float], ...]:
+    """The ROC curve from (0, 0) to (1, 1) by its corners, or by `most` of them, evenly spread.
+
+    Args:
+        order: f64[N], larger for what is taken for positive.
+        positive: bool[N].
+        most: How many points are kept.
+
+    Returns:
+        (false positive rate, true positive rate) for falling thresholds; empty where `auc` is None.
+
+    >>> roc(np.array([0.1, 0.4, 0.4, 0.8]), np.array([False, True, False, True]))
+    ((0.0, 0.0), (0.0, 0.5), (0.5, 1.0), (1.0, 1.0))
+    """
+    if positive.all() or not positive.any():
+        return ()
+    values, place = np.unique(-order, return_inverse=True)
+    false, true = (np.r_[0, np.bincount(place[who], minlength=len(values)).cumsum()] for who in (~positive, positive))
+    across, up = np.diff(false), np.diff(true)
+    corners = np.r_[True, across[1:] * up[:-1] != across[:-1] * up[1:], True]
+    false, true = false[corners] / false[-1], true[corners] / true[-1]
+    kept = np.arange(len(true))
+    if len(kept) > most:
+        kept = np.unique(np.searchsorted(false + true, np.linspace(0, 2, most)).clip(max=len(true) - 1))
+    return tuple((float(false[k]), float(true[k])) for k in kept)
+
+
+def bin_of(confidences: np.ndarray) -> np.ndarray:
+    """i64[N], the calibration bin of each confidence: bin b holds (b / 15, (b + 1) / 15].
+
+    >>> bin_of(np.array([0.5, 0.6, 1.0])).tolist()
+    [7, 8, 14]
+    """
+    return np.searchsorted(np.arange(1, BINS) / BINS, confidences)

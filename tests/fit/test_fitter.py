@@ -1,0 +1,249 @@
+"""Training by recipe, against the same steps taken by hand, Keras's formulas and the records themselves."""
+
+import jax
+import keras
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from cnnjax import Freeze, Trainer
+from cnnjax.data import InMemory
+from cnnjax.fit import Fitter, Recipe, find_rate
+from cnnjax.functional import leaves_of
+from cnnjax.losses import losses
+from cnnjax.metrics import Journal
+from cnnjax.metrics.journal import read
+from cnnjax.models import Classifier
+from cnnjax.models.backbone import Backbone
+from cnnjax.models.heads import linear_head
+from cnnjax.models.layers import ReLU, batch_normalization, conv2d
+from cnnjax.optim import make_optimizer
+
+SIZE = (12, 12)
+
+
+def make(classes=2, seed=0):
+    """Two convolutions with normalisation, and a head."""
+    rngs = nnx.Rngs(seed)
+    layers = [("conv_1", conv2d(3, 4, (3, 3), rngs=rngs)), ("bn_1", batch_normalization(4, rngs=rngs)), ("relu_1", ReLU())]
+    layers += [("conv_2", conv2d(4, 6, (3, 3), rngs=rngs)), ("bn_2", batch_normalization(6, rngs=rngs)), ("relu_2", ReLU())]
+    backbone = Backbone(layers, input_shape=(*SIZE, 3))
+    return Classifier(backbone, linear_head(backbone.output_shape(), classes, rngs=rngs), "unit")
+
+
+def pictures(count, seed, classes=2):
+    """Squares whose brightness tells the class, in noise."""
+    rng = np.random.default_rng(seed)
+    labels = np.arange(count) % classes
+    images = rng.integers(0, 120, (count, *SIZE, 3)) + (labels * 60)[:, None, None, None]
+    return InMemory(images.clip(0, 255).astype(np.uint8), labels, tuple("abcdef"[:classes]))
+
+
+@pytest.fixture(scope="module")
+def train():
+    return pictures(50, 0)
+
+
+@pytest.fixture(scope="module")
+def validation():
+    return pictures(30, 1)
+
+
+@pytest.fixture(scope="module")
+def tuned(train, validation, tmp_path_factory):
+    recipe = Recipe("finetune", unfreeze_from="conv_2", epochs=3, tune_epochs=2, batch_size=8, optimizer="adam")
+    fitter = Fitter(make(), recipe, SIZE)
+    journal = Journal(tmp_path_factory.mktemp("fit") / "metrics.jsonl")
+    return fitter, fitter.fit(train, validation, journal=journal), journal
+
+
+def test_two_phases_are_the_two_trainings_by_hand(tuned, train):
+    """Bit for bit what `Trainer` gives: the head, then conv_2 on, a fresh optimizer at a tenth of the rate."""
+    _, fitted, _ = tuned
+    model, leaves, step = make(), {}, 0
+    for freeze, epochs, rate in ((Freeze.all(), 3, 1e-3), (Freeze.slice(None, 3), 2, 1e-4)):
+        trainer = Trainer(model, freeze.resolve(model, "backbone"), SIZE, batch_size=8, optimizer="adam")
+        state = trainer.init(leaves, rate)
+        state = state._replace(step=jax.numpy.array(step))
+        state, _ = trainer.fit(state, trainer.rows(train), epochs=epochs)
+        leaves, step = {**leaves, **state.trainable, **state.statistics}, int(state.step)
+    assert {path for path in leaves if path.startswith("backbone")} == {
+        f"backbone/{path}"
+        for path in ("conv_2/kernel", "conv_2/bias", "bn_2/scale", "bn_2/bias", "bn_2/mean", "bn_2/var")
+    }
+    for path, value in leaves.items():
+        np.testing.assert_array_equal(fitted.leaves[path], value, err_msg=path)
+    before = leaves_of(make())
+    np.testing.assert_array_equal(fitted.leaves["backbone/conv_1/kernel"], before["backbone/conv_1/kernel"])
+
+
+def test_every_epoch_is_recorded_as_it_ends(tuned):
+    _, fitted, journal = tuned
+    assert [(r["phase"], r["epoch"]) for r in fitted.history] == [
+        ("head", 0), ("head", 1), ("head", 2), ("tune", 3), ("tune", 4)
+    ]  # fmt: skip
+    assert read(journal.path) == fitted.history
+    keys = {"train_loss", "train_accuracy", "validation_loss", "validation_accuracy", "learning_rate", "seconds"}
+    assert all(keys <= set(record) for record in fitted.history)
+    assert fitted.best == 4 and set(fitted.seconds) == {"features", "training", "evaluation"}
+
+
+def test_another_seed_computes_no_feature_and_compiles_nothing(tuned, train, validation):
+    fitter, first, _ = tuned
+    passes, traces = len(fitter.store.passes), [fitter.trainer(k, 50).traces.copy() for k in range(2)]
+    other = fitter.fit(
+        train, validation, seed=1, leaves={f"head/{p}": x for p, x in leaves_of(make(seed=1).head).items()}
+    )
+    assert len(fitter.store.passes) == passes == 4  # two splits, twice
+    assert [fitter.trainer(k, 50).traces for k in range(2)] == traces
+    assert other.history[0]["train_loss"] != first.history[0]["train_loss"]
+    again = fitter.fit(train, validation)
+    assert [r["train_loss"] for r in again.history] == [r["train_loss"] for r in first.history]
+
+
+def test_the_best_weights_are_kept_and_training_stops(train):
+    """Labels of the validation pictures are swapped: training only makes them worse, so the first epoch is best."""
+    swapped = pictures(30, 1)
+    swapped.labels = 1 - swapped.labels
+    model = make()
+    options = dict(epochs=9, batch_size=8, optimizer="adam", learning_rate=0.05)
+    stopped = Fitter(model, Recipe("scratch", patience=2, **options), SIZE).fit(train, swapped)
+    losses_seen = [record["validation_loss"] for record in stopped.history]
+    best = int(np.argmin(losses_seen))
+    assert len(losses_seen) == best + 3 < 9 and stopped.best == best
+    kept = Fitter(model, Recipe("scratch", keep="best", **options), SIZE)
+    found = kept.fit(train, swapped)
+    assert len(found.history) == 9 and found.best == best
+    trainer = kept.trainer(0, len(train))
+    assert trainer.evaluate(trainer.init(live(trainer, found)), trainer.rows(swapped, train=False))["loss"] == (
+        pytest.approx(min(losses_seen), rel=1e-6)
+    )
+    with pytest.raises(ValueError, match="give validation pictures"):
+        kept.fit(train)
+
+
+def live(trainer, fitted):
+    random = trainer.functional.random()
+    return {path: x for path, x in fitted.leaves.items() if path not in random}
+
+
+def test_the_moving_average_is_what_is_kept(train):
+    """Against Keras's formula, over the weights that each step of a plain run gives."""
+    plain = Recipe("features", epochs=2, batch_size=25, optimizer="sgd", learning_rate=0.5)
+    averaging = Recipe("features", epochs=2, batch_size=25, optimizer="sgd", learning_rate=0.5, ema=0.8)
+    model = make()
+    trainer = Fitter(model, plain, SIZE).trainer(0, 50)
+    rows, state, mean = trainer.rows(train), trainer.init(), None
+    for epoch in range(2):
+        for step in trainer.steps(state, rows, epoch=epoch):
+            state = step[0]
+            kernel = np.array(state.trainable["head/dense/kernel"])
+            mean = kernel if mean is None else 0.8 * mean + 0.2 * kernel
+    found = Fitter(model, averaging, SIZE).fit(train)
+    np.testing.assert_allclose(found.leaves["head/dense/kernel"], mean, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("batchnorm", "moves"), [("live", True), ("frozen", False)])
+def test_statistics_follow_the_batch_or_stay(train, batchnorm, moves):
+    model = make()
+    recipe = Recipe("scratch", epochs=1, batch_size=25, batchnorm=batchnorm)
+    found = Fitter(model, recipe, SIZE).fit(train).leaves
+    before = leaves_of(model)
+    assert (np.abs(found["backbone/bn_1/mean"] - before["backbone/bn_1/mean"]).max() > 0) == moves
+    assert np.abs(found["backbone/bn_1/scale"] - before["backbone/bn_1/scale"]).max() > 0
+
+
+def test_layers_learn_at_their_factors_of_the_rate(train):
+    """One step of SGD: each layer's move is its gradient times the rate times 0.5 for each layer above."""
+    moves = []
+    for factor in (1.0, 0.5):
+        model = make()
+        recipe = Recipe("scratch", epochs=1, batch_size=50, optimizer="sgd", learning_rate=0.1, layer_factor=factor)
+        found, before = Fitter(model, recipe, SIZE).fit(train).leaves, leaves_of(model)
+        moves.append({p: found[p] - before[p] for p in found if p.endswith(("kernel", "scale"))})
+    for path, factor in (("backbone/conv_1/kernel", 0.25), ("backbone/bn_2/scale", 0.5), ("head/dense/kernel", 1.0)):
+        # Differences of weights near 1 carry a few units in the last place.
+        np.testing.assert_allclose(moves[1][path], factor * moves[0][path], rtol=1e-3, atol=2e-7)
+
+
+def test_accumulated_batches_make_the_step_of_one_large_batch(train):
+    model, kernels = make(), []
+    for batch, accumulate in ((50, 1), (10, 5)):
+        recipe = Recipe(
+            "features", epochs=3, batch_size=batch, accumulate=accumulate, optimizer="sgd", learning_rate=0.1
+        )
+        quiet = nnx.clone(model)
+        quiet.head.dropout.rate = 0.0
+        kernels.append(Fitter(quiet, recipe, SIZE).fit(train).leaves["head/dense/kernel"])
+    np.testing.assert_allclose(kernels[0], kernels[1], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("outputs", [1, 4])
+def test_label_smoothing_is_keras(outputs):
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(9, outputs)).astype(np.float32)
+    labels = rng.integers(0, max(outputs, 2), 9)
+    ours, right = losses(jax.numpy.asarray(logits), jax.numpy.asarray(labels), 0.3)
+    if outputs == 1:
+        theirs = keras.losses.binary_crossentropy(labels[:, None], logits, from_logits=True, label_smoothing=0.3)
+    else:
+        hot = np.eye(outputs)[labels]
+        theirs = keras.losses.categorical_crossentropy(hot, logits, from_logits=True, label_smoothing=0.3)
+    np.testing.assert_allclose(ours, np.asarray(theirs), rtol=1e-5)
+    np.testing.assert_array_equal(right, losses(jax.numpy.asarray(logits), jax.numpy.asarray(labels))[1])
+
+
+def test_schedules_cover_a_phase(train):
+    """The updates of SGD on a constant gradient follow warm-up and half a cosine over the phase's steps."""
+    model = make()
+    fitter = Fitter(model, Recipe("features", epochs=4, batch_size=25, schedule="cosine", warmup=0.25), SIZE)
+    optimizer = fitter.trainer(0, 50).optimizer
+    theirs = make_optimizer("rmsprop", schedule=optax.join_schedules(
+        [optax.linear_schedule(1 / 3, 1.0, 2), optax.cosine_decay_schedule(1.0, 6)], [2])
+    )  # fmt: skip
+    weights = {"w": jax.numpy.ones(3)}
+    for tx in (optimizer, theirs):
+        state, moves = tx.init(weights), []
+        for _ in range(8):
+            updates, state = tx.update({"w": jax.numpy.ones(3)}, state, weights)
+            moves.append(float(updates["w"][0]))
+        if tx is optimizer:
+            ours = moves
+    np.testing.assert_allclose(ours, moves, rtol=1e-5, atol=1e-9)
+
+
+def test_gradual_unfreezing_carries_the_optimizer(train):
+    """Fresh second moments would make the head jump: the first step of a stage is as long as the one before it."""
+    recipe = Recipe("gradual", stages=("conv_1", "none"), epochs=3, tune_epochs=1, batch_size=50, tuning_factor=1.0)
+    fitter = Fitter(make(), recipe, SIZE)
+    history = fitter.fit(train).history
+    assert [record["phase"] for record in history] == ["head"] * 3 + ["stage 1", "stage 2"]
+    assert len({len(fitter.trainer(k, 50).init().trainable) for k in range(3)}) == 3
+
+
+def test_many_classes_and_wrong_ones():
+    data = pictures(40, 0, classes=4)
+    found = Fitter(make(4), Recipe("scratch", epochs=15, batch_size=8, optimizer="adam", learning_rate=0.01), SIZE)
+    assert found.fit(data).history[-1]["train_accuracy"] > 0.5  # by chance 0.25
+    with pytest.raises(ValueError, match="labels 0 to 3 do not fit 1 logit"):
+        Fitter(make(2), Recipe(), SIZE).fit(data)
+
+
+def test_the_range_test_finds_the_edge_of_stability(train):
+    """The suggestion lies below the rate of the lowest loss; one program runs all steps; the model stays."""
+    model = make()
+    trainer = Fitter(model, Recipe("scratch", batch_size=10, optimizer="sgd"), SIZE).trainer(0, 50)
+    before = leaves_of(model)
+    test = find_rate(trainer, trainer.rows(train), low=1e-4, high=1e4, steps=80)
+    assert len(test.rates) <= 80 and test.suggested is not None
+    assert test.suggested < test.rates[int(test.smoothed.argmin())]
+    np.testing.assert_allclose(np.diff(np.log(test.rates)), np.log(1e8) / 79, rtol=1e-6)
+    assert trainer.traces == {"step": 1}
+    for path, value in leaves_of(model).items():
+        if not jax.dtypes.issubdtype(value.dtype, jax.dtypes.prng_key):
+            np.testing.assert_array_equal(value, before[path])
+    with pytest.raises(ValueError, match="needs 0 < low < high"):
+        find_rate(trainer, trainer.rows(train), low=1.0, high=0.1)
+    with pytest.raises(ValueError, match="needs 10 or more"):
+        find_rate(trainer, trainer.rows(train), steps=3)
