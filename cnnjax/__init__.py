@@ -5,7 +5,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from cnnjax import sizing
+    from cnnjax.classifier import ImageClassifier
     from cnnjax.features import FeatureStore
+    from cnnjax.fit import Fitter, Recipe
     from cnnjax.freeze import Freeze, Frozen
     from cnnjax.models import (
         Backbone,
@@ -31,9 +33,12 @@ __all__ = [
     "Backbone",
     "Classifier",
     "FeatureStore",
+    "Fitter",
     "Freeze",
     "Frozen",
+    "ImageClassifier",
     "LogMel",
+    "Recipe",
     "SoundClassifier",
     "Staged",
     "Trainer",
@@ -51,7 +56,9 @@ __all__ = [
 
 # Imported when first asked for: a command or a process that reads pictures needs no Flax, and no JAX.
 _MODULES = {
+    "cnnjax.classifier": ("ImageClassifier",),
     "cnnjax.features": ("FeatureStore",),
+    "cnnjax.fit": ("Fitter", "Recipe"),
     "cnnjax.freeze": ("Freeze", "Frozen"),
     "cnnjax.staging": ("Staged",),
     "cnnjax.summaries": ("summary",),

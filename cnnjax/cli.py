@@ -2,6 +2,7 @@
 
 import difflib
 import importlib
+import os
 import sys
 from typing import NoReturn
 
@@ -14,6 +15,14 @@ COMMANDS = {
         "the table of a network: shapes, parameters, what each layer costs and sees",
     ),
     "ablate": ("cnnjax.ablation", "Ablation", "ablate", "how deep should I freeze? A sweep with a table and a plot"),
+    "fit": ("cnnjax.classifier.fitting", "Fit", "fit", "train a classifier of your pictures, measure it, save it"),
+    "evaluate": (
+        "cnnjax.classifier.command",
+        "Evaluate",
+        "evaluate",
+        "measure a saved classifier on labelled data",
+    ),
+    "predict": ("cnnjax.classifier.command", "Predict", "predict", "what is on pictures, by a saved classifier"),
     "size": ("cnnjax.sizing.command", "Size", "size", "output sizes, parameters, multiplications, receptive fields"),
     "pack": ("cnnjax.data.pack", "Pack", "pack", "a folder of pictures as one data set that is faster to read"),
     "show": ("cnnjax.show.command", "Show", "show", "pictures: filters, activations, edges, field, cam, augment"),
@@ -55,6 +64,9 @@ def main(argv: list[str] | None = None) -> None:
     try:
         config = tyro.cli(getattr(module, options), args=rest, prog=f"cnnjax {name}")
         getattr(module, function)(config)
+    except BrokenPipeError:  # whoever read the output (`head`, say) has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(0) from None
     except (ValueError, LookupError, OSError) as error:
         # What a user can mend is told in a sentence; anything else is our fault and keeps its trace.
         _fail(f"{type(error).__name__}: {error.args[0] if isinstance(error, KeyError) else error}")

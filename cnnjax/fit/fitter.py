@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
 
@@ -39,6 +40,11 @@ class Fitted(NamedTuple):
     history: list[Record]
     seconds: dict[str, float]
     best: int
+
+
+def silent(name: str) -> Progress:
+    """Shows no progress."""
+    return lambda done, total: None
 
 
 class Fitter:
@@ -114,7 +120,7 @@ class Fitter:
         leaves: Leaves | None = None,
         seed: int = 0,
         journal: Journal | None = None,
-        report: Report | None = None,
+        report: Report = silent,
     ) -> Fitted:
         """Train.
 
@@ -132,7 +138,7 @@ class Fitter:
         """
         if validation is None and (self.recipe.patience is not None or self.recipe.keep == "best"):
             raise ValueError("patience and keep='best' go by the validation loss: give validation pictures as well")
-        run = _Run(self, train, validation, seed, journal, report or (lambda name: lambda done, total: None))
+        run = _Run(self, train, validation, seed, journal, report)
         before: tuple[State, Leaves] | None = None
         own = dict(leaves or {})
         for number in range(len(self.phases)):
@@ -140,6 +146,20 @@ class Fitter:
             own = before[1]
         assert before is not None
         return Fitted({**leaves_without_random(self._model), **own}, run.history, run.seconds, run.best)
+
+    def logits(self, fitted: Fitted, source: LabelledPictures, pictures: int, report: Report = silent) -> np.ndarray:
+        """Logits f32[N, 1 or classes] of a source, from features of what the last phase froze.
+
+        Args:
+            fitted: from `fit`.
+            source: pictures.
+            pictures: how many the training set had.
+            report: shows progress.
+        """
+        last = len(self.phases) - 1
+        trainer = self.trainer(last, pictures)
+        rows = self.rows(trainer, last, source, False, report)
+        return trainer.predict(trainer.init(fitted.leaves), rows)[1]
 
     def rows(self, trainer: Trainer, phase: int, source: LabelledPictures, train: bool, report: Report) -> Rows:
         """Features of a source for a phase, kept for other seeds."""

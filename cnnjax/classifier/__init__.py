@@ -1,0 +1,8 @@
+"""A classifier of pictures that is saved, sent and loaded as one folder."""
+
+from cnnjax.classifier.classifier import ImageClassifier
+from cnnjax.classifier.config import Config
+from cnnjax.classifier.folder import SavedClassifierError
+from cnnjax.classifier.prediction import Prediction
+
+__all__ = ["Config", "ImageClassifier", "Prediction", "SavedClassifierError"]

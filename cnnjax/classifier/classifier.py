@@ -1,0 +1,399 @@
+"""A classifier of pictures: build it, predict, evaluate, save, load."""
+
+import difflib
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from cnnjax.classifier import folder
+from cnnjax.classifier.config import TOP, Config, own_preprocessing, own_size
+from cnnjax.classifier.pictures import Files, check_source, find_pictures
+from cnnjax.classifier.prediction import Prediction, predictions
+from cnnjax.data.listing import some
+from cnnjax.data.pixels import Resizing
+from cnnjax.data.source import InMemory, Source
+from cnnjax.features import FeatureStore, ahead
+from cnnjax.fit import Fitted, Fitter, Recipe
+from cnnjax.fit.fitter import Report, silent
+from cnnjax.functional import Functional, Leaves, functionalize, leaves_of
+from cnnjax.models import Classifier
+
+if TYPE_CHECKING:
+    from cnnjax.metrics import Journal
+    from cnnjax.metrics import Report as Measured
+
+Pictures = str | os.PathLike[str] | Iterable[str | os.PathLike[str]] | np.ndarray | jax.Array | Source
+"""Files, folders that are searched for some, arrays u8 or f32[N, H, W, 3] in 0..255, or a source."""
+
+_FLOATS = (np.dtype(np.float32), np.dtype(jnp.bfloat16), np.dtype(np.float16))
+
+
+class ImageClassifier:
+    """A network with the names of its classes, and all that its pictures need.
+
+    Args:
+        backbone: A key of `cnnjax.models.BACKBONES`: "mobilenet", "vgg16", "lecture_cnn" or "cifar_cnn".
+        class_names: The classes, in the order of their labels; two share one logit (but with the top of mobilenet or
+            vgg16), more have one each.
+        weights: Keras's HDF5 file with the backbone's weights; random numbers if not given.
+        image_size: Height and width in pixels; the architecture's own if not given.
+        head: "lecture" or "linear" (see `cnnjax.models.heads`), or "top": the backbone's own classification layers.
+        preprocessing: A key of `cnnjax.models.PREPROCESSING`; what the published weights expect if not given.
+        resizing: How pictures come to their size; see `cnnjax.data.resize`.
+        seed: Of the random numbers.
+        **options: Of the architecture: `alpha` of mobilenet, `widths` of lecture_cnn; with head "top" also `dropout`
+            of mobilenet and `pooling` of cifar_cnn.
+
+    Attributes:
+        model: Pixels to logits, in inference mode.
+        config: What it is, apart from its weights.
+        metrics: What was measured, by name; saved with it.
+        history: One record an epoch of its training; saved with it.
+
+    Raises:
+        LookupError: There is no such backbone, head or preprocessing; the nearest name is given.
+        ValueError: A value does not fit, or the weights do not, or there is no such weights file.
+
+    >>> import tempfile
+    >>> classifier = ImageClassifier("lecture_cnn", ("cats", "dogs"), image_size=32, head="linear", widths=(4, 8))
+    >>> pictures = np.zeros((2, 32, 32, 3), np.uint8)
+    >>> with tempfile.TemporaryDirectory() as place:
+    ...     classifier.save(f"{place}/pets")
+    ...     loaded = ImageClassifier.load(f"{place}/pets")
+    >>> loaded.predict(pictures) == classifier.predict(pictures), loaded.class_names
+    (True, ('cats', 'dogs'))
+    """
+
+    def __init__(
+        self,
+        backbone: str,
+        class_names: Sequence[str],
+        *,
+        weights: str | os.PathLike[str] | None = None,
+        image_size: int | None = None,
+        head: str = "lecture",
+        preprocessing: str | None = None,
+        resizing: Resizing = "bilinear",
+        seed: int = 0,
+        **options: Any,
+    ):
+        config = Config(
+            backbone,
+            tuple([class_names] if isinstance(class_names, str) else class_names),
+            own_size(backbone) if image_size is None else image_size,
+            head,
+            own_preprocessing(backbone) if preprocessing is None else preprocessing,
+            resizing,
+            {name: value for name, value in options.items() if value is not None},
+        )
+        if seed < 0:
+            raise ValueError(f"seed: expected a whole number from 0 on, found {seed}")
+        if weights is None:
+            model = config.build(seed)
+        else:
+            from cnnjax.weights.assign import load_weights
+
+            # Abstract: nothing is drawn that the file replaces.
+            filled = nnx.eval_shape(lambda: config.build_backbone(nnx.Rngs(0)))
+            load_weights(filled, weights, leave_out=() if head == TOP else "top")
+            model = config.on(filled, seed)
+        functional = functionalize(model)
+        self._hold(config, functional, _without_random(leaves_of(model), functional))
+
+    def _hold(self, config: Config, functional: Functional, leaves: Leaves, apply: Any = None) -> None:
+        self.config = config
+        self.metrics: dict[str, Any] = {}
+        self.history: list[dict[str, Any]] = []
+        self._functional = functional
+        random = functional.random_leaves(jax.random.key(0))
+        model: Any = functional.module({**leaves, **random})
+        self.model: Classifier = model
+
+        def logits(leaves: Leaves, pictures: jax.Array) -> jax.Array:
+            unused = functional.random_leaves(jax.random.key(0))
+            return functional.apply({**leaves, **unused}, pictures, train=False)[0].astype(jnp.float32)
+
+        self._apply = apply or jax.jit(logits)
+
+    def __repr__(self) -> str:
+        names = some(self.class_names)
+        return f"ImageClassifier({self.config.backbone!r}, {self.config.image_size} pixels, classes {names})"
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The classes, in the order of their labels."""
+        return self.config.classes
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width of the pictures that the model takes: the `image_size` of a source for it."""
+        return self.config.image_size, self.config.image_size
+
+    @property
+    def leaves(self) -> Leaves:
+        """Every leaf of the model by path, BatchNorm's statistics included, random keys left out."""
+        return _without_random(leaves_of(self.model), self._functional)
+
+    def with_leaves(
+        self,
+        leaves: Mapping[str, Any],
+        *,
+        metrics: Mapping[str, Any] | None = None,
+        history: Sequence[Mapping[str, Any]] | None = None,
+    ) -> Self:
+        """A classifier with other weights, such as `trainer.leaves(state)`; this one stays as it is.
+
+        Args:
+            leaves: Values by path, copied; this one's where a path is absent. Floats of 16 bit are kept as such.
+            metrics: What was measured with these leaves.
+            history: How they were trained.
+
+        Raises:
+            ValueError: A leaf is unknown, of another shape, or no float; all are named.
+        """
+        own = self.leaves
+        given = {path: jnp.array(value) for path, value in leaves.items()}
+        faults = [f"\n  {p}: no such leaf in the model" for p in given if p not in own]
+        for path, value in given.items():
+            if path in own and (value.shape != own[path].shape or value.dtype not in _FLOATS):
+                wanted = f"{own[path].dtype}{list(own[path].shape)}"
+                faults.append(f"\n  {path}: expected {wanted}, found {value.dtype}{list(value.shape)}")
+        if faults:
+            raise ValueError("leaves that do not fit the classifier:" + "".join(faults))
+        other = object.__new__(type(self))
+        other._hold(self.config, self._functional, {**own, **given}, self._apply)
+        other.metrics, other.history = dict(metrics or {}), [dict(record) for record in history or ()]
+        return other
+
+    def predict(
+        self, pictures: Pictures, *, on_bad: Literal["refuse", "skip"] = "refuse", batch_size: int = 32
+    ) -> list[Prediction]:
+        """Say what is on pictures, decoded and resized as for training.
+
+        Args:
+            pictures: Files in any order, folders (searched to the bottom, their pictures sorted), a source, or arrays
+                u8 or f32[N, H, W, 3] in 0..255: resized as files are, or of the classifier's size already.
+            on_bad: What becomes of files that cannot be decoded: "refuse" raises for all of them, "skip" gives them a
+                prediction with an `error`.
+            batch_size: How many are classified at once, at most.
+
+        Raises:
+            PictureError: Files cannot be decoded; each is named with the reason.
+            FileNotFoundError: There is no such file or folder.
+            ValueError: There is nothing to classify, or arrays do not fit.
+        """
+        if on_bad not in ("refuse", "skip"):
+            raise ValueError(f"on_bad: expected 'refuse' or 'skip', found {on_bad!r}")
+        source = self._opened(pictures)
+        errors = source.errors if isinstance(source, Files) and on_bad == "skip" else {}
+        names = source.paths if isinstance(source, Files) else source.names
+        found = predictions(names, self._run(source, batch_size, skip=on_bad == "skip"), self.class_names)
+        return [Prediction(p.path, error=errors[i]) if i in errors else p for i, p in enumerate(found)]
+
+    def predict_logits(self, pictures: Pictures, *, batch_size: int = 32) -> np.ndarray:
+        """Logits f32[N, 1 or classes] of a source, of arrays or of files; raises as `predict`."""
+        return self._run(self._opened(pictures), batch_size)
+
+    def evaluate(self, source: Source, *, samples: int = 0, batch_size: int = 32) -> "Measured":
+        """Measure the classifier on labelled pictures.
+
+        Args:
+            source: Pictures of the same classes, in any order of the classes.
+            samples: Resamples for the 95 % bootstrap intervals; 0 for none. See `cnnjax.metrics.report`.
+            batch_size: How many are classified at once, at most.
+
+        Raises:
+            ValueError: The source's classes are others, or its pictures of another size or resized otherwise.
+        """
+        from cnnjax.metrics import report
+
+        labels = self.labels(source)
+        logits = self.predict_logits(source, batch_size=batch_size)
+        return report(logits, labels, self.class_names, samples=samples)
+
+    def labels(self, source: Source) -> np.ndarray:
+        """A source's labels i32[N] as this classifier counts its classes.
+
+        Raises:
+            ValueError: The source's classes are others; the differences are listed.
+        """
+        theirs = tuple(source.class_names)
+        faults = []
+        if missing := [name for name in self.class_names if name not in theirs]:
+            faults.append(f"it lacks {some(missing)}")
+        if extra := [name for name in theirs if name not in self.class_names]:
+            faults.append(f"it has {some(extra)}")
+        if faults:
+            raise ValueError(
+                f"the source's classes must be the classifier's ({some(self.class_names)}), but {' and '.join(faults)}"
+            )
+        order = np.array([self.class_names.index(name) for name in theirs], np.int32)
+        return order[np.asarray(source.labels)]
+
+    def fitter(self, recipe: Recipe, *, store: FeatureStore | None = None, workers: int = 0) -> Fitter:
+        """What trains this classifier by a recipe, for one seed or many; see `Fitter`."""
+        return Fitter(self.model, recipe, self.image_size, store=store, workers=workers)
+
+    def fit(
+        self,
+        train: Source,
+        validation: Source | None = None,
+        recipe: Recipe | None = None,
+        *,
+        seed: int = 0,
+        store: FeatureStore | None = None,
+        workers: int = 0,
+        journal: "Journal | None" = None,
+        report: Report = silent,
+        **options: Any,
+    ) -> Fitted:
+        """Train this classifier, as Keras's `fit` does: its weights and its history are the trained ones afterwards.
+
+        Args:
+            train: Labelled pictures of its classes.
+            validation: Others, evaluated after each epoch.
+            recipe: How to train; or its fields as keyword arguments (`method="finetune", unfreeze_from="conv_pw_12"`).
+            seed: Of the order of the pictures, dropout and augmentation.
+            store: Where features are kept; in memory if not given.
+            workers: Processes that read pictures.
+            journal: Takes each epoch's record as it ends.
+            report: Shows progress.
+            **options: Fields of `cnnjax.Recipe`.
+
+        Returns:
+            Every epoch's record and where the time went.
+
+        Raises:
+            ValueError: The pictures' classes are others, or the recipe does not fit the model; nothing is changed.
+
+        >>> from cnnjax.data import InMemory
+        >>> classifier = ImageClassifier("lecture_cnn", ("dark", "bright"), image_size=32, head="linear", widths=(4, 8))
+        >>> pictures = np.repeat(np.array([20, 230], np.uint8), 8)[:, None, None, None] * np.ones((32, 32, 3), np.uint8)
+        >>> source = InMemory(pictures, np.arange(16) // 8, ("dark", "bright"))
+        >>> fitted = classifier.fit(source, method="scratch", epochs=15, batch_size=4, optimizer="adam")
+        >>> classifier.evaluate(source).accuracy, len(classifier.history)
+        (1.0, 15)
+        """
+        if recipe is not None and options:
+            raise ValueError(f"give a recipe or its fields, not both: found {', '.join(options)} beside it")
+        if unknown := [name for name in options if name not in Recipe.__dataclass_fields__]:
+            near = difflib.get_close_matches(unknown[0], Recipe.__dataclass_fields__, 1, 0)[0]
+            raise ValueError(f"a recipe has no {unknown[0]!r}; did you mean {near!r}?")
+        for source in (train, *([validation] if validation is not None else [])):
+            self.labels(source)  # classes that are not the same are refused here
+            check_source(source, self.image_size, self.config.resizing)
+            if tuple(source.class_names) != self.class_names:
+                raise ValueError(
+                    f"to train, the classes must be in the classifier's order {some(self.class_names)}, "
+                    f"found {some(source.class_names)}"
+                )
+        fitter = self.fitter(recipe or Recipe(**options), store=store, workers=workers)
+        fitted = fitter.fit(train, validation, seed=seed, journal=journal, report=report)
+        self._hold(self.config, self._functional, fitted.leaves, self._apply)
+        self.history = fitted.history
+        return fitted
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write `model.safetensors`, `config.json` and `metrics.json` into a folder, whole or not at all.
+
+        A saved classifier of that name is replaced. Between the renaming of the old folder and of the new one there
+        is an instant without either.
+
+        Raises:
+            FileExistsError: There is something else at `path`, or something else lies in the folder.
+            ValueError: Weights are not finite, or metrics and history are no plain values.
+        """
+        folder.write(path, self.config, self.leaves, {"metrics": self.metrics, "history": self.history})
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Self:
+        """Read a saved classifier; it needs nothing beside the folder, and executes nothing of it.
+
+        Raises:
+            FileNotFoundError: There is no such folder; the nearest name is given.
+            SavedClassifierError: A file is missing, damaged, of a newer format, or does not fit the others.
+        """
+        config, arrays, types, measured = folder.read(path)
+        functional, hint = _expected(path, config, arrays)
+        abstract = {p: variable.get_value() for p, variable in _named(functional)}
+        expected = {
+            p: jax.ShapeDtypeStruct(x.shape, np.dtype(types.get(p, x.dtype)))
+            for p, x in _without_random(abstract, functional).items()
+        }
+        if unknown := sorted(set(types) - set(expected)):
+            hint += f": it names types of {some(unknown)}, which the model has not"
+        folder.check_leaves(path, arrays, expected, hint)
+        loaded = object.__new__(cls)
+        loaded._hold(config, functional, {p: jnp.asarray(arrays[p]) for p in expected})
+        loaded.metrics, loaded.history = measured["metrics"], measured["history"]
+        return loaded
+
+    def _opened(self, pictures: Any) -> Any:
+        if isinstance(pictures, np.ndarray | jax.Array):
+            array = np.asarray(pictures)
+            if array.dtype != np.uint8 and array.size and array.min() >= -0.01 and array.max() <= 255.01:
+                array = np.clip(array, 0, 255)  # antialiased resizing rounds to 255.00003
+            none = np.zeros(len(array) if array.ndim else 0, np.int32)
+            # What has the size is resized already; "center_crop" would crop it once more.
+            way = "bilinear" if array.shape[1:3] == self.image_size else self.config.resizing
+            return InMemory(array, none, self.class_names, image_size=self.image_size, resizing=way)
+        if hasattr(pictures, "read") and hasattr(pictures, "image_size"):
+            check_source(pictures, self.image_size, self.config.resizing)
+            return pictures
+        return Files(find_pictures(pictures), self.image_size, self.config.resizing)
+
+    def _run(self, source: Any, batch_size: int, *, skip: bool = False) -> np.ndarray:
+        """Logits of all pictures, in batches of one shape; `skip` passes over files that cannot be decoded."""
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, not {batch_size}")
+        count, leaves = len(source), self.leaves
+        if not count:
+            raise ValueError("there are no pictures to classify")
+        # Few pictures in a batch of a power of two: few programs serve any number.
+        size = min(batch_size, 1 << (count - 1).bit_length())
+
+        def read(start: int) -> np.ndarray:
+            batch = np.zeros((size, *self.image_size, 3), np.float32)
+            index = np.arange(start, min(start + size, count))
+            batch[: len(index)] = source.read(index)
+            return batch
+
+        files = source if isinstance(source, Files) else None
+        logits = []
+        for batch in ahead(read, range(0, count, size)):
+            if skip or files is None or not files.errors:  # otherwise the rest is decoded to name all that is bad
+                logits.append(np.asarray(self._apply(leaves, batch)))
+        if files and not skip:
+            files.refuse()
+        return np.concatenate(logits)[:count]
+
+
+def _named(functional: Functional) -> list[tuple[str, Any]]:
+    return list(zip(functional.kinds, (variable for _, variable in functional.variables), strict=True))
+
+
+def _without_random(leaves: Mapping[str, Any], functional: Functional) -> Leaves:
+    random = set(functional.random())
+    return {path: value for path, value in leaves.items() if path not in random}
+
+
+def _expected(path: Any, config: Config, arrays: Mapping[str, np.ndarray]) -> tuple[Functional, str]:
+    """The programs of the model that a config describes, and what its outputs say of the file."""
+    try:
+        model = nnx.eval_shape(config.build)
+    except (ValueError, LookupError) as error:
+        raise folder.SavedClassifierError(f"{os.path.join(path, folder.CONFIG)} describes no model: {error}") from error
+    functional = functionalize(model)
+    where, chain = ("backbone", model.backbone) if model.head is None else ("head", model.head)
+    biases = [f"{where}/{name}/bias" for name in reversed(chain.layer_names)]
+    last = next(bias for bias in biases if bias in functional.kinds)
+    wanted = dict(_named(functional))[last].get_value().shape
+    if last not in arrays or arrays[last].shape == wanted:
+        return functional, ""
+    have, want = arrays[last].size, wanted[0]
+    return functional, f": {len(config.classes)} class names need {want} logits, the weights give {have}"

@@ -1,0 +1,126 @@
+"""The commands `cnnjax evaluate` and `cnnjax predict`."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from tyro.conf import Positional, arg
+
+from cnnjax.classifier.classifier import ImageClassifier
+from cnnjax.classifier.prediction import Prediction
+from cnnjax.data import Folder, account, holds_records, open_data, splits
+from cnnjax.data.listing import shown, some, visible_folders
+from cnnjax.runs import write_whole
+
+ALL = "all"
+SAMPLES = 2000
+MOST_DRAWS = 2_000_000_000
+"""Pictures x classes x resamples, beyond which intervals are made only if asked for."""
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Measure a saved classifier on labelled pictures: accuracy, AUC, confusion, calibration."""
+
+    classifier: Annotated[Positional[Path], arg(metavar="CLASSIFIER")]
+    """The folder of a saved classifier."""
+    data: str
+    """Folder of pictures, SPLIT/CLASS/FILE or CLASS/FILE, packed or not; or tfds:NAME[:CONFIG]."""
+    split: str = "test"
+    """Which split: train, validation or test; CLASS/FILE is split by chance as for training, or taken whole: all."""
+    out: Path | None = None
+    """Where the report is written besides: PNG (plots) or JSON (all numbers)."""
+    samples: int | None = None
+    """Resamples for the 95 % bootstrap intervals, 0 for none; 2,000 if not given, none where that takes minutes."""
+    on_bad: Literal["refuse", "skip"] = "refuse"
+    """What to do with pictures that cannot be decoded; what is skipped is counted."""
+    batch_size: int = 32
+    """Pictures at once."""
+
+    def __post_init__(self) -> None:
+        if self.out is not None and self.out.suffix.lower() not in (".png", ".json"):
+            raise ValueError(f"--out must be a .png or .json file, such as report.png, not {self.out}")
+
+
+@dataclass(frozen=True)
+class Predict:
+    """Say what is on pictures, by a saved classifier."""
+
+    classifier: Annotated[Positional[Path], arg(metavar="CLASSIFIER")]
+    """The folder of a saved classifier."""
+    files: Annotated[Positional[tuple[Path, ...]], arg(metavar="FILES")]
+    """Pictures, or folders that are searched for some."""
+    json: bool = False
+    """One JSON object a line for each picture, rather than a table."""
+    top: int | None = None
+    """The K likeliest classes of each picture; 1 in the table and all in JSON if not given."""
+    on_bad: Literal["refuse", "skip"] = "refuse"
+    """What to do with pictures that cannot be decoded: refuse, or skip and say so in their place."""
+    batch_size: int = 32
+    """Pictures at once."""
+
+    def __post_init__(self) -> None:
+        if self.top is not None and self.top < 1:
+            raise ValueError(f"top must be at least 1 class, not {self.top}")
+
+
+def evaluate(config: Evaluate) -> None:
+    """Print the report, and write it to `out`."""
+    classifier = ImageClassifier.load(config.classifier)
+    source = _source(config, classifier)
+    print(f"{config.data}, {config.split}: {account({config.split: source})}")
+    samples = config.samples
+    if samples is None:
+        samples = SAMPLES if len(source) * len(classifier.class_names) * SAMPLES <= MOST_DRAWS else 0
+    found = classifier.evaluate(source, samples=samples, batch_size=config.batch_size)
+    print(found.text())
+    if config.out is None:
+        return
+    config.out.parent.mkdir(parents=True, exist_ok=True)
+    if config.out.suffix.lower() == ".json":
+        write_whole(config.out, json.dumps(found.to_json(), indent=2, allow_nan=False) + "\n")
+    else:
+        from cnnjax.show.reports import plot
+
+        plot(found, config.out, f"{config.classifier.name} on {Path(config.data).name}, {config.split}")
+    print(f"written to {config.out}")
+
+
+def predict(config: Predict) -> None:
+    """Print what is on the pictures, as a table or as JSON lines."""
+    classifier = ImageClassifier.load(config.classifier)
+    found = classifier.predict(config.files, on_bad=config.on_bad, batch_size=config.batch_size)
+    if config.json:
+        for prediction in found:
+            print(json.dumps(prediction.to_json(config.top), allow_nan=False))
+    else:
+        print(_table(found, config.top or 1))
+
+
+def _source(config: Evaluate, classifier: ImageClassifier) -> Any:
+    """The pictures that the options name."""
+    settings: dict[str, Any] = {"on_error": config.on_bad, "resizing": classifier.config.resizing}
+    data, size = Path(config.data), classifier.image_size
+    if data.is_dir() and (own := splits(data)):  # also where the test split is all there is
+        return Folder(data, own.get(config.split, config.split), size, **settings)
+    if config.split == ALL:
+        if holds_records(config.data) or not data.is_dir() or not visible_folders(data):
+            raise ValueError(f"--split {ALL} is for a folder CLASS/FILE; name one of the splits of {config.data}")
+        return Folder(data, None, size, **settings)
+    sources = open_data(config.data, size, **settings)
+    if config.split not in sources:
+        raise LookupError(f"no split {config.split!r} in {config.data}; there are {some(list(sources))}")
+    return sources[config.split]
+
+
+def _table(found: list[Prediction], top: int) -> str:
+    """Path, class and probability in columns; a line for each of the likeliest classes."""
+    rows = [("path", "class", "probability")]
+    for prediction in found:
+        path = shown(prediction.path)
+        if prediction.error is not None:
+            rows.append((path, "-", shown(prediction.error)))
+        rows += [(path, name, f"{probability:.4f}") for name, probability in prediction.top(top)]
+    widths = [max(len(row[k]) for row in rows) for k in range(2)]
+    return "\n".join(f"{path:{widths[0]}}  {name:{widths[1]}}  {last}" for path, name, last in rows)

@@ -1,0 +1,189 @@
+"""The command `cnnjax fit`: a classifier for a folder of pictures, trained by a recipe, measured and saved."""
+
+import json
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import tyro
+from rich.console import Console
+
+from cnnjax.cache import cache_folder
+from cnnjax.classifier.classifier import ImageClassifier
+from cnnjax.data import account, open_data
+from cnnjax.data.pixels import Resizing
+from cnnjax.features import GIB, FeatureStore
+from cnnjax.fit import Fitted, Recipe, find_rate
+from cnnjax.metrics import Journal, Report
+from cnnjax.metrics import report as measure
+from cnnjax.progress import Bars
+from cnnjax.runs import RunFolder, write_whole
+from cnnjax.staging.trace import digest
+
+SAMPLES = 2000
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Train a classifier of your own pictures on a pretrained network, measure it, and save it.
+
+    The run folder holds the saved classifier (for cnnjax evaluate and cnnjax predict), every epoch's metrics, the
+    learning curves and the report on the test pictures.
+    """
+
+    data: str
+    """Folder of pictures, SPLIT/CLASS/FILE or CLASS/FILE, packed or not; or tfds:NAME[:CONFIG]."""
+    recipe: Annotated[Recipe, tyro.conf.arg(name="")] = field(default_factory=Recipe)
+    backbone: str = "mobilenet"
+    """mobilenet, vgg16, lecture_cnn or cifar_cnn."""
+    weights: Path | None = None
+    """Keras HDF5 file (.h5) with the backbone's pretrained weights."""
+    alpha: float | None = None
+    """Width of MobileNet (1.0 if not given)."""
+    image_size: int = 160
+    """Height and width the pictures are resized to."""
+    head: Literal["lecture", "linear"] = "lecture"
+    """lecture: Flatten, Dense 256, Dropout 0.5, Dense. linear: average pooling, Dropout 0.2, Dense."""
+    splits: dict[str, str] | None = None
+    """Slices of a TFDS data set: train 'train[:80%]' validation 'train[80%:]' test test."""
+    resizing: Resizing = "bilinear"
+    """How pictures come to their size: bilinear (as Keras), antialias, crop_to_aspect_ratio or center_crop."""
+    on_bad: Literal["refuse", "skip"] = "refuse"
+    """What to do with a picture that cannot be decoded."""
+    seed: int = 0
+    """Of the head, the order of the pictures, dropout and augmentation."""
+    find_rate: bool = False
+    """Train nothing: let the rate grow through the first phase, and draw the loss (a range test)."""
+    workers: int = 0
+    """Processes that read pictures; 0 reads in threads of this one."""
+    out: Path | None = None
+    """The run folder; by default runs/fit-BACKBONE-METHOD-DIGEST."""
+    store: Path | None = None
+    """Where features are kept; by default in the user's cache folder, shared by all runs."""
+    store_gib: float = 40.0
+    """How much the store may hold, in GiB; the oldest features make room."""
+
+    def __post_init__(self) -> None:
+        if self.weights is not None and not self.weights.is_file():
+            raise FileNotFoundError(f"no weights file {self.weights}")
+        if self.weights is None and self.recipe.method != "scratch":
+            raise ValueError(
+                f"{self.recipe.method} freezes the backbone, which has random weights without --weights; give its "
+                "file, or --method scratch"
+            )
+        if self.workers < 0:
+            raise ValueError(f"workers: expected 0 or more processes, found {self.workers}")
+
+
+def fit(config: Fit) -> Path:
+    """The command: open, train, measure, save; returns the run folder."""
+    console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
+    size = (config.image_size, config.image_size)
+    sources = open_data(config.data, size, parts=config.splits, on_error=config.on_bad, resizing=config.resizing)
+    for name, source in sources.items():
+        source.verify()
+        for reason in source.skipped:
+            console.print(f"left out of {name}: {reason}", style="yellow")
+    console.print(f"{config.data}: {account(sources)}")
+    classifier = ImageClassifier(
+        config.backbone, sources["train"].class_names, weights=config.weights, image_size=config.image_size,
+        head=config.head, resizing=config.resizing, seed=config.seed, alpha=config.alpha,
+    )  # fmt: skip
+    run = RunFolder(config.out or _default_folder(config, sources, classifier), _identity(config, sources, classifier))
+    with run.locked(), Bars(console) as bars:
+        store = FeatureStore(config.store or cache_folder() / "features", int(config.store_gib * GIB))
+
+        def report(name: str) -> Any:
+            return bars.bar(name, "images" if name.startswith("features") else "steps")
+
+        if config.find_rate:
+            return _range_test(config, classifier, sources, store, run.path, console, report)
+        (run.path / "metrics.jsonl").unlink(missing_ok=True)
+        fitter = classifier.fitter(config.recipe, store=store, workers=config.workers)
+        fitted = fitter.fit(
+            sources["train"], sources.get("validation"), seed=config.seed,
+            journal=Journal(run.path / "metrics.jsonl"), report=report,
+        )  # fmt: skip
+        measured = {}
+        for name in (split for split in ("validation", "test") if split in sources):
+            # From stored features, as far as anything is frozen.
+            logits = fitter.logits(fitted, sources[name], len(sources["train"]), report)
+            measured[name] = measure(
+                logits, sources[name].labels, classifier.class_names, samples=SAMPLES, seed=config.seed
+            )
+    classifier = classifier.with_leaves(fitted.leaves, history=fitted.history)
+    _write(config, classifier, fitted, measured, run.path)
+    console.print(_summary(fitted, len(sources["train"])))
+    console.print(measured["test"].text())
+    if any(source.skipped for source in sources.values()):
+        account(sources).write(run.path / "skipped.csv")
+    console.print(f"written to {run.path}: classifier/, metrics.jsonl, report.json, curves.png, report.png")
+    return run.path
+
+
+def _range_test(
+    config: Fit, classifier: ImageClassifier, sources: Mapping[str, Any], store: FeatureStore, out: Path,
+    console: Console, report: Any,
+) -> Path:  # fmt: skip
+    from cnnjax.show.rates import plot
+
+    fitter = classifier.fitter(config.recipe, store=store, workers=config.workers)
+    trainer = fitter.trainer(0, len(sources["train"]))
+    rows = fitter.rows(trainer, 0, sources["train"], True, report)
+    test = find_rate(trainer, rows, seed=config.seed)
+    plot(test, out / "rates.png", f"{config.backbone} on {Path(config.data).name}: {fitter.phases[0].name}")
+    found = "the loss never fell" if test.suggested is None else f"the loss falls fastest at {test.suggested:.2g}"
+    console.print(f"{found}; {len(test.rates)} steps up to a rate of {test.rates[-1]:.2g}: {out / 'rates.png'}")
+    return out
+
+
+def _write(config: Fit, classifier: ImageClassifier, fitted: Fitted, measured: Mapping[str, Report], out: Path) -> None:
+    from cnnjax.show import curves, reports
+
+    title = f"{config.backbone} on {Path(config.data).name}, {config.recipe.method}"
+    classifier.metrics |= {
+        f"{name}_{measure}": getattr(found, measure)
+        for name, found in measured.items()
+        for measure in ("accuracy", "loss", "auc", "ece")
+    } | {"seconds": fitted.seconds}
+    classifier.save(out / "classifier")
+    found = {name: report.to_json() for name, report in measured.items()}
+    write_whole(out / "report.json", json.dumps(found, indent=2, allow_nan=False) + "\n")
+    # Curves count epochs from 1, as people do.
+    curves.plot([line | {"epoch": line["epoch"] + 1} for line in fitted.history], out / "curves.png", title)
+    reports.plot(measured["test"], out / "report.png", f"{title}, test")
+
+
+def _summary(fitted: Fitted, pictures: int) -> str:
+    """A line a phase."""
+    lines = []
+    for phase in dict.fromkeys(line["phase"] for line in fitted.history):
+        own = [line for line in fitted.history if line["phase"] == phase]
+        seconds = sum(line["seconds"] for line in own)
+        text = f"{phase}: {len(own)} epochs in {seconds:.1f} s, {len(own) * pictures / seconds:,.0f} pictures a second"
+        text += f"; training {100 * own[-1]['train_accuracy']:.1f} %"
+        if "validation_accuracy" in own[-1]:
+            text += f", validation {100 * own[-1]['validation_accuracy']:.1f} %"
+        lines.append(text)
+    features = fitted.seconds["features"]
+    return "\n".join([f"features of the pictures: {features:.1f} s", *lines])
+
+
+def _identity(config: Fit, sources: Mapping[str, Any], classifier: ImageClassifier) -> dict[str, Any]:
+    """What makes a run this one: options, pictures, weights."""
+    left_out = ("out", "store", "store_gib", "workers", "find_rate")
+    options = {name: value for name, value in asdict(config).items() if name not in left_out}
+    options |= {name: str(value) for name, value in options.items() if isinstance(value, Path)}
+    pictures = {
+        f"{name}_pictures": digest(source.digest, np.asarray(source.labels), *source.class_names)
+        for name, source in sources.items()
+    }
+    return {**options, **pictures, "weights_digest": digest(*classifier.leaves.values())}
+
+
+def _default_folder(config: Fit, sources: Mapping[str, Any], classifier: ImageClassifier) -> Path:
+    identity = _identity(config, sources, classifier)
+    return Path("runs") / f"fit-{config.backbone}-{config.recipe.method}-{digest(repr(sorted(identity.items())))[:8]}"

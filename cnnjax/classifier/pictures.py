@@ -1,0 +1,132 @@
+"""Pictures to be classified: files, folders of them, or arrays, read in batches."""
+
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cnnjax.data.listing import EXTENSIONS, existing_folder, shown
+from cnnjax.data.pixels import PictureError, Resizing, load, read_bytes
+from cnnjax.data.source import map_threaded
+
+SEARCHED = (*EXTENSIONS, ".webp")
+"""The endings of the files that are picked out of a folder; a file that is named may have any."""
+
+_SHOWN = 20
+
+Paths = str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
+
+
+def find_pictures(paths: Paths) -> list[str]:
+    """The files that `paths` name, in that order; folders are searched for pictures, and give them sorted.
+
+    Hidden files and folders are passed over, and links to folders are not followed.
+
+    Raises:
+        FileNotFoundError: There is no such file or folder.
+        ValueError: There is no picture in a folder, or nothing is named.
+        OSError: A folder cannot be listed.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     _ = [(Path(folder) / name).touch() for name in ("b.jpg", "a.PNG", "notes.txt")]
+    ...     [os.path.basename(path) for path in find_pictures(folder)]
+    ['a.PNG', 'b.jpg']
+    """
+    if isinstance(paths, str | os.PathLike):
+        paths = [str(paths)]
+    named: list[str] = [os.fspath(path) for path in paths]
+    if not named:
+        raise ValueError("no pictures given: name files, or folders that hold some")
+    found: list[str] = []
+    for path in named:
+        if os.path.isdir(path):
+            found += _searched(path)
+        elif os.path.exists(path):
+            found.append(path)
+        else:
+            parent = existing_folder(Path(path).parent)
+            raise FileNotFoundError(f"no picture {shown(os.path.basename(path))!r} in {shown(parent)}")
+    return found
+
+
+def _searched(folder: str) -> list[str]:
+    def refuse(error: OSError) -> None:
+        raise type(error)(f"cannot list the folder {shown(str(error.filename))}: {error.strerror}") from None
+
+    found = []
+    for below, folders, files in os.walk(folder, onerror=refuse):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        found += [
+            os.path.join(below, name) for name in files if name.lower().endswith(SEARCHED) and not name.startswith(".")
+        ]
+    if not found:
+        raise ValueError(f"no pictures ({', '.join(SEARCHED)}) in {shown(folder)}")
+    return sorted(found)
+
+
+class Files:
+    """Pictures in files, decoded and resized as `cnnjax.data.Folder` does for training.
+
+    Args:
+        paths: Their paths.
+        size: Height and width.
+        resizing: See `cnnjax.data.resize`.
+
+    Attributes:
+        errors: By position, why a picture that was read cannot be decoded.
+    """
+
+    def __init__(self, paths: Sequence[str], size: tuple[int, int], resizing: Resizing):
+        self.paths, self.image_size, self.resizing = list(paths), size, resizing
+        self.errors: dict[int, str] = {}
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def read(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
+        """The pictures at `indices` as f32[n, H, W, 3] in 0..255; black for those that go into `errors`."""
+        pictures = np.zeros((len(indices), *self.image_size, 3), np.float32)
+
+        def fill(slot: int) -> None:
+            try:
+                pictures[slot] = load(read_bytes(self.paths[indices[slot]]), self.image_size, self.resizing)
+            except PictureError as error:
+                self.errors[int(indices[slot])] = str(error)
+
+        map_threaded(fill, range(len(indices)))
+        return pictures
+
+    def refuse(self) -> None:
+        """Raise `PictureError` for all pictures in `errors`, if there are any."""
+        if not self.errors:
+            return
+        listed = [f"\n  {shown(self.paths[i])}: {shown(reason)}" for i, reason in sorted(self.errors.items())]
+        more = f"\n  ... and {len(listed) - _SHOWN} more" if len(listed) > _SHOWN else ""
+        count = "1 picture" if len(listed) == 1 else f"{len(listed)} pictures"
+        raise PictureError(
+            f"{count} cannot be decoded (on_bad='skip' reports such in the result):{''.join(listed[:_SHOWN])}{more}"
+        )
+
+
+def check_source(source: Any, size: tuple[int, int], resizing: Resizing) -> None:
+    """Refuse a source whose pictures are not what the classifier was made for.
+
+    Raises:
+        ValueError: They are of another size, or were resized in another way.
+    """
+    if tuple(source.image_size) != size:
+        raise ValueError(
+            f"the classifier takes pictures of {size}, the source gives {tuple(source.image_size)}: "
+            f"open it with image_size={size}"
+        )
+    way = getattr(source, "resizing", resizing)
+    # In memory at that size, nothing is resized; only "center_crop" takes something away even so.
+    same = getattr(getattr(source, "images", None), "shape", (0, 0, 0))[1:3] == size and way != "center_crop"
+    if way != resizing and not same:
+        raise ValueError(
+            f"the classifier takes pictures resized by {resizing!r}, the source resizes by {way!r}: "
+            f"open it with resizing={resizing!r}"
+        )
