@@ -3,8 +3,8 @@
     python scripts/benchmark.py data FOLDER --weights mobilenet_7_5_224_tf_no_top.h5 --against PYTHON
 
 `data` reads a folder of pictures (SPLIT/CLASS/FILE or CLASS/FILE; the training split) again and again: as files,
-packed, packed with decoded pixels, and from memory, with 0, 1 and 2 worker processes, and with `--against` (the
-Python of an environment that holds Keras) `keras.utils.image_dataset_from_directory` on the same files. All take
+packed, packed with decoded (and resized) pixels, from memory, with 0, 1 and 2 worker processes, and with `--against`
+(the Python of an environment that holds Keras) `keras.utils.image_dataset_from_directory` on the same files. All take
 turns, so that a busy machine slows them alike; the table gives each one's median rate, its range, and its ratio to
 Keras's (or to the folder's).
 With `--weights` it also tells how long a feature pass of MobileNet waits for pictures.
@@ -64,13 +64,15 @@ class Peer:
 def passes(source: Any, workers: int, batch: int) -> Callable[[], float]:
     """One epoch after another through the loader, worker processes kept: each call is one of them."""
     from cnnjax.data import Loader
-    from cnnjax.data.loader import READ_AHEAD
+    from cnnjax.data.loader import HEAD_START, READ_AHEAD
 
     def epochs() -> Iterator[float]:
         loader = Loader(source, batch, epochs=10_000, workers=workers)
         steps = loader.order.steps_per_epoch
         while True:
-            for _ in range(3 * READ_AHEAD * max(workers, 1)):  # what was read while other jobs ran does not count
+            for _ in range(
+                HEAD_START + 3 * READ_AHEAD * max(workers, 1)
+            ):  # what was read while other jobs ran does not count
                 next(loader)
             start = time.perf_counter()
             count = sum(int(next(loader).weights.sum()) for _ in range(steps))
@@ -141,13 +143,14 @@ def measure(jobs: dict[str, Callable[[], float]], repeats: int) -> dict[str, lis
 def data(options: argparse.Namespace) -> None:
     """The subcommand `data`."""
     from cnnjax.data import open_data, pack_folder
+    from cnnjax.data.decoded import Kept
 
-    size = (options.image_size,) * 2
+    size = (options.image_size, options.image_size)
     folder = open_data(options.folder, size)["train"]
     with tempfile.TemporaryDirectory() as scratch:
         sources = {"folder": folder}
-        for name, decoded in (("packed", False), ("packed, with decoded pixels", True)):
-            pack_folder(options.folder, Path(scratch) / name, decoded=decoded)
+        for name, kept in (("packed", None), ("packed, decoded", Kept()), ("packed, decoded and resized", Kept(size))):
+            pack_folder(options.folder, Path(scratch) / name, decoded=kept)
             sources[name] = open_data(Path(scratch) / name, size)["train"]
             # Also hashes each picture once, as a process does when it first reads it.
             for start in range(0, len(folder), 64):
@@ -172,7 +175,7 @@ def data(options: argparse.Namespace) -> None:
             jobs = {
                 f"{kind}, {workers} workers": waiting(source, options.weights, options.alpha, workers)
                 for workers in (0, 1, 2)
-                for kind, source in sources.items()
+                for kind, source in list(sources.items())[:2]
             }
             print("\n| MobileNet feature pass from | time spent waiting for pictures, median (range) |")
             print("| --- | ---: |")

@@ -13,6 +13,7 @@ from cnnjax.data.sound import Recording, SoundError, SoundFolder, decode_sound, 
 from cnnjax.data.source import InMemory, Source, in_memory
 
 if TYPE_CHECKING:
+    from cnnjax.data.decoded import Kept
     from cnnjax.data.pack import pack_folder
     from cnnjax.data.records import Records
     from cnnjax.data.shapes import open_shapes
@@ -24,6 +25,7 @@ __all__ = [
     "Batch",
     "Folder",
     "InMemory",
+    "Kept",
     "Loader",
     "PictureError",
     "Recording",
@@ -54,6 +56,7 @@ __all__ = [
 
 # TFDS takes a second to import, and views need JAX.
 _LATER = {
+    "Kept": "cnnjax.data.decoded",
     "Records": "cnnjax.data.records",
     "Views": "cnnjax.data.views",
     "open_shapes": "cnnjax.data.shapes",

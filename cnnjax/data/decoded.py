@@ -1,8 +1,9 @@
 """The decoded pixels of a packed data set, beside its record files: a picture is decoded once, and never again.
 
-Two files for each record file: the pixels of all its pictures one after another, u8[H, W, 3] each at its own size,
-and what says where each begins, of which picture it is, and its SHA-256. Sizes and ways of resizing are chosen while
-reading, so every choice reads the same pixels that decoding gives.
+Two files for each record file: the pixels of all its pictures one after another, and what says where each begins, of
+which picture it is, and its SHA-256. Pixels are kept as they are decoded, u8[H, W, 3] each at its own size, and resized
+while reading; or resized already, f32[*size, 3], and then only copied. Either way they are the very ones that reading
+the pictures themselves gives.
 """
 
 import bisect
@@ -16,10 +17,27 @@ import numpy as np
 
 from cnnjax.data.entries import BESIDE, path_beside, write_synced_arrays
 from cnnjax.data.listing import shown
-from cnnjax.data.pixels import PIXEL_CHOICES, decode, read_bytes
+from cnnjax.data.pixels import PIXEL_CHOICES, RESIZINGS, Resizing, decode, read_bytes, resize
 from cnnjax.data.source import map_threaded
 
 _CHUNK = 64
+
+
+class Kept(NamedTuple):
+    """What is kept of each picture: its decoded pixels, or (with a size) these resized."""
+
+    size: tuple[int, int] | None = None
+    resizing: Resizing = "bilinear"
+
+    @property
+    def suffix(self) -> str:
+        """Of the file names."""
+        return ".pixels" if self.size is None else f".{self.size[0]}x{self.size[1]}-{self.resizing}.pixels"
+
+    @property
+    def choices(self) -> str:
+        """Every choice that decides a value."""
+        return PIXEL_CHOICES if self.size is None else f"{PIXEL_CHOICES + RESIZINGS[self.resizing]}; {self.size}"
 
 
 class Shard(NamedTuple):
@@ -37,10 +55,12 @@ class Decoded:
 
     Args:
         shards: the record files, in order; those without pixels beside them are left out.
+        kept: which pixels.
     """
 
-    def __init__(self, shards: Sequence[Shard]):
-        self._shards = [shard for shard in shards if _pixels_path(shard.path).exists()]
+    def __init__(self, shards: Sequence[Shard], kept: Kept = Kept()):  # noqa: B008
+        self._kept = kept
+        self._shards = [shard for shard in shards if _pixels_path(shard.path, kept).exists()]
         self._firsts = [shard.first for shard in self._shards]
         self._open: dict[int, Any] = {}
 
@@ -48,7 +68,7 @@ class Decoded:
         return vars(self) | {"_open": {}}
 
     def get(self, place: int, digest: bytes) -> np.ndarray | None:
-        """The pixels u8[H, W, 3] of the picture at `place`, None where they are not kept.
+        """The pixels of the picture at `place`, None where they are not kept.
 
         Args:
             place: in the whole data set.
@@ -61,7 +81,7 @@ class Decoded:
         if number < 0 or place >= self._shards[number].first + self._shards[number].count:
             return None
         if number not in self._open:
-            self._open[number] = _OpenShard.open(self._shards[number])
+            self._open[number] = _OpenShard.open(self._shards[number], self._kept)
         shard = self._open[number]
         return None if shard is None else shard.get(place - self._shards[number].first, digest)
 
@@ -69,38 +89,40 @@ class Decoded:
 class _OpenShard:
     """One file of pixels. It is read, not mapped into memory: a mapped file that is cut short kills the process."""
 
-    def __init__(self, path: Path, starts: np.ndarray, index: dict[str, np.ndarray]):
-        self._path, self._starts = path, starts.tolist()
+    def __init__(self, path: Path, starts: np.ndarray, index: dict[str, np.ndarray], dtype: type):
+        self._path, self._starts, self._dtype = path, starts.tolist(), dtype
         self._shapes, self._hashes, self._checks = (index[name] for name in ("shapes", "hashes", "checks"))
         self._seen = np.zeros(len(self._shapes), bool)
 
     @classmethod
-    def open(cls, shard: Shard) -> "_OpenShard | None":
-        index = _load_index(shard.path)
+    def open(cls, shard: Shard, kept: Kept) -> "_OpenShard | None":
+        index = _load_index(shard.path, kept)
         if index is None or len(index["shapes"]) != shard.count:
             return None
-        starts = np.concatenate([[0], np.cumsum(3 * index["shapes"].astype(np.int64).prod(axis=1))])
-        path = _pixels_path(shard.path)
-        return cls(path, starts, index) if path.stat().st_size == starts[-1] and starts[-1] else None
+        dtype = np.uint8 if kept.size is None else np.float32
+        each = 3 * np.dtype(dtype).itemsize * index["shapes"].astype(np.int64).prod(axis=1)
+        starts = np.concatenate([[0], np.cumsum(each)])
+        path = _pixels_path(shard.path, kept)
+        return cls(path, starts, index, dtype) if path.stat().st_size == starts[-1] and starts[-1] else None
 
     def get(self, position: int, digest: bytes) -> np.ndarray | None:
         if self._hashes[position].tobytes() != digest:
             return None
-        start, (height, width) = self._starts[position], self._shapes[position].tolist()
+        start, stop = self._starts[position : position + 2]
         with self._path.open("rb", buffering=0) as file:
             file.seek(start)
-            pixels = np.frombuffer(file.read(3 * height * width), np.uint8)
-        if not self._seen[position] or pixels.size != 3 * height * width:
-            if hashlib.sha256(pixels).digest() != self._checks[position].tobytes():
+            content = file.read(stop - start)
+        if not self._seen[position] or len(content) != stop - start:
+            if hashlib.sha256(content).digest() != self._checks[position].tobytes():
                 raise OSError(f"damaged pixels in {self._path}; delete it, and pack with --decoded again")
             self._seen[position] = True
-        return pixels.reshape(height, width, 3)
+        return np.frombuffer(content, self._dtype).reshape(*self._shapes[position], 3)
 
 
-def has_decoded(record_file: Path, hashes: np.ndarray) -> bool:
+def has_decoded(record_file: Path, hashes: np.ndarray, kept: Kept = Kept()) -> bool:  # noqa: B008
     """Whether the pixels of a record file's pictures, with these SHA-256 u8[N, 32], are all there."""
-    index = _load_index(record_file)
-    return index is not None and _pixels_path(record_file).exists() and np.array_equal(index["hashes"], hashes)
+    index = _load_index(record_file, kept)
+    return index is not None and _pixels_path(record_file, kept).exists() and np.array_equal(index["hashes"], hashes)
 
 
 def decoded_files(folder: Path) -> list[Path]:
@@ -108,13 +130,19 @@ def decoded_files(folder: Path) -> list[Path]:
     return sorted((folder / BESIDE).glob("*.pixels"))
 
 
-def write_decoded(record_file: Path, paths: Sequence[str], hashes: np.ndarray) -> Generator[int]:
+def write_decoded(
+    record_file: Path,
+    paths: Sequence[str],
+    hashes: np.ndarray,
+    kept: Kept = Kept(),  # noqa: B008
+) -> Generator[int]:
     """Decodes the pictures of a record file and keeps their pixels; yields how many are done.
 
     Args:
         record_file: whose pictures they are.
         paths: of the pictures' files, in its order.
         hashes: u8[N, 32], SHA-256 of their bytes.
+        kept: which pixels.
 
     Raises:
         ValueError: a file is not what was packed.
@@ -125,42 +153,45 @@ def write_decoded(record_file: Path, paths: Sequence[str], hashes: np.ndarray) -
         content = read_bytes(paths[row])
         if hashlib.sha256(content).digest() != hashes[row].tobytes():
             raise ValueError(f"{shown(paths[row])} is not what was packed; delete the pack and pack it anew")
-        return decode(content)
+        pixels = decode(content)
+        return np.ascontiguousarray(pixels if kept.size is None else resize(pixels, kept.size, kept.resizing))
 
-    target = _pixels_path(record_file)
+    target = _pixels_path(record_file, kept)
     partial = target.with_name(target.name + ".partial")
     shapes, checks = np.zeros((len(paths), 2), np.int32), np.zeros((len(paths), 32), np.uint8)
     with partial.open("wb") as file:
         for start in range(0, len(paths), _CHUNK):
             rows = range(start, min(start + _CHUNK, len(paths)))
             for row, pixels in zip(rows, map_threaded(one, rows), strict=True):
-                file.write(np.ascontiguousarray(pixels))
+                file.write(pixels)
                 shapes[row] = pixels.shape[:2]
-                checks[row] = np.frombuffer(hashlib.sha256(np.ascontiguousarray(pixels)).digest(), np.uint8)
+                checks[row] = np.frombuffer(hashlib.sha256(pixels).digest(), np.uint8)
             yield rows.stop
         file.flush()
         os.fsync(file.fileno())
     partial.replace(target)
     # Last: it says that the pixels are whole.
     write_synced_arrays(
-        _index_path(record_file), choices=np.array(PIXEL_CHOICES), shapes=shapes, hashes=hashes, checks=checks
+        _index_path(record_file, kept), choices=np.array(kept.choices), shapes=shapes, hashes=hashes, checks=checks
     )
 
 
-def _pixels_path(record_file: str | os.PathLike[str]) -> Path:
-    return path_beside(record_file).with_suffix(".pixels")
+def _pixels_path(record_file: str | os.PathLike[str], kept: Kept) -> Path:
+    beside = path_beside(record_file)
+    return beside.with_name(beside.stem + kept.suffix)
 
 
-def _index_path(record_file: str | os.PathLike[str]) -> Path:
-    return path_beside(record_file).with_suffix(".pixels.npz")
+def _index_path(record_file: str | os.PathLike[str], kept: Kept) -> Path:
+    pixels = _pixels_path(record_file, kept)
+    return pixels.with_name(pixels.name + ".npz")
 
 
-def _load_index(record_file: str | os.PathLike[str]) -> dict[str, np.ndarray] | None:
+def _load_index(record_file: str | os.PathLike[str], kept: Kept) -> dict[str, np.ndarray] | None:
     """What `write_decoded` wrote; None if it is not there, damaged, or of other choices of pixels."""
     try:
-        with np.load(_index_path(record_file)) as found:
+        with np.load(_index_path(record_file, kept)) as found:
             index = dict(found)
-            whole = str(index["choices"]) == PIXEL_CHOICES and len(index["shapes"]) == len(index["hashes"])
+            whole = str(index["choices"]) == kept.choices and len(index["shapes"]) == len(index["hashes"])
     except (OSError, ValueError, KeyError, EOFError):
         return None
     return index if whole and len(index["checks"]) == len(index["shapes"]) else None

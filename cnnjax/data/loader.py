@@ -4,14 +4,20 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from cnnjax.data.order import Order
+from cnnjax.data.source import THREADS, undivided
 
 READ_AHEAD = 2
-"""Batches that are read before they are asked for, in each worker."""
+"""Batches that are read before they are asked for, in each thread or worker."""
+
+HEAD_START = 16
+"""Batches that threads read while worker processes start."""
 
 
 class Readable(Protocol):
@@ -139,31 +145,49 @@ def read_batches(
         source: What is read, by its `read`.
         indices: Those of every batch.
         start: The first batch.
-        workers: Processes that read; 0 reads in a thread of this one (sources read a batch by several threads).
+        workers: Processes that read, each in one thread; 0 reads in threads of this one.
     """
+    stop = min(start + HEAD_START, len(indices)) if workers else len(indices)
+    with ThreadPoolExecutor(1) as beside, closing(_by_processes(source, indices, stop, workers)) as later:
+        # Processes take seconds to start: threads read what is needed until then.
+        first: Any = beside.submit(next, later, None) if stop < len(indices) else None
+        with closing(_by_threads(source, indices, start, stop)) as batches:
+            yield from batches
+        if first is not None and (batch := first.result()) is not None:
+            yield batch
+            yield from later
+
+
+def _by_threads(source: Any, indices: Sequence[np.ndarray], start: int, stop: int) -> Generator[np.ndarray]:
+    if start < stop:
+        # Each thread reads a batch by itself: sharing one out costs two cores a third of their rate, in waiting.
+        batches = _reading(source, indices, start, stop, THREADS)
+        with closing(iter(batches)) as running:
+            yield from running
+
+
+def _by_processes(source: Any, indices: Sequence[np.ndarray], start: int, workers: int) -> Generator[np.ndarray]:
     if start >= len(indices):
         return
-    import grain  # brings JAX and Orbax along, which a process that only reads pictures does not need
+    import absl.flags
+    import grain
 
-    steps: Any = grain.MapDataset.range(start, len(indices))
-    # One batch at a time: a source's `read` uses the processor's cores by itself.
-    options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=READ_AHEAD)
-    batches = steps.map(_Read(source, indices)).to_iter_dataset(options)
-    if workers:
-        import absl.flags
-
-        if not absl.flags.FLAGS.is_parsed():  # Grain's worker options are absl flags, which only absl's own main parses
-            absl.flags.FLAGS.mark_as_parsed()
-        wanted = min(workers, len(indices) - start)
-        processes = grain.MultiprocessingOptions(num_workers=wanted, per_worker_buffer_size=READ_AHEAD)
-        batches = batches.mp_prefetch(processes)
-    running = iter(batches)
-    try:
+    if not absl.flags.FLAGS.is_parsed():  # Grain's worker options are absl flags, which only absl's own main parses
+        absl.flags.FLAGS.mark_as_parsed()
+    wanted = min(workers, len(indices) - start)
+    processes = grain.MultiprocessingOptions(num_workers=wanted, per_worker_buffer_size=READ_AHEAD)
+    batches = _reading(source, indices, start, len(indices), 1).mp_prefetch(processes)
+    with closing(iter(batches)) as running:
         for batch in running:
             # Out of the memory shared with a worker, which lives no longer than the loader.
-            yield np.array(batch) if workers else batch
-    finally:
-        running.close()
+            yield np.array(batch)
+
+
+def _reading(source: Any, indices: Sequence[np.ndarray], start: int, stop: int, threads: int) -> Any:
+    import grain  # brings JAX and Orbax along, which a process that only reads pictures does not need
+
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=READ_AHEAD * threads)
+    return grain.MapDataset.range(start, stop).map(_Read(source, indices)).to_iter_dataset(options)
 
 
 def to_device(batches: Iterable[Batch], depth: int = 2) -> Iterator[Batch]:
@@ -208,4 +232,5 @@ class _Read:
         self._source, self._indices = source, indices
 
     def __call__(self, step: int) -> np.ndarray:
-        return self._source.read(self._indices[int(step)])
+        with undivided():
+            return self._source.read(self._indices[int(step)])

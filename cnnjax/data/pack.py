@@ -29,12 +29,12 @@ import numpy as np
 from rich.console import Console
 from tyro.conf import Positional, arg
 
-from cnnjax.data.decoded import decoded_files, has_decoded, write_decoded
+from cnnjax.data.decoded import Kept, decoded_files, has_decoded, write_decoded
 from cnnjax.data.entries import BESIDE, Entries, decoder, holds_records, path_beside, save_entries, write_synced
 from cnnjax.data.folder import Folder, open_splits, splits
 from cnnjax.data.listing import Account, account, existing_folder, shown
 from cnnjax.data.pack_plan import KEYS, METADATA, Part, begin, claimed, file_state, list_states
-from cnnjax.data.pixels import PictureError, decode, read_bytes
+from cnnjax.data.pixels import PictureError, Resizing, decode, read_bytes
 from cnnjax.data.source import map_threaded
 from cnnjax.progress import Bars
 
@@ -62,8 +62,17 @@ class Pack:
     """What to do with a picture that cannot be decoded: refuse names them all and stops, skip leaves them out and
     lists them in skipped.csv."""
     decoded: bool = False
-    """Also keep the pixels as they are decoded, whole: several times as fast to read, about ten times the size of
-    JPEGs. The same command with this option adds them to what is packed already."""
+    """Also keep the pixels as they are decoded, whole: faster to read, about ten times the size of JPEGs. The same
+    command with this option adds them to what is packed already."""
+    image_size: int | None = None
+    """With --decoded: keep them resized to this height and width instead: the fastest to read at that size, four bytes
+    a value, slower or no use at others."""
+    resizing: Resizing = "bilinear"
+    """With --image-size: how (bilinear as Keras, antialias, crop_to_aspect_ratio or center_crop)."""
+
+    def __post_init__(self) -> None:
+        if self.image_size is not None and (not self.decoded or self.image_size < 1):
+            raise ValueError(f"image_size: expected --decoded and at least 1 pixel, found {self.image_size}")
 
 
 class Packed(NamedTuple):
@@ -77,9 +86,9 @@ def pack(config: Pack) -> Path:
     """The command: pack, and say what became of every file."""
     console = Console(soft_wrap=True, highlight=False)
     with Bars(console) as bars:
-        packed = pack_folder(
-            config.folder, config.out, config.on_bad, bars.bar("packing", "pictures"), decoded=config.decoded
-        )
+        size = None if config.image_size is None else (config.image_size, config.image_size)
+        kept = Kept(size, config.resizing) if config.decoded else None
+        packed = pack_folder(config.folder, config.out, config.on_bad, bars.bar("packing", "pictures"), decoded=kept)
     files = list(packed.out.glob("*.array_record-*"))
     size, pixels = (sum(file.stat().st_size for file in some) / 1e6 for some in (files, decoded_files(packed.out)))
     console.print(str(packed.account))
@@ -96,7 +105,7 @@ def pack_folder(
     on_bad: OnBad = "refuse",
     progress: Progress | None = None,
     *,
-    decoded: bool = False,
+    decoded: Kept | None = None,
 ) -> Packed:
     """Packs SPLIT/CLASS/FILE or CLASS/FILE (one split, "train") into a TFDS data set of ArrayRecord files.
 
@@ -115,8 +124,8 @@ def pack_folder(
         on_bad: "refuse" raises for pictures that cannot be decoded when all are seen (the others are packed by
             then, so the same call with "skip" is short); "skip" leaves them out.
         progress: called with (pictures done, all).
-        decoded: also keep every picture's decoded pixels beside the records, whatever its size (see
-            `cnnjax.data.decoded`); may be added later.
+        decoded: also keep every picture's pixels beside the records: `Kept()` as they are decoded,
+            `Kept((160, 160))` resized (see `cnnjax.data.decoded`); may be added later.
 
     Raises:
         PictureError: names the pictures that cannot be decoded (up to 20, and their number), with reasons.
@@ -160,21 +169,21 @@ def pack_folder(
             if progress:
                 progress(done, total)
         found = _finish(target, root, sources, parts, on_bad)
-        if decoded:
-            _add_decoded(parts, sources, progress)
+        if decoded is not None:
+            _add_decoded(parts, sources, decoded, progress)
         return Packed(target, found)
 
 
-def _add_decoded(parts: Sequence[Part], sources: Mapping[str, Folder], progress: Progress | None) -> None:
+def _add_decoded(parts: Sequence[Part], sources: Mapping[str, Folder], kept: Kept, progress: Progress | None) -> None:
     """Writes the pixels of every record file that has none yet."""
     done, total = 0, sum(len(part.rows) for part in parts)
     for part in parts:
         entries = part.entries()
         assert entries is not None
-        if not has_decoded(part.path, entries.hashes):
+        if not has_decoded(part.path, entries.hashes, kept):
             source, bad = sources[part.split], part.bad()
             paths = [source.path(row) for row in part.rows if row not in bad]
-            for count in write_decoded(part.path, paths, entries.hashes):
+            for count in write_decoded(part.path, paths, entries.hashes, kept):
                 if progress:
                     progress(done + count, total)
         done += len(part.rows)

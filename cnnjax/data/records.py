@@ -10,7 +10,7 @@ from typing import Any, Self, TypeVar
 
 import numpy as np
 
-from cnnjax.data.decoded import Decoded, Shard
+from cnnjax.data.decoded import Decoded, Kept, Shard
 from cnnjax.data.entries import BESIDE, Entries, decoder, find_entries, keep_entries, records_cache, verified_mark
 from cnnjax.data.folder import OnError
 from cnnjax.data.listing import shown
@@ -86,7 +86,7 @@ class Records:
         builder = open_builder(self.directory)
         self._keys = feature_names(builder)
         self.class_names: tuple[str, ...] = tuple(builder.info.features[self._keys[1]].names)
-        self._decoded = Decoded([])
+        self._decoded = self._resized = Decoded([])
         labels, self._hashes, self.places, self.names = self._list(builder, progress)
         if unlabelled := int((labels < 0).sum()):
             raise ValueError(
@@ -122,7 +122,11 @@ class Records:
 
         def one(slot: int) -> str | None:
             index = int(wanted[slot])
-            pixels = self._decoded.get(int(self.places[index]), self._hashes[index].tobytes())
+            place, digest = int(self.places[index]), self._hashes[index].tobytes()
+            if (resized := self._resized.get(place, digest)) is not None:
+                pictures[slot] = resized
+                return None
+            pixels = self._decoded.get(place, digest)
             try:
                 if pixels is None:
                     pixels = decode(self._picture(self._records(), index))
@@ -244,7 +248,8 @@ class Records:
                 shards[os.path.basename(path)] = os.fspath(path), split, first, start + first, count
                 first += count
             start += first
-        self._decoded = Decoded([Shard(path, before, count) for path, _, _, before, count in shards.values()])
+        held = [Shard(path, before, count) for path, _, _, before, count in shards.values()]
+        self._decoded, self._resized = Decoded(held), Decoded(held, Kept(self.image_size, self.resizing))
         total, done = sum(part.examples_in_shard for part in instructions), 0
         several = len({shards[os.path.basename(part.filename)][1] for part in instructions}) > 1
         labels, hashes, places, decoders = [], [], [], set[str]()

@@ -4,8 +4,10 @@ import functools
 import hashlib
 import math
 import os
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Protocol, TypeVar, runtime_checkable
 
 import numpy as np
@@ -13,9 +15,11 @@ import numpy as np
 from cnnjax.data.listing import Selection
 from cnnjax.data.pixels import PIXEL_CHOICES, RESIZINGS, Resizing, checked_resizing, resize
 
-_THREADS = min(4, max(2, os.cpu_count() or 2))
+THREADS = min(4, max(2, os.cpu_count() or 2))
+"""Threads of a process that read pictures."""
 _CHUNK = 512
 _READ = 64
+_HERE = threading.local()
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 
@@ -206,13 +210,27 @@ def as_indices(indices: Sequence[int] | np.ndarray, count: int) -> np.ndarray:
     return found.astype(np.int64)
 
 
+@contextmanager
+def undivided() -> Generator[None]:
+    """In this block the thread it is in shares no work out: others of its kind do the same for other batches."""
+    before = getattr(_HERE, "undivided", False)
+    _HERE.undivided = True
+    try:
+        yield
+    finally:
+        _HERE.undivided = before
+
+
 def map_threaded(function: Callable[[_Item], _Result], items: Sequence[_Item]) -> list[_Result]:
     """Maps over a few threads, results in the items' order.
 
     Decoding, hashing and reading leave Python's lock, so threads do run side by side. Items are handed over
-    in runs rather than one by one: two million futures would weigh more than the pictures' names.
+    in runs rather than one by one: two million futures would weigh more than the pictures' names. Within
+    `undivided` the calling thread does all by itself.
     """
-    run = max(1, min(_CHUNK, -(-len(items) // (_THREADS * 4))))
+    if getattr(_HERE, "undivided", False):
+        return [function(item) for item in items]
+    run = max(1, min(_CHUNK, -(-len(items) // (THREADS * 4))))
     starts = range(0, len(items), run)
     done = _pool(os.getpid()).map(lambda start: [function(item) for item in items[start : start + run]], starts)
     return [result for results in done for result in results]
@@ -221,4 +239,4 @@ def map_threaded(function: Callable[[_Item], _Result], items: Sequence[_Item]) -
 @functools.lru_cache(maxsize=1)
 def _pool(pid: int) -> ThreadPoolExecutor:
     """One pool a process: a forked child cannot use its parent's threads."""
-    return ThreadPoolExecutor(_THREADS, thread_name_prefix="cnnjax-read")
+    return ThreadPoolExecutor(THREADS, thread_name_prefix="cnnjax-read")

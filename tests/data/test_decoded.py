@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -36,12 +37,15 @@ def no_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("no_decoding")
+@pytest.mark.parametrize("size", [None, (50, 40)])
 @pytest.mark.parametrize("resizing", ["bilinear", "antialias", "crop_to_aspect_ratio", "center_crop"])
 def test_nothing_is_decoded_and_every_pixel_is_the_folders(
-    photos: Path, monkeypatch: pytest.MonkeyPatch, resizing: str
+    photos: Path, monkeypatch: pytest.MonkeyPatch, resizing: Any, size: tuple[int, int] | None
 ) -> None:
     monkeypatch.setattr(pack_plan, "SHARD_BYTES", 60_000)
-    out = pack_folder(photos, decoded=True).out
+    if size:
+        monkeypatch.setattr(records, "resize", None)  # nothing is resized either
+    out = pack_folder(photos, decoded=decoded.Kept(size, resizing if size else "bilinear")).out
     assert len(decoded.decoded_files(out)) > 3
     folders = open_splits(photos, image_size=(50, 40), resizing=resizing)
     for split, source in open_tfds(out, image_size=(50, 40), resizing=resizing).items():
@@ -70,7 +74,7 @@ def dying(*args):
             os.kill(os.getpid(), signal.SIGKILL)
         yield done
 pack.write_decoded = dying
-pack.pack_folder({str(photos)!r}, {str(tmp_path / "killed")!r}, decoded=True)
+pack.pack_folder({str(photos)!r}, {str(tmp_path / "killed")!r}, decoded=decoded.Kept())
 """
     done = subprocess.run([sys.executable, "-c", code], check=False)
     assert done.returncode == -signal.SIGKILL
@@ -80,14 +84,24 @@ pack.pack_folder({str(photos)!r}, {str(tmp_path / "killed")!r}, decoded=True)
     np.testing.assert_array_equal(half.read(range(15)), Folder(photos, "train", (30, 30)).read(range(15)))
     main(["pack", str(photos), "--out", str(tmp_path / "killed"), "--decoded"])
     assert "of decoded pixels beside them" in " ".join(capsys.readouterr().out.split())
-    whole = pack_folder(photos, tmp_path / "whole", decoded=True).out
+    whole = pack_folder(photos, tmp_path / "whole", decoded=decoded.Kept()).out
     kept = {p.name: p.read_bytes() for p in decoded.decoded_files(tmp_path / "killed")}
     assert kept == {p.name: p.read_bytes() for p in decoded.decoded_files(whole)}
     assert len(kept) > 3 and not list((tmp_path / "killed").rglob("*.partial"))
 
 
+def test_pixels_of_another_size_are_no_use_and_no_harm(photos: Path, tmp_path: Path) -> None:
+    out = pack_folder(photos, tmp_path / "out", decoded=decoded.Kept((20, 20), "antialias")).out
+    for resizing, size in (("bilinear", (20, 20)), ("antialias", (20, 21))):
+        source = Records(out, "train", size, resizing=resizing)
+        expected = Folder(photos, "train", size, resizing=resizing).read([0, 3])
+        np.testing.assert_array_equal(source.read([0, 3]), expected)
+    with pytest.raises(SystemExit):
+        main(["pack", str(photos), "--image-size", "20"])
+
+
 def test_damaged_or_foreign_pixels_are_never_read(photos: Path, tmp_path: Path) -> None:
-    out = pack_folder(photos, tmp_path / "out", decoded=True).out
+    out = pack_folder(photos, tmp_path / "out", decoded=decoded.Kept()).out
     file = next(p for p in decoded.decoded_files(out) if "train" in p.name)
     whole = file.read_bytes()
     file.write_bytes(bytes(100) + whole[100:])
@@ -97,7 +111,7 @@ def test_damaged_or_foreign_pixels_are_never_read(photos: Path, tmp_path: Path) 
         file.write_bytes(content)
         assert Records(out, "train", (30, 30)).read([0]).shape == (1, 30, 30, 3)
     file.unlink()
-    pack_folder(photos, out, decoded=True)
+    pack_folder(photos, out, decoded=decoded.Kept())
     assert file.read_bytes() == whole
     # Pixels of other pictures, under this record file's name.
     index = file.with_suffix(".pixels.npz")

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from cnnjax.data import Folder, InMemory, open_tfds, pack_folder
+from cnnjax.data import loader as loading
 from cnnjax.data.loader import Loader
 from cnnjax.data.order import Order
 
@@ -59,11 +60,22 @@ def test_a_restored_loader_goes_on_exactly_where_it_was(source):
 
 
 @pytest.mark.slow
-def test_worker_processes_read_the_same_batches_from_any_step(shapes_folder, tmp_path):
+def test_worker_processes_read_the_same_batches_from_any_step(shapes_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(loading, "HEAD_START", 2)
+    processes, by_processes = loading._by_processes, 0
+
+    def counted(*args):
+        nonlocal by_processes
+        for batch in processes(*args):
+            by_processes += 1
+            yield batch
+
+    monkeypatch.setattr(loading, "_by_processes", counted)
     folder = Folder(shapes_folder, "train", image_size=(8, 8))
     whole = list(Loader(folder, 8, epochs=2, seed=3))
     packed = open_tfds(pack_folder(shapes_folder, tmp_path / "packed").out, image_size=(8, 8))["train"]
     for source, workers in ((folder, 1), (packed, 2), (packed, 0)):
+        by_processes = 0
         loader = Loader(source, 8, epochs=2, seed=3, workers=workers)
         loader.restore({"step": 3})
         found = list(loader)
@@ -71,6 +83,8 @@ def test_worker_processes_read_the_same_batches_from_any_step(shapes_folder, tmp
         for mine, theirs in zip(found, whole[3:], strict=True):
             for a, b in zip(mine, theirs, strict=True):
                 np.testing.assert_array_equal(a, b)
+        # Threads read the first two, processes the rest.
+        assert by_processes == (len(found) - 2 if workers else 0)
 
 
 def test_hosts_share_one_global_batch(source):
