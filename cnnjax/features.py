@@ -301,9 +301,14 @@ def ahead(make: Callable[[Any], Any], items: Sequence[Any], depth: int = 2) -> I
 
 def fits_on_device(nbytes: int) -> bool:
     """Whether `nbytes` may be kept in device memory, leaving at least half of what is free."""
+    return nbytes <= free_bytes() // 2
+
+
+def free_bytes() -> int:
+    """Free memory of a device; of this machine where devices do not say."""
     stats = jax.local_devices()[0].memory_stats()
     if stats and "bytes_limit" in stats:
-        return nbytes <= (stats["bytes_limit"] - stats["bytes_in_use"]) // 2
+        return stats["bytes_limit"] - stats["bytes_in_use"]
     names = os.sysconf_names
     pages = os.sysconf("SC_AVPHYS_PAGES" if "SC_AVPHYS_PAGES" in names else "SC_PHYS_PAGES")
-    return nbytes <= pages * os.sysconf("SC_PAGE_SIZE") // 2
+    return pages * os.sysconf("SC_PAGE_SIZE")

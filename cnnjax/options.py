@@ -56,8 +56,12 @@ class Ablation:
     """For sounds, SPLIT/CLASS/FILE: read at this many samples a second, and made log-mel pictures in the step."""
     seconds: float = 1.0
     """For sounds: how long each is, cut or followed by silence."""
-    augment: Literal["none", "lecture"] = "none"
-    """lecture: random flips, rotations by 0.1 and zooms by 0.2 of the training pictures."""
+    augment: tuple[Literal["none", "lecture"], ...] = ("none",)
+    """lecture: random flips, rotations by 0.1 and zooms by 0.2 of the training pictures. Both: the sweep compares."""
+    methods: tuple[Literal["direct", "head-first"], ...] = ("direct",)
+    """direct: what is not frozen trains from the start. head-first: the head alone first, at its own rate, then so."""
+    sizes: tuple[int, ...] = ()
+    """Numbers of training pictures to compare, as many of each class; all of them if not given."""
     views: int = 0
     """With --augment: 0 augments in every step, with the frozen part inside; K stores the features of K views of
     each picture, and shows a random one in each epoch."""
@@ -88,11 +92,20 @@ class Ablation:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
         if not self.learning_rates or not all(rate > 0 for rate in (*self.learning_rates, self.tuning_factor)):
             raise ValueError(f"learning rates must be positive, not {self.learning_rates} times {self.tuning_factor}")
-        if self.data is None and (self.splits or self.augment != "none" or self.resizing != "bilinear"):
+        for name in ("augment", "methods", "sizes"):
+            found = getattr(self, name)
+            values = (found,) if isinstance(found, str | int) else tuple(dict.fromkeys(found))
+            if not values and name != "sizes":
+                raise ValueError(f"{name}: expected at least one")
+            object.__setattr__(self, name, values)
+        if any(size < 1 for size in self.sizes):
+            raise ValueError(f"sizes must be at least 1 picture, found {self.sizes}")
+        augmented = "lecture" in self.augment
+        if self.data is None and (self.splits or augmented or self.resizing != "bilinear"):
             raise ValueError("splits, augment and resizing are for pictures of your own: give --data as well")
-        if self.views < 0 or (self.views and self.augment == "none"):
+        if self.views < 0 or (self.views and not augmented):
             raise ValueError(f"views: expected 0 or more, and --augment to draw them with, found {self.views}")
-        if self.sample_rate is not None and (self.data is None or self.splits or self.augment != "none"):
+        if self.sample_rate is not None and (self.data is None or self.splits or augmented):
             raise ValueError("sample_rate is for a folder of sounds, which have no TFDS splits and no augmentation")
         if self.workers < 0:
             raise ValueError(f"workers: expected 0 or more processes, found {self.workers}")

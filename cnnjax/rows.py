@@ -3,7 +3,7 @@
 import math
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
 import jax.numpy as jnp
@@ -11,6 +11,7 @@ import numpy as np
 
 from cnnjax.data.source import in_memory
 from cnnjax.features import Pictures, StoreTooSmall, fits_on_device
+from cnnjax.staging.trace import digest
 
 Kind = Literal["features", "images", "source"]
 
@@ -56,11 +57,33 @@ class Rows:
         """Whether it is images that a step gets, and not features."""
         return self.kind != "features"
 
+    def part(self, chosen: np.ndarray) -> "Rows":
+        """The rows of some examples alone, with all their views, in that order."""
+        if self.source is not None:
+            return replace(self, labels=np.asarray(self.labels)[chosen], source=_Part(self.source, chosen))
+        places = (chosen[:, None] * self.views + np.arange(self.views)).ravel()
+        return replace(self, labels=self.labels[chosen], arrays=tuple(x[places] for x in self.arrays))
+
     def take(self, index: np.ndarray) -> tuple[Any, ...]:
         """The rows at `index`, from memory, from disk or decoded anew."""
         if self.source is not None:
             return (self.source.read(index),)
         return tuple(np.asarray(x[index]) for x in self.arrays)
+
+
+class _Part:
+    """Some pictures of a source."""
+
+    def __init__(self, source: LabelledPictures, chosen: np.ndarray):
+        self._source, self._chosen = source, chosen
+        self.labels, self.image_size = np.asarray(source.labels)[chosen], source.image_size
+        self.digest = digest(source.digest, chosen)
+
+    def __len__(self) -> int:
+        return len(self._chosen)
+
+    def read(self, indices: np.ndarray) -> np.ndarray:
+        return self._source.read(self._chosen[np.asarray(indices)])
 
 
 def checked_labels(source: LabelledPictures, image_size: tuple[int, ...], outputs: int) -> np.ndarray:

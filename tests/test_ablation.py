@@ -16,9 +16,10 @@ from flax import nnx
 from PIL import Image
 from rich.console import Console
 
-from cnnjax.ablation import ablate, cells, default_depths, sweep
+from cnnjax.ablation import ablate, sweep
 from cnnjax.cli import main
 from cnnjax.data import Folder
+from cnnjax.grid import cells, default_depths
 from cnnjax.models import Classifier, lecture_cnn, linear_head, mobilenet, vgg16
 from cnnjax.options import Ablation
 from cnnjax.task import Task, open_task

@@ -3,10 +3,12 @@
 import importlib.util
 from pathlib import Path
 
+import numpy as np
 from flax import nnx
 
 from cnnjax import summary
-from cnnjax.ablation import cells
+from cnnjax.data import InMemory
+from cnnjax.grid import cells
 from cnnjax.models import Classifier, create, linear_head
 
 FOLDER = Path(__file__).resolve().parents[1] / "experiments"
@@ -52,3 +54,49 @@ def test_an_experiment_trains_on_a_small_folder(shapes_folder, monkeypatch):
     run = record.Run(shapes_folder, "max")
     run.seed(0, epochs=1)
     assert len(run.test) == 1 and run.line().startswith("| max | 179,306 |")
+
+
+def test_how_transferable_copies_freezes_and_tunes_as_its_names_say(monkeypatch):
+    record = opened("how_transferable")
+    for name, value in {"BATCH": 8, "PICTURES": 8, "EPOCHS": 1, "DEPTHS": (3,)}.items():
+        monkeypatch.setattr(record, name, value)
+    rng, names = np.random.default_rng(0), ("ant", "bee", "cow", "dog", "eel", "fox")
+    pictures = {
+        split: InMemory(rng.integers(0, 255, (6 * count, 32, 32, 3), np.uint8), np.repeat(range(6), count), names)
+        for split, count in (("train", 10), ("test", 3))
+    }
+    halves = record.halves(pictures, 1)
+    assert {*halves["A"]["train"].class_names} ^ {*halves["B"]["test"].class_names} == {*names}
+    assert np.bincount(halves["A"]["train"].labels).tolist() == [8, 8, 8]
+    for source, split in ((halves["B"]["test"], "test"), (halves["A"]["train"], "train")):
+        for image, label in zip(source.images, source.labels, strict=True):
+            (found,) = np.flatnonzero((pictures[split].images == image).all((1, 2, 3)))
+            assert names[pictures[split].labels[found]] == source.class_names[label]
+
+    study, calls = record.Study(pictures), []
+    fit = study.fit
+    monkeypatch.setattr(study, "fit", lambda *given: calls.append((given, fit(*given))) or calls[-1][1])
+    cells = study.seed(1)
+    assert list(cells) == [("baseA", 0), ("baseB", 0), ("BnB", 3), ("BnB+", 3), ("AnB", 3), ("AnB+", 3)]
+    base = {half: state.trainable for half, (_, (state, _)) in zip("AB", calls, strict=False)}
+    test, kernels = halves["B"]["test"], [f"backbone/conv2d_{k}/kernel" for k in range(1, 5)]
+    kernels += ["backbone/dense_1/kernel", "backbone/dense_2/kernel"]
+    for (name, n), ((depth, start, rows, _), (state, scores)) in list(zip(cells, calls, strict=True))[2:]:
+        assert depth == (0 if name.endswith("+") else n)
+        copied = [bool((start[path] == base[name[0]][path]).all()) for path in kernels]
+        assert copied == [True] * n + [False] * (6 - n)
+        assert [path in state.trainable for path in kernels] == [k >= depth for k in range(6)]
+        # The whole network on the pictures themselves: no features, no program of the trainer.
+        model = study.trainers[0].functional.module(start | state.trainable)
+        logits = model(test.images)
+        np.testing.assert_allclose(logits, study.trainers[depth].predict(state, rows["test"])[1], rtol=1e-3, atol=1e-4)
+        assert np.isclose((np.argmax(logits, -1) == test.labels).mean(), scores.test)
+    for trainer in study.trainers.values():
+        assert set(trainer.traces.values()) == {1}
+
+    seeds = [
+        dict(cells) | {("baseB", 0): record.Scores(base, 1), ("AnB", 3): record.Scores(0.4, 1)} for base in (0.6, 0.8)
+    ]
+    lines = record.tables(seeds).splitlines()
+    assert lines[2].startswith("| baseB | 70.0 ± 127.1 |")  # t(0.975, 1) = 12.706 of the mean's error, 0.1
+    assert lines[-1].split("|")[4] == " -30.0 ± 127.1 "

@@ -17,7 +17,7 @@ from cnnjax.runs import write_whole
 
 _COLUMNS = (
     "freeze first_trainable frozen_layers learning_rate trainable_parameters "
-    "seeds test_accuracy_mean test_accuracy_half_width_95 seconds_per_step features_from_store"
+    "seeds test_accuracy_mean test_accuracy_half_width_95 seconds_per_step features_from_store setting"
 ).split()
 
 
@@ -34,6 +34,7 @@ class Row:
         accuracies: test accuracy of each seed, in [0, 1].
         seconds_per_step: median over its cells, without the first epoch.
         reused: whether every cell found its features in the store.
+        setting: augmentation, number of pictures and method, as far as the sweep varies them.
     """
 
     freeze: str
@@ -44,6 +45,7 @@ class Row:
     accuracies: tuple[float, ...]
     seconds_per_step: float
     reused: bool
+    setting: str = ""
 
     @property
     def mean(self) -> float:
@@ -57,31 +59,45 @@ class Row:
 
 
 def rows(results: Iterable[Mapping[str, Any]]) -> list[Row]:
-    """Group the lines of `results.jsonl` by depth and rate, least frozen first."""
-    groups: dict[tuple[str, float], list[Mapping[str, Any]]] = {}
+    """Group the lines of `results.jsonl` by depth, rate and setting, least frozen first."""
+    groups: dict[tuple[str, float, str], list[Mapping[str, Any]]] = {}
     for line in results:
-        groups.setdefault((line["freeze"], line["learning_rate"]), []).append(line)
+        groups.setdefault((line["freeze"], line["learning_rate"], _setting(line)), []).append(line)
     table = [
         Row(
             freeze, cells[0]["first_trainable"], cells[0]["frozen_layers"], rate, cells[0]["trainable_parameters"],
             tuple(cell["test_accuracy"] for cell in sorted(cells, key=lambda c: c["seed"])),
             float(np.median([cell["seconds_per_step"] for cell in cells])),
-            all(cell["features_reused"] for cell in cells),
+            all(cell["features_reused"] for cell in cells), setting,
         )
-        for (freeze, rate), cells in groups.items()
+        for (freeze, rate, setting), cells in groups.items()
     ]  # fmt: skip
     return sorted(table, key=lambda row: (row.frozen_layers, row.learning_rate))
+
+
+def _setting(line: Mapping[str, Any]) -> str:
+    """What a line says of the axes that only some sweeps have."""
+    parts = [line["method"]] if "method" in line else []
+    if "augment" in line:
+        parts.append("augmented" if line["augment"] != "none" else "not augmented")
+    if line.get("size"):
+        parts.append(f"{line['size']:,} pictures")
+    return ", ".join(parts)
 
 
 def terminal(table: Sequence[Row], title: str) -> Table:
     """The table for a terminal."""
     out = Table(title=title, title_justify="left")
-    for name in ("freeze", "first trainable", "rate", "trained numbers", "test accuracy", "ms a step", "features"):
-        out.add_column(name, justify="left" if name in ("freeze", "first trainable", "features") else "right")
+    varied = any(row.setting for row in table)
+    left = ("freeze", "first trainable", "features", "setting")
+    names = ("rate", "trained numbers", "test accuracy", "ms a step", "features")
+    for name in ("freeze", "first trainable", *(["setting"] if varied else []), *names):
+        out.add_column(name, justify="left" if name in left else "right")
     for row in table:
         out.add_row(
-            row.freeze, row.first_trainable or "head", f"{row.learning_rate:g}", f"{row.trainable_parameters:,}",
-            accuracy_text(row), f"{1000 * row.seconds_per_step:.1f}", "from store" if row.reused else "made now",
+            row.freeze, row.first_trainable or "head", *([row.setting] if varied else []),
+            f"{row.learning_rate:g}", f"{row.trainable_parameters:,}", accuracy_text(row),
+            f"{1000 * row.seconds_per_step:.1f}", "from store" if row.reused else "made now",
         )  # fmt: skip
     return out
 
@@ -102,6 +118,7 @@ def write_csv(table: Sequence[Row], path: Path) -> None:
         out.writerow([
             row.freeze, row.first_trainable, row.frozen_layers, row.learning_rate, row.trainable_parameters,
             len(row.accuracies), f"{row.mean:.6f}", half, f"{row.seconds_per_step:.6f}", row.reused,
+            row.setting,
         ])  # fmt: skip
     write_whole(path, text.getvalue())
 
@@ -114,13 +131,21 @@ def plot(table: Sequence[Row], path: Path, title: str) -> None:
     figure = Figure(figsize=(8, 4.5), dpi=120, layout="constrained")
     axes = FigureCanvasAgg(figure).figure.subplots()
     depths = list(dict.fromkeys(row.freeze for row in table))
-    for rate in sorted({row.learning_rate for row in table}):
-        chosen = [row for row in table if row.learning_rate == rate]
+    for rate, setting in sorted({(row.learning_rate, row.setting) for row in table}):
+        chosen = [row for row in table if (row.learning_rate, row.setting) == (rate, setting)]
         x = np.array([depths.index(row.freeze) for row in chosen])
         mean = np.array([100 * row.mean for row in chosen])
         half = np.array([0 if math.isnan(row.half_width) else 100 * row.half_width for row in chosen])
         # Depths at one rate are joined; with a rate of its own a depth stands alone.
-        bars = axes.errorbar(x, mean, half, marker="o", capsize=4, lw=1.5, label=f"learning rate {rate:g}")
+        bars = axes.errorbar(
+            x,
+            mean,
+            half,
+            marker="o",
+            capsize=4,
+            lw=1.5,
+            label=f"learning rate {rate:g}" + f", {setting}" * bool(setting),
+        )
         for k, row in zip(x, chosen, strict=True):
             points = [100 * a for a in row.accuracies]
             axes.plot([k] * len(points), points, ".", color=bars[0].get_color(), alpha=0.4)

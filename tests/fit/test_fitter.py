@@ -26,8 +26,16 @@ SIZE = (12, 12)
 def make(classes=2, seed=0):
     """Two convolutions with normalisation, and a head."""
     rngs = nnx.Rngs(seed)
-    layers = [("conv_1", conv2d(3, 4, (3, 3), rngs=rngs)), ("bn_1", batch_normalization(4, rngs=rngs)), ("relu_1", ReLU())]
-    layers += [("conv_2", conv2d(4, 6, (3, 3), rngs=rngs)), ("bn_2", batch_normalization(6, rngs=rngs)), ("relu_2", ReLU())]
+    layers = [
+        ("conv_1", conv2d(3, 4, (3, 3), rngs=rngs)),
+        ("bn_1", batch_normalization(4, rngs=rngs)),
+        ("relu_1", ReLU()),
+    ]
+    layers += [
+        ("conv_2", conv2d(4, 6, (3, 3), rngs=rngs)),
+        ("bn_2", batch_normalization(6, rngs=rngs)),
+        ("relu_2", ReLU()),
+    ]
     backbone = Backbone(layers, input_shape=(*SIZE, 3))
     return Classifier(backbone, linear_head(backbone.output_shape(), classes, rngs=rngs), "unit")
 

@@ -1,0 +1,160 @@
+"""What runs the cells of a sweep: trainers, features and replicas, each made once."""
+
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from flax import nnx
+
+from cnnjax.features import FeatureStore, Pass
+from cnnjax.fit.recipe import AUGMENTATIONS
+from cnnjax.freeze import Freeze
+from cnnjax.functional import Leaves, leaves_of
+from cnnjax.grid import Cell, first_trainable, subset
+from cnnjax.models import Backbone, Classifier, SoundClassifier
+from cnnjax.models.heads import HEADS
+from cnnjax.options import Ablation
+from cnnjax.progress import Bars
+from cnnjax.replicas import Replicas
+from cnnjax.rows import LabelledPictures, Rows
+from cnnjax.task import Task
+from cnnjax.training import Trainer
+
+
+class Bench:
+    """Runs groups of cells; a trainer and its features serve all groups of one depth and augmentation.
+
+    Args:
+        config: the options.
+        task: pictures and backbone.
+        model: the whole model.
+        store: where features are kept.
+        bars: where progress is shown.
+    """
+
+    def __init__(
+        self, config: Ablation, task: Task, model: Classifier | SoundClassifier, store: FeatureStore, bars: Bars
+    ):
+        self.config, self.task, self.model, self.store, self.bars = config, task, model, store, bars
+        self._trainer: Trainer | None = None
+        self._program: tuple[str, str] | None = None
+        self._rows: dict[str, Any] = {}
+        self._costs: dict[str, Any] = {}
+        self._heads: dict[tuple[Any, ...], Leaves] = {}
+        self._made: dict[tuple[str, str], list[Pass]] = {}
+
+    def prepare(self, programs: Iterable[tuple[str, str]], wanted: Sequence[Cell]) -> None:
+        """Make the features of all depths, in the order of the cells, so that later calls find them in any order."""
+        cells = {cell.program: cell for cell in wanted}
+        for program in programs:
+            self._open(cells[program])
+
+    def run(self, group: Sequence[Cell]) -> list[dict[str, Any]]:
+        """Train cells that differ in rate and seed; returns a record of each."""
+        cell = group[0]
+        heads = [self._head(cell.seed) for cell in group]
+        if cell.method == "head-first":
+            heads = self._trained_heads(group, heads)
+        trainer = self._open(cell)
+        states = [trainer.init(head, cell.learning_rate) for head, cell in zip(heads, group, strict=True)]
+        states, logs = self._train(trainer, states, group, cell.freeze)
+        return [self._record(cell, trainer, state, log) for cell, state, log in zip(group, states, logs, strict=True)]
+
+    def _train(self, trainer: Trainer, states: list[Any], group: Sequence[Cell], name: str) -> tuple[list, list]:
+        """As many together as fit."""
+        assert self.config.epochs is not None
+        rows, replicas = self._part(group[0]), Replicas(trainer)
+        most, done, logs = replicas.most() if replicas.together else len(group), [], []
+        for start in range(0, len(group), most):
+            some = group[start : start + most]
+            label = some[0].name if len(some) == 1 else f"{name}, {len(some)} replicas"
+            found, log = replicas.fit(
+                states[start : start + most], rows, epochs=self.config.epochs, seeds=[cell.seed for cell in some],
+                progress=self.bars.bar(label, "steps"),
+            )  # fmt: skip
+            done, logs = done + found, logs + log
+        return done, logs
+
+    def _trained_heads(self, group: Sequence[Cell], heads: Sequence[Leaves]) -> list[Leaves]:
+        """The heads, trained on what the whole backbone gives: once for all depths."""
+        keys = [(cell.augment, cell.size, cell.head_rate, cell.seed) for cell in group]
+        if any(key not in self._heads for key in keys):
+            cell = group[0]
+            frozen = Freeze.all().resolve(self.model, "backbone")
+            trainer = self._open(replace(cell, freeze="all", frozen=frozen))
+            states = [trainer.init(head, cell.head_rate) for head, cell in zip(heads, group, strict=True)]
+            states, _ = self._train(trainer, states, group, "head")
+            self._heads |= {key: state.trainable for key, state in zip(keys, states, strict=True)}
+        return [self._heads[key] for key in keys]
+
+    def _open(self, cell: Cell) -> Trainer:
+        """The trainer of a cell, with the features of all splits at hand."""
+        if self._program == cell.program and self._trainer is not None:
+            return self._trainer
+        passes = len(self.store.passes)
+        self._rows.clear()  # the last depth's features leave memory before the next one's come
+        self.store.release()
+        assert self.config.optimizer
+        augmentation = AUGMENTATIONS[cell.augment]
+        self._trainer, self._program = (
+            Trainer(
+                self.model, cell.frozen, self.task.example, batch_size=self.config.batch_size,
+                optimizer=self.config.optimizer, store=self.store, augment=augmentation,
+                views=self.config.views if augmentation else 0, workers=self.config.workers,
+            ),
+            cell.program,
+        )  # fmt: skip
+        for name in ("train", "validation", "test"):
+            if name in self.task.splits:
+                source: LabelledPictures = self.task.splits[name]
+                progress = self.bars.bar(f"features {cell.freeze}, {name}", "images")
+                self._rows[name] = self._trainer.rows(source, train=name == "train", progress=progress)
+        # What `prepare` made for this program is its cost as well.
+        made = self._made.setdefault(cell.program, [])
+        made += self.store.passes[passes:]
+        self._costs = {
+            "features_reused": not made,
+            "feature_seconds": sum(p.seconds for p in made),
+            "backbone_passes": sum(p.equations > 0 for p in made),
+            "decoded_images": sum(p.images for p in made if p.decoded),
+        }
+        return self._trainer
+
+    def _part(self, cell: Cell) -> Rows:
+        rows = self._rows["train"]
+        return rows if cell.size is None else rows.part(subset(self.task.splits["train"].labels, cell.size))
+
+    def _head(self, seed: int) -> Leaves:
+        return {f"head/{path}": x for path, x in leaves_of(make_head(self.config, self.task, seed)).items()}
+
+    def _record(self, cell: Cell, trainer: Trainer, state: Any, log: Sequence[Mapping[str, float]]) -> dict[str, Any]:
+        later = [r["seconds"] / r["steps"] for r in log[1:]] or [log[0]["seconds"] / log[0]["steps"]]
+        scores: dict[str, Any] = {}
+        for name in ("validation", "test"):
+            if name in self._rows:
+                found = trainer.evaluate(state, self._rows[name])
+                scores |= {f"{name}_accuracy": found["accuracy"], f"{name}_loss": found["loss"]}
+        return {
+            "cell": cell.name,
+            "freeze": cell.freeze,
+            **{axis: getattr(cell, axis) for axis in cell.axes},
+            "frozen_layers": len(cell.frozen.layers),
+            "first_trainable": first_trainable(self.task.backbone, cell.frozen),
+            "seed": cell.seed,
+            "learning_rate": cell.learning_rate,
+            "trainable_parameters": trainer.trainable_parameters,
+            **scores,
+            "train_loss": [r["loss"] for r in log],
+            "train_accuracy": [r["accuracy"] for r in log],
+            "epoch_seconds": [r["seconds"] for r in log],
+            "seconds_per_step": statistics.median(later),
+            "seconds": sum(r["seconds"] for r in log),
+            **self._costs,
+            "stored_bytes_per_image": trainer.staged.bytes_per_image,
+        }
+
+
+def make_head(config: Ablation, task: Task, seed: int) -> Backbone:
+    """A head as the options ask for, filled by a seed."""
+    return HEADS[config.head](task.backbone.output_shape(), task.classes, rngs=nnx.Rngs(seed))

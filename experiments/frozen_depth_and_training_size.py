@@ -1,0 +1,82 @@
+"""More pictures, more layers to train? Frozen depth against training size on cats and dogs."""
+
+import statistics
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from flax import nnx
+
+from cnnjax import Classifier, FeatureStore, Fitter, Recipe, linear_head, load_weights, mobilenet
+from cnnjax.data import InMemory, in_memory, open_splits
+from cnnjax.functional import leaves_of
+from cnnjax.metrics import interval
+
+IMAGE, BATCH, SIZES, SEEDS = (96, 96), 25, (100, 500, 2000), (0, 1, 2)
+DEPTHS = {"all": "head", "21": "conv_dw_11", "15": "conv_dw_8", "9": "conv_dw_5", "none": "conv1"}
+
+
+def recipe(freeze: str, size: int) -> Recipe:
+    """The head for 2,000 steps whatever the size, then what is not frozen; stored statistics for BatchNorm."""
+    how: dict[str, Any] = {"batch_size": BATCH, "optimizer": "adam", "epochs": 50_000 // size}
+    if freeze == "all":
+        return Recipe("features", **how)
+    return Recipe("finetune", freeze=freeze, tune_epochs=max(5, 4_000 // size), batchnorm="frozen", **how)
+
+
+def build(weights: Path | None, seed: int) -> Classifier:
+    """MobileNet 0.25 with ImageNet weights; the seed is the head's."""
+    rngs = nnx.Rngs(seed)
+    backbone = mobilenet(0.25, (*IMAGE, 3), include_top=False, rngs=rngs)
+    if weights:
+        load_weights(backbone, weights, leave_out="top")
+    return Classifier(backbone, linear_head(backbone.output_shape(), 2, rngs=rngs), "tf")
+
+
+def draw(source: InMemory, size: int, seed: int) -> InMemory:
+    """As many pictures of each class, by chance; a seed's larger draws hold its smaller ones."""
+    rng = np.random.default_rng(seed)
+    members = [rng.permutation(np.flatnonzero(source.labels == k))[: size // 2] for k in range(2)]
+    chosen = np.sort(np.concatenate(members))
+    return InMemory(source.images[chosen], source.labels[chosen], source.class_names)
+
+
+def run(
+    freeze: str, size: int, splits: Mapping[str, InMemory], weights: Path | None, store: FeatureStore
+) -> list[float]:
+    """Test accuracy of each seed, by the same programs."""
+    fitter, found = Fitter(build(weights, SEEDS[0]), recipe(freeze, size), IMAGE, store=store), []
+    for seed in SEEDS:
+        train = draw(splits["train"], size, seed)
+        fitted = fitter.fit(train, leaves=leaves_of(build(weights, seed)), seed=seed)
+        logits = fitter.logits(fitted, splits["test"], size)
+        found.append(float(np.mean((logits[:, 0] > 0) == (splits["test"].labels == 1))))
+    return found
+
+
+def line(freeze: str, results: Mapping[int, Mapping[str, Sequence[float]]]) -> str:
+    """The table's line of a depth: accuracy at each size, and what it gains over the frozen backbone, seed by seed."""
+    cells = []
+    for found in results.values():
+        cells.append(f"{100 * statistics.mean(found[freeze]):.1f} ± {100 * interval(found[freeze]):.1f}")
+        gains = [100 * (a - b) for a, b in zip(found[freeze], found["all"], strict=True)]
+        cells.append("" if freeze == "all" else f"{statistics.mean(gains):+.1f} ± {interval(gains):.1f}")
+    return f"| {freeze} | {DEPTHS[freeze]} | {' | '.join(cells)} |"
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 3:
+        raise SystemExit("usage: frozen_depth_and_training_size.py DATA WEIGHTS.h5")
+    start, weights, store = time.perf_counter(), Path(sys.argv[2]), FeatureStore()
+    splits = {name: in_memory(source, 2**30) for name, source in open_splits(sys.argv[1], image_size=IMAGE).items()}
+    results: dict[int, dict[str, list[float]]] = {size: {} for size in SIZES}
+    for size in SIZES:
+        for freeze in DEPTHS:
+            results[size][freeze] = found = run(freeze, size, splits, weights, store)
+            print(f"{size} pictures, {freeze} frozen: {found}, {time.perf_counter() - start:.0f} s", flush=True)
+    print(f"| freeze | first layer that trains | {' | '.join(f'{size:,} pictures | gain' for size in SIZES)} |")
+    print("| --- | --- |" + " ---: |" * 2 * len(SIZES))
+    print("\n".join(line(freeze, results) for freeze in DEPTHS))

@@ -1,0 +1,115 @@
+"""The sweep's grid: which cells there are, and that what they share is computed once."""
+
+import json
+
+import numpy as np
+import pytest
+from flax import nnx
+from rich.console import Console
+
+from cnnjax import FeatureStore, Freeze, Trainer
+from cnnjax.ablation import sweep
+from cnnjax.data import InMemory
+from cnnjax.grid import cells, subset
+from cnnjax.models import Classifier, lecture_cnn, linear_head, mobilenet
+from cnnjax.options import Ablation
+from cnnjax.task import open_task
+
+QUIET = Console(quiet=True)
+
+
+def options(shapes_folder, tmp_path, **changes):
+    given = dict(
+        data=str(shapes_folder), image_size=48, freeze=("2", "all"), head="linear", seeds=2, epochs=1, batch_size=16,
+        optimizer="adam", out=tmp_path / "run", store=tmp_path / "store",
+    )  # fmt: skip
+    return Ablation(**(given | changes))
+
+
+def abstract():
+    def build():
+        rngs = nnx.Rngs(0)
+        backbone = lecture_cnn((48, 48, 3), (4, 8, 8), include_top=False, rngs=rngs)
+        return Classifier(backbone, linear_head(backbone.output_shape(), 2, rngs=rngs), "unit")
+
+    return nnx.eval_shape(build)
+
+
+def test_every_combination_is_a_cell(shapes_folder, tmp_path):
+    config = options(
+        shapes_folder, tmp_path, augment=("none", "lecture"), sizes=(10, 40), methods=("direct", "head-first"),
+        learning_rates=(1e-3, 1e-2), tuning_factor=0.1,
+    )  # fmt: skip
+    found = cells(config, abstract())
+    assert len({cell.name for cell in found}) == len(found) == 2 * 2 * 2 * 2 * 2 + 2 * 2 * 2 * 2
+    assert all(cell.method == "direct" for cell in found if cell.freeze == "all")
+    tuned = next(cell for cell in found if cell.method == "head-first")
+    assert (tuned.learning_rate, tuned.head_rate) == (pytest.approx(1e-4), 1e-3)
+    assert tuned.name == "2 rate 0.0001 seed 0 augment none size 10 method head-first"
+    # Names of a sweep over depth alone stay as they were, so that its run folders are still understood.
+    assert cells(options(shapes_folder, tmp_path), abstract())[0].name == "2 rate 0.001 seed 0"
+
+
+def test_a_grid_is_trained_and_told_apart(shapes_folder, tmp_path):
+    config = options(
+        shapes_folder, tmp_path, augment=("none", "lecture"), views=2, sizes=(10, 44), methods=("direct", "head-first"),
+        seeds=1,
+    )  # fmt: skip
+    run = sweep(config, open_task(config, QUIET), QUIET)
+    found = [json.loads(line) for line in (run / "results.jsonl").read_text().splitlines()]
+    assert len(found) == 2 * 2 * (2 + 1)
+    table = (run / "table.csv").read_text()
+    for setting in ("head-first, not augmented, 10 pictures", "direct, augmented, 44 pictures"):
+        assert setting in table
+    # A subset's features are rows of the whole set's: each augmentation decodes the pictures once.
+    passes = {(line["freeze"], line["augment"]): line["decoded_images"] for line in found}
+    assert sum(passes.values()) == 44 + 18 + 2 * 44  # training, test; views of training
+    assert len({line["test_loss"] for line in found}) == len(found)
+
+
+def test_heads_trained_first_begin_lower(shapes_folder, tmp_path):
+    config = options(shapes_folder, tmp_path, methods=("direct", "head-first"), freeze=("2",), epochs=3, seeds=1)
+    run = sweep(config, open_task(config, QUIET), QUIET)
+    found = [json.loads(line) for line in (run / "results.jsonl").read_text().splitlines()]
+    first = {line["method"]: line["train_loss"][0] for line in found}
+    assert first["head-first"] < first["direct"]
+
+
+def test_subsets_are_balanced_and_lie_in_one_another():
+    labels = np.random.default_rng(0).permutation(np.arange(90) % 3)
+    large, small = subset(labels, 60), subset(labels, 12)
+    assert set(small) < set(large) and np.bincount(labels[small]).tolist() == [4, 4, 4]
+    with pytest.raises(ValueError, match="10 pictures are not the same number of each of 3 classes"):
+        subset(labels, 10)
+    with pytest.raises(ValueError, match="93 pictures need 31 of each class, and one has 30"):
+        subset(labels, 93)
+
+
+def test_wrong_axes_are_refused(shapes_folder, tmp_path):
+    with pytest.raises(ValueError, match="sizes must be at least 1 picture"):
+        options(shapes_folder, tmp_path, sizes=(0,))
+    with pytest.raises(ValueError, match="methods: expected at least one"):
+        options(shapes_folder, tmp_path, methods=())
+    assert options(shapes_folder, tmp_path, augment="lecture").augment == ("lecture",)
+
+
+@pytest.mark.slow
+def test_all_of_mobilenets_depths_make_one_backbone_pass():
+    """Equations are counted: the sweep's passes together run each of the backbone's once, and decode once."""
+    rngs = nnx.Rngs(0)
+    backbone = mobilenet(alpha=0.25, input_shape=(32, 32, 3), include_top=False, rngs=rngs)
+    model = Classifier(backbone, linear_head(backbone.output_shape(), 2, rngs=rngs), "tf")
+    pictures = np.random.default_rng(0).integers(0, 255, (4, 32, 32, 3), np.uint8)
+    data, stores = InMemory(pictures, np.arange(4) % 2, ("a", "b")), []
+    depths = [Freeze.depth(k) for k in range(1, 28)]
+    for chosen in (depths, [Freeze.all()]):
+        store = FeatureStore()
+        for freeze in [*chosen, Freeze.all()]:
+            Trainer(model, freeze.resolve(model, "backbone"), (32, 32), batch_size=4, store=store).rows(data)
+        stores.append(store)
+    sweeping, once = stores
+    assert len(once.passes) == 1 and once.passes[0].decoded
+    assert [made.decoded for made in sweeping.passes] == [True] + [False] * (len(sweeping.passes) - 1)
+    equations = sum(made.equations for made in sweeping.passes)
+    # A value that two layers read is stored once more or cast again here and there.
+    assert once.passes[0].equations <= equations <= 1.2 * once.passes[0].equations
