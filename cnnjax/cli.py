@@ -14,7 +14,12 @@ COMMANDS = {
         "summarise",
         "the table of a network: shapes, parameters, what each layer costs and sees",
     ),
-    "ablate": ("cnnjax.ablation", "Ablation", "ablate", "how deep should I freeze? A sweep with a table and a plot"),
+    "ablate": (
+        "cnnjax.sweep.ablation",
+        "Ablation",
+        "ablate",
+        "how deep should I freeze? A sweep with table and plot",
+    ),
     "fit": ("cnnjax.classifier.fitting", "Fit", "fit", "train a classifier of your pictures, measure it, save it"),
     "evaluate": (
         "cnnjax.classifier.command",

@@ -51,7 +51,8 @@ def run(name: str, data: Path, weights: Path, seeds: int = SEEDS) -> str:
         print(json.dumps(line | fitted.seconds), flush=True)
     mean, half = statistics.mean(accuracies), interval(accuracies)
     later = f"{statistics.median(seconds[1:]):.0f}" if seeds > 1 else ""
-    return f"| {name} | {100 * mean:.1f} ± {100 * half:.1f} % | {seconds[0]:.0f} | {later} | {statistics.median(rates):,.0f} |"
+    rate = f"{statistics.median(rates):,.0f}"
+    return f"| {name} | {100 * mean:.1f} ± {100 * half:.1f} % | {seconds[0]:.0f} | {later} | {rate} |"
 
 
 if __name__ == "__main__":

@@ -8,8 +8,8 @@ from flax import nnx
 
 from cnnjax import summary
 from cnnjax.data import InMemory
-from cnnjax.grid import cells
 from cnnjax.models import Classifier, create, linear_head
+from cnnjax.sweep.grid import cells
 
 FOLDER = Path(__file__).resolve().parents[1] / "experiments"
 
@@ -100,3 +100,49 @@ def test_how_transferable_copies_freezes_and_tunes_as_its_names_say(monkeypatch)
     lines = record.tables(seeds).splitlines()
     assert lines[2].startswith("| baseB | 70.0 ± 127.1 |")  # t(0.975, 1) = 12.706 of the mean's error, 0.1
     assert lines[-1].split("|")[4] == " -30.0 ± 127.1 "
+
+
+def test_training_sizes_on_drawn_pictures(shapes_folder, shared_data, monkeypatch):
+    record = opened("training_size")
+    splits = {name: in_memory(source, 2**30) for name, source in open_splits(shapes_folder, record.IMAGE).items()}
+    small, large, other = (record.draw(splits["train"], *how) for how in ((10, 0), (20, 0), (10, 1)))
+    assert np.bincount(small.labels).tolist() == [5, 5] and np.bincount(large.labels).tolist() == [10, 10]
+    among = [{picture.tobytes() for picture in source.images} for source in (small, large, other)]
+    assert len(among[0]) == 10 and among[0] < among[1] and among[0] != among[2]
+
+    for size in record.SIZES:
+        assert f"| {size:,} |" in record.__doc__ and size % record.BATCH == 0  # no batch is filled up
+    model = nnx.eval_shape(lambda: record.build(None, 0))
+    free = [phases(record.recipe(method, 200), model)[-1].frozen.layers for method in record.METHODS]
+    assert [len(layers) for layers in free] == [0, 86, 49]
+    assert free[2][-1] == "conv_pw_7_relu"
+
+    recipe = record.recipe
+    monkeypatch.setattr(record, "recipe", lambda method, size: replace(recipe(method, size), epochs=60))
+    monkeypatch.setattr(record, "SEEDS", (0, 1))
+    weights = shared_data / "weights" / "mobilenet_2_5_224_tf_no_top.h5"
+    found = record.run("frozen", 20, splits, weights, FeatureStore())
+    assert [(result.training, result.test, len(result.history)) for result in found] == [(1.0, 1.0, 60)] * 2
+
+
+def test_frozen_depth_and_training_size(shapes_folder, shared_data, monkeypatch):
+    record = opened("frozen_depth_and_training_size")
+    model = nnx.eval_shape(lambda: record.build(None, 0))
+    for freeze, first in record.DEPTHS.items():
+        assert f"| {freeze} | {first} |" in record.__doc__
+        frozen = phases(record.recipe(freeze, 500), model)[-1].frozen
+        kernels = [f"{layer}/kernel" for layer in model.backbone.layer_names if layer.startswith("conv")]
+        kernels = [path for path in leaves_of(model.backbone) if path in kernels and not frozen(f"backbone/{path}")]
+        assert (
+            min((*kernels, "head/kernel"), key=[*leaves_of(model.backbone), "head/kernel"].index) == f"{first}/kernel"
+        )
+
+    recipe = record.recipe
+    monkeypatch.setattr(record, "recipe", lambda freeze, size: replace(recipe(freeze, size), epochs=60))
+    monkeypatch.setattr(record, "SEEDS", (0, 1))
+    splits = {name: in_memory(source, 2**30) for name, source in open_splits(shapes_folder, record.IMAGE).items()}
+    weights = shared_data / "weights" / "mobilenet_2_5_224_tf_no_top.h5"
+    assert record.run("all", 20, splits, weights, FeatureStore()) == [1.0, 1.0]
+    results = {100: {"all": [0.6, 0.6], "9": [0.7, 0.9]}}
+    # t(0.975, 1) = 12.706 of the mean's error, 0.1
+    assert record.line("9", results) == "| 9 | conv_dw_5 | 80.0 ± 127.1 | +20.0 ± 127.1 |"

@@ -10,7 +10,7 @@ from flax import nnx
 
 from cnnjax.freeze import Freeze, Frozen, layer_names
 from cnnjax.models import Backbone, Classifier, SoundClassifier
-from cnnjax.options import Ablation
+from cnnjax.sweep.options import Ablation
 
 
 @dataclass(frozen=True)

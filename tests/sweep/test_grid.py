@@ -8,12 +8,12 @@ from flax import nnx
 from rich.console import Console
 
 from cnnjax import FeatureStore, Freeze, Trainer
-from cnnjax.ablation import sweep
 from cnnjax.data import InMemory
-from cnnjax.grid import cells, subset
 from cnnjax.models import Classifier, lecture_cnn, linear_head, mobilenet
-from cnnjax.options import Ablation
-from cnnjax.task import open_task
+from cnnjax.sweep.ablation import sweep
+from cnnjax.sweep.grid import cells, subset
+from cnnjax.sweep.options import Ablation
+from cnnjax.sweep.task import open_task
 
 QUIET = Console(quiet=True)
 

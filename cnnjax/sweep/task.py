@@ -9,8 +9,8 @@ from rich.console import Console
 
 from cnnjax.data import account, open_data, open_sounds
 from cnnjax.models import Backbone, Classifier, LogMel, SoundClassifier
-from cnnjax.options import Ablation, seeds_text
 from cnnjax.pretrained import open_backbone
+from cnnjax.sweep.options import Ablation, seeds_text
 
 Splits = Mapping[str, Any]
 

@@ -16,13 +16,13 @@ from flax import nnx
 from PIL import Image
 from rich.console import Console
 
-from cnnjax.ablation import ablate, sweep
 from cnnjax.cli import main
 from cnnjax.data import Folder
-from cnnjax.grid import cells, default_depths
 from cnnjax.models import Classifier, lecture_cnn, linear_head, mobilenet, vgg16
-from cnnjax.options import Ablation
-from cnnjax.task import Task, open_task
+from cnnjax.sweep.ablation import ablate, sweep
+from cnnjax.sweep.grid import cells, default_depths
+from cnnjax.sweep.options import Ablation
+from cnnjax.sweep.task import Task, open_task
 
 QUIET = Console(quiet=True)
 
@@ -164,7 +164,7 @@ def test_the_default_depths_span_the_backbone():
 def test_the_built_in_default(tmp_path, monkeypatch, capsys):
     """Drawn pictures, pretraining, sweep: as the command runs it, with fewer epochs."""
     monkeypatch.setenv("CNNJAX_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("cnnjax.pretraining._EPOCHS", 1)
+    monkeypatch.setattr("cnnjax.sweep.pretraining._EPOCHS", 1)
     config = Ablation(seeds=1, epochs=2, freeze=("3", "all"), out=tmp_path / "run")
     run = ablate(config)
     assert [r["freeze"] for r in lines(run)] == ["3", "all"]

@@ -12,10 +12,10 @@ from cnnjax.checkpoints import restore, save
 from cnnjax.freeze import Freeze
 from cnnjax.functional import functionalize, leaves_of
 from cnnjax.models import Backbone, Classifier, lecture_cnn, linear_head
-from cnnjax.options import Ablation, seeds_text
 from cnnjax.progress import Bars
 from cnnjax.staging.trace import digest
-from cnnjax.task import Task
+from cnnjax.sweep.options import Ablation, seeds_text
+from cnnjax.sweep.task import Task
 from cnnjax.training import Trainer
 
 SIZE = 64

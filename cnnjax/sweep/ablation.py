@@ -8,19 +8,19 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from cnnjax.bench import Bench, make_head
 from cnnjax.cache import cache_folder
 from cnnjax.data import account
 from cnnjax.features import GIB, FeatureStore
 from cnnjax.functional import leaves_of
-from cnnjax.grid import Cell, cells, groups
 from cnnjax.models import Classifier, SoundClassifier
-from cnnjax.options import Ablation
 from cnnjax.progress import Bars
 from cnnjax.runs import RunFolder
 from cnnjax.show import depth
 from cnnjax.staging.trace import digest
-from cnnjax.task import Task, open_task
+from cnnjax.sweep.bench import Bench, make_head
+from cnnjax.sweep.grid import Cell, cells, groups
+from cnnjax.sweep.options import Ablation
+from cnnjax.sweep.task import Task, open_task
 
 
 def sweep(config: Ablation, task: Task, console: Console | None = None) -> Path:
@@ -100,7 +100,7 @@ def ablate(config: Ablation) -> Path:
     """The command: open what the options name, sweep, show the table."""
     console = Console(width=None if sys.stdout.isatty() else 120)
     if config.data is None:
-        from cnnjax.pretraining import embedded
+        from cnnjax.sweep.pretraining import embedded
 
         config, task = embedded(config, console)
     else:

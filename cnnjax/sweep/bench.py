@@ -11,14 +11,14 @@ from cnnjax.features import FeatureStore, Pass
 from cnnjax.fit.recipe import AUGMENTATIONS
 from cnnjax.freeze import Freeze
 from cnnjax.functional import Leaves, leaves_of
-from cnnjax.grid import Cell, first_trainable, subset
 from cnnjax.models import Backbone, Classifier, SoundClassifier
 from cnnjax.models.heads import HEADS
-from cnnjax.options import Ablation
 from cnnjax.progress import Bars
 from cnnjax.replicas import Replicas
 from cnnjax.rows import LabelledPictures, Rows
-from cnnjax.task import Task
+from cnnjax.sweep.grid import Cell, first_trainable, subset
+from cnnjax.sweep.options import Ablation
+from cnnjax.sweep.task import Task
 from cnnjax.training import Trainer
 
 

@@ -1,0 +1,1 @@
+"""The sweep over frozen depth and what else its grid varies."""
