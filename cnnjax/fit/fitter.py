@@ -15,7 +15,7 @@ from cnnjax.fit.recipe import Phase, Recipe, phases
 from cnnjax.freeze import layer_names
 from cnnjax.functional import Leaves, functionalize, leaves_of
 from cnnjax.metrics import Journal
-from cnnjax.optim import averaged, by_depth, carry, make_optimizer, warmup_cosine, warmup_linear, with_rate
+from cnnjax.optim import averaged, by_depth, by_groups, carry, make_optimizer, warmup_cosine, warmup_linear, with_rate
 from cnnjax.rows import LabelledPictures, Rows
 from cnnjax.state import State
 from cnnjax.training import Trainer
@@ -91,7 +91,7 @@ class Fitter:
         self.recipe, self.store, self._model = recipe, store or FeatureStore(), model
         self.phases = phases(recipe, model, within)
         self._example, self._workers = example, workers
-        self._factors = by_depth(_in_order(model), recipe.layer_factor) if recipe.layer_factor < 1 else None
+        self._factors = _factors(recipe, model)
         self._trainers: dict[tuple[int, int], Trainer] = {}
         self._rows: dict[tuple[int, int, bool], tuple[LabelledPictures, Rows]] = {}
 
@@ -256,6 +256,12 @@ def leaves_without_random(model: nnx.Module) -> Leaves:
 def _copied(trainer: Trainer, state: State) -> Leaves:
     """What trains, and live statistics, out of reach of the next step, which takes the state's arrays."""
     return jax.tree.map(jnp.array, {**state.trainable, **state.statistics})
+
+
+def _factors(recipe: Recipe, model: nnx.Module) -> Callable[[str], float] | None:
+    if recipe.rate_groups:
+        return by_groups(recipe.rate_groups, leaves_without_random(model))
+    return by_depth(_in_order(model), recipe.layer_factor) if recipe.layer_factor < 1 else None
 
 
 def _in_order(model: nnx.Module) -> list[str]:

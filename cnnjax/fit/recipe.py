@@ -55,6 +55,8 @@ class Recipe:
     """Later phases train at this part of the rate."""
     layer_factor: float = 1.0
     """Each layer before the last trains at this part of the next one's rate (discriminative rates; 1/2.6 in ULMFiT)."""
+    rate_groups: dict[str, float] | None = None
+    """Factors of the rate by group instead: 'backbone/block5*' 0.3 head 1.0 (the first match counts, 1 without any)."""
     schedule: Literal["constant", "cosine", "linear"] = "constant"
     """How the rate falls within a phase."""
     warmup: float = 0.0
@@ -95,6 +97,8 @@ class Recipe:
             raise ValueError(f"tuning_factor: expected above 0 and at most 1, found {self.tuning_factor}")
         if not 0 < self.layer_factor <= 1:
             raise ValueError(f"layer_factor: expected above 0 and at most 1, found {self.layer_factor}")
+        if self.rate_groups and self.layer_factor < 1:
+            raise ValueError("give layer_factor or rate_groups, not both: each says how fast every layer learns")
         if not 0 <= self.warmup < 1:
             raise ValueError(f"warmup: expected a part of the steps, 0 to less than 1, found {self.warmup}")
         if not 0 <= self.label_smoothing < 1:
