@@ -241,7 +241,8 @@ def test_soundfile_itself(kind: str, off: float) -> None:
     file = io.BytesIO()
     soundfile.write(file, np.stack([sine(16000), np.zeros(16000)], 1), 16000, format=kind)
     found = decode_sound(file.getvalue(), RATE, RATE)
-    np.testing.assert_allclose(found[200:-200], sine(RATE)[200:-200] / 2, atol=off)
+    want = signal.resample_poly(sine(16000) / 2, 1, 2)
+    np.testing.assert_allclose(found[200:-200], want[200:-200], atol=off)
 
 
 # --- folders
