@@ -88,8 +88,10 @@ def test_eight_devices_share_the_replicas():
     program = """
         import json, jax, numpy as np, test_replicas as t
         found = {}
-        for freeze, count in (("all", 11), ("1", 3)):
+        for freeze, count in (("all", 9), ("1", 3)):
             many, rows, states = t.setting(freeze, count=count)
+            program, seen = many._program, []
+            many._program = lambda *args: seen.append((out := program(*args))[0]) or out
             spread, _ = many.fit(states, rows, epochs=1, seeds=range(count))
             one, rows, states = t.setting(freeze, devices=jax.devices()[:1], count=count)
             alone = t.in_turn(one.trainer, rows, states, 1)
@@ -97,16 +99,7 @@ def test_eight_devices_share_the_replicas():
                 float(np.abs(np.asarray(a.trainable[p]) - np.asarray(b.trainable[p])).max())
                 for a, (b, _) in zip(spread, alone, strict=True) for p in b.trainable
             )
-            stacked = jax.tree.map(lambda *x: jax.numpy.stack(x), *t.setting(freeze, count=8)[2])
-            lowered = many._program.lower(
-                stacked, (many.trainer.constants, None), rows.arrays, rows.labels,
-                *([np.zeros((8, 4, 8), np.int32), np.ones((8, 4, 8), np.float32), np.zeros((8, 4, 8), np.int32)]
-                  if freeze == "all" else
-                  [np.zeros((8, 8), np.int32), np.ones((8, 8), np.float32), np.zeros((8, 8), np.int32)]),
-                np.zeros(8, np.uint32),
-            ).compile()
-            devices = lowered.output_shardings[0].trainable["head/dense/kernel"].device_set
-            found[freeze] = [worst, len(devices), many.trainer.traces["replicas"]]
+            found[freeze] = [worst, len(seen[0].trainable["head/dense/kernel"].sharding.device_set)]
         print(json.dumps(found))
     """
     environment = os.environ | {
@@ -117,5 +110,5 @@ def test_eight_devices_share_the_replicas():
     )
     assert done.returncode == 0, done.stderr[-2000:]
     found = json.loads(done.stdout.splitlines()[-1])
-    for worst, devices, _ in found.values():
+    for worst, devices in found.values():
         assert worst < 1e-5 and devices == 8
