@@ -3,7 +3,7 @@
 import json
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -92,9 +92,12 @@ def fit(config: Fit) -> Path:
         config.backbone, sources["train"].class_names, weights=config.weights, image_size=config.image_size,
         head=config.head, resizing=config.resizing, seed=config.seed, alpha=config.alpha,
     )  # fmt: skip
+    store = FeatureStore(config.store or cache_folder() / "features", int(config.store_gib * GIB))
+    fitter = classifier.fitter(config.recipe, store=store, workers=config.workers)
+    if not config.find_rate:  # a wrong request leaves no run folder, which would refuse the right one
+        fitter.check(len(sources["train"]), validated="validation" in sources)
     run = RunFolder(config.out or _default_folder(config, sources, classifier), _identity(config, sources, classifier))
     with run.locked(), Bars(console) as bars:
-        store = FeatureStore(config.store or cache_folder() / "features", int(config.store_gib * GIB))
 
         def report(name: str) -> Any:
             return bars.bar(name, "images" if name.startswith("features") else "steps")
@@ -102,7 +105,6 @@ def fit(config: Fit) -> Path:
         if config.find_rate:
             return _range_test(config, classifier, sources, store, run.path, console, report)
         (run.path / "metrics.jsonl").unlink(missing_ok=True)
-        fitter = classifier.fitter(config.recipe, store=store, workers=config.workers)
         fitted = fitter.fit(
             sources["train"], sources.get("validation"), seed=config.seed,
             journal=Journal(run.path / "metrics.jsonl"), report=report,
@@ -130,7 +132,9 @@ def _range_test(
 ) -> Path:  # fmt: skip
     from cnnjax.show.rates import plot
 
-    fitter = classifier.fitter(config.recipe, store=store, workers=config.workers)
+    # A schedule would multiply the rates that the test sets.
+    recipe = replace(config.recipe, schedule="constant", warmup=0.0)
+    fitter = classifier.fitter(recipe, store=store, workers=config.workers)
     trainer = fitter.trainer(0, len(sources["train"]))
     rows = fitter.rows(trainer, 0, sources["train"], True, report)
     test = find_rate(trainer, rows, seed=config.seed)

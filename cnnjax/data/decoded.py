@@ -35,6 +35,11 @@ class Kept(NamedTuple):
         return ".pixels" if self.size is None else f".{self.size[0]}x{self.size[1]}-{self.resizing}.pixels"
 
     @property
+    def dtype(self) -> type:
+        """Of the values."""
+        return np.uint8 if self.size is None else np.float32
+
+    @property
     def choices(self) -> str:
         """Every choice that decides a value."""
         return PIXEL_CHOICES if self.size is None else f"{PIXEL_CHOICES + RESIZINGS[self.resizing]}; {self.size}"
@@ -99,11 +104,8 @@ class _OpenShard:
         index = _load_index(shard.path, kept)
         if index is None or len(index["shapes"]) != shard.count:
             return None
-        dtype = np.uint8 if kept.size is None else np.float32
-        each = 3 * np.dtype(dtype).itemsize * index["shapes"].astype(np.int64).prod(axis=1)
-        starts = np.concatenate([[0], np.cumsum(each)])
-        path = _pixels_path(shard.path, kept)
-        return cls(path, starts, index, dtype) if path.stat().st_size == starts[-1] and starts[-1] else None
+        starts, path = _starts(index, kept), _pixels_path(shard.path, kept)
+        return cls(path, starts, index, kept.dtype) if path.stat().st_size == starts[-1] and starts[-1] else None
 
     def get(self, position: int, digest: bytes) -> np.ndarray | None:
         if self._hashes[position].tobytes() != digest:
@@ -121,8 +123,10 @@ class _OpenShard:
 
 def has_decoded(record_file: Path, hashes: np.ndarray, kept: Kept = Kept()) -> bool:  # noqa: B008
     """Whether the pixels of a record file's pictures, with these SHA-256 u8[N, 32], are all there."""
-    index = _load_index(record_file, kept)
-    return index is not None and _pixels_path(record_file, kept).exists() and np.array_equal(index["hashes"], hashes)
+    index, path = _load_index(record_file, kept), _pixels_path(record_file, kept)
+    if index is None or not path.exists() or path.stat().st_size != _starts(index, kept)[-1]:
+        return False
+    return np.array_equal(index["hashes"], hashes)
 
 
 def decoded_files(folder: Path) -> list[Path]:
@@ -184,6 +188,12 @@ def _pixels_path(record_file: str | os.PathLike[str], kept: Kept) -> Path:
 def _index_path(record_file: str | os.PathLike[str], kept: Kept) -> Path:
     pixels = _pixels_path(record_file, kept)
     return pixels.with_name(pixels.name + ".npz")
+
+
+def _starts(index: dict[str, np.ndarray], kept: Kept) -> np.ndarray:
+    """Where each picture's pixels begin, in bytes, and where the last one's end."""
+    each = 3 * np.dtype(kept.dtype).itemsize * index["shapes"].astype(np.int64).prod(axis=1)
+    return np.concatenate([[0], np.cumsum(each)])
 
 
 def _load_index(record_file: str | os.PathLike[str], kept: Kept) -> dict[str, np.ndarray] | None:

@@ -148,7 +148,8 @@ def read_batches(
         workers: Processes that read, each in one thread; 0 reads in threads of this one.
     """
     stop = min(start + HEAD_START, len(indices)) if workers else len(indices)
-    with ThreadPoolExecutor(1) as beside, closing(_by_processes(source, indices, stop, workers)) as later:
+    # The thread ends before the processes are closed: a generator that runs cannot be.
+    with closing(_by_processes(source, indices, stop, workers)) as later, ThreadPoolExecutor(1) as beside:
         # Processes take seconds to start: threads read what is needed until then.
         first: Any = beside.submit(next, later, None) if stop < len(indices) else None
         with closing(_by_threads(source, indices, start, stop)) as batches:

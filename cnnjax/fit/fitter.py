@@ -1,5 +1,6 @@
 """Trains a model by a recipe, phase after phase, and keeps what was best."""
 
+import math
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -16,6 +17,7 @@ from cnnjax.freeze import layer_names
 from cnnjax.functional import Leaves, functionalize, leaves_of
 from cnnjax.metrics import Journal
 from cnnjax.optim import averaged, by_depth, by_groups, carry, make_optimizer, warmup_cosine, warmup_linear, with_rate
+from cnnjax.optim.average import AverageState
 from cnnjax.rows import LabelledPictures, Rows
 from cnnjax.state import State
 from cnnjax.training import Trainer
@@ -100,9 +102,8 @@ class Fitter:
         recipe, found = self.recipe, self.phases[phase]
         batches = -(-pictures // recipe.batch_size)
         if (phase, batches) not in self._trainers:
-            steps = max(1, batches * found.epochs // recipe.accumulate)
             optimizer = make_optimizer(
-                recipe.optimizer, found.learning_rate, schedule=_schedule(recipe, steps), clip=recipe.clip,
+                recipe.optimizer, found.learning_rate, schedule=_schedule(recipe, found, batches), clip=recipe.clip,
                 weight_decay=recipe.weight_decay, accumulate=recipe.accumulate, ema=recipe.ema, factors=self._factors,
             )  # fmt: skip
             self._trainers[phase, batches] = Trainer(
@@ -111,6 +112,21 @@ class Fitter:
                 label_smoothing=recipe.label_smoothing,
             )  # fmt: skip
         return self._trainers[phase, batches]
+
+    def check(self, pictures: int, *, validated: bool) -> None:
+        """Refuse, before anything is trained, what the recipe cannot do with so many training pictures.
+
+        Args:
+            pictures: their number.
+            validated: whether there are validation pictures.
+
+        Raises:
+            ValueError: it goes by validation pictures and there are none, or a phase would not have a step.
+        """
+        if not validated and (self.recipe.patience is not None or self.recipe.keep == "best"):
+            raise ValueError("patience and keep='best' go by the validation loss: give validation pictures as well")
+        for phase in self.phases:
+            _schedule(self.recipe, phase, -(-pictures // self.recipe.batch_size))
 
     def fit(
         self,
@@ -134,10 +150,18 @@ class Fitter:
             report: shows progress.
 
         Raises:
-            ValueError: the recipe needs validation pictures and there are none, or pictures do not fit the model.
+            ValueError: the recipe needs validation pictures and there are none, pictures do not fit the model, or
+                leaves differ that are frozen at first.
         """
-        if validation is None and (self.recipe.patience is not None or self.recipe.keep == "best"):
-            raise ValueError("patience and keep='best' go by the validation loss: give validation pictures as well")
+        if seed < 0:
+            raise ValueError(f"seed: expected a whole number from 0 on, found {seed}")
+        self.check(len(train), validated=validation is not None)
+        fixed = self.trainer(0, len(train)).fixed
+        if lost := [p for p, x in (leaves or {}).items() if p in fixed and not np.array_equal(x, fixed[p])]:
+            raise ValueError(
+                f"leaves: {lost[0]} and {len(lost) - 1} others are frozen in the first phase, where the model's own "
+                "values count; make the Fitter with a model that has these"
+            )
         run = _Run(self, train, validation, seed, journal, report)
         before: tuple[State, Leaves] | None = None
         own = dict(leaves or {})
@@ -213,7 +237,7 @@ class _Run:
                 line |= {f"validation_{name}": value for name, value in found.items()}
                 self.seconds["evaluation"] += time.perf_counter() - begun
                 since += 1
-                if best is None or found["loss"] < best[0]:
+                if best is None or math.isnan(best[0]) or found["loss"] < best[0]:
                     best, since = (found["loss"], _copied(trainer, evaluated(state))), 0
                     self.best = line["epoch"]
             self.history.append(line)
@@ -236,7 +260,7 @@ class _Run:
             return state
         if phase.carries:
             moved, _ = carry(before[0].optimizer, before[0].trainable, trainer.optimizer, state.trainable, restart=True)
-            state = state._replace(optimizer=with_rate(moved, phase.learning_rate))
+            state = state._replace(optimizer=with_rate(_averaging(moved, state.trainable), phase.learning_rate))
         # Epochs are counted on, so that each phase draws orders and augmentations of its own.
         return state._replace(step=jnp.array(before[0].step))
 
@@ -251,6 +275,15 @@ def leaves_without_random(model: nnx.Module) -> Leaves:
     """Every leaf of a model by path, random keys and counters left out."""
     random = set(functionalize(model).random())
     return {path: x for path, x in leaves_of(model).items() if path not in random}
+
+
+def _averaging(optimizer: Any, weights: Leaves) -> Any:
+    """The optimizer's state with an average that goes on from these weights: the best ones need not be the last."""
+
+    def moved(node: Any) -> Any:
+        return node._replace(average=jax.tree.map(jnp.array, weights)) if isinstance(node, AverageState) else node
+
+    return jax.tree.map(moved, optimizer, is_leaf=lambda node: isinstance(node, AverageState))
 
 
 def _copied(trainer: Trainer, state: State) -> Leaves:
@@ -276,7 +309,14 @@ def _layers(model: nnx.Module, part: str) -> list[str]:
     return [f"{part}/{name}" for name in layer_names(inner)] if isinstance(inner, nnx.Module) else []
 
 
-def _schedule(recipe: Recipe, steps: int) -> optax.Schedule | None:
+def _schedule(recipe: Recipe, phase: Phase, batches: int) -> optax.Schedule | None:
+    """The schedule over a phase with so many batches an epoch."""
+    if 0 < batches * phase.epochs < recipe.accumulate:
+        raise ValueError(
+            f"accumulate: {recipe.accumulate} batches make a step, and the phase {phase.name!r} has "
+            f"{batches * phase.epochs} in all: nothing would train; give at most {batches}, an epoch's"
+        )
+    steps = max(1, batches * phase.epochs // recipe.accumulate)
     warmup = round(recipe.warmup * steps)
     if recipe.schedule != "constant":
         return (warmup_cosine if recipe.schedule == "cosine" else warmup_linear)(steps, warmup)

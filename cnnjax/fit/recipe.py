@@ -3,12 +3,14 @@
 import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Literal, get_args
 
 from flax import nnx
 
 from cnnjax.augment import Augmentation
 from cnnjax.freeze import Freeze, Frozen, layer_names
+from cnnjax.functional import leaves_of
 from cnnjax.optim import make_optimizer
 
 Method = Literal["features", "views", "augment", "finetune", "lp-ft", "gradual", "scratch"]
@@ -83,11 +85,17 @@ class Recipe:
     """Which epoch's weights a phase ends with: the last one's, or those of the lowest validation loss."""
 
     def __post_init__(self) -> None:
-        if self.method not in get_args(Method):
-            near = difflib.get_close_matches(str(self.method), get_args(Method), 1, 0)[0]
-            raise ValueError(
-                f"no method {self.method!r}; did you mean {near!r}? There are {', '.join(get_args(Method))}"
-            )
+        for name in ("method", "schedule", "batchnorm", "augment", "keep"):
+            value, known = getattr(self, name), get_args(self.__dataclass_fields__[name].type)
+            if value not in known:
+                near = difflib.get_close_matches(str(value), known, 1, 0)[0]
+                raise ValueError(f"no {name} {value!r}; did you mean {near!r}? There are {', '.join(known)}")
+        if isinstance(self.stages, str):
+            self._set(stages=(self.stages,))
+        for name in ("epochs", "tune_epochs", "batch_size", "views", "patience"):
+            value = getattr(self, name)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, Integral)):
+                raise ValueError(f"{name}: expected a whole number, found {value!r}")
         for name in ("epochs", "tune_epochs", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
@@ -167,15 +175,26 @@ def phases(recipe: Recipe, model: nnx.Module, within: str = "backbone") -> tuple
         within: the part that is frozen and unfrozen; what lies outside trains in every phase.
 
     Raises:
-        ValueError: a layer that is not there, or stages that freeze what trained before.
+        ValueError: a layer that is not there, a phase in which nothing (more) trains, or stages that freeze what
+            trained before.
     """
 
     def frozen(freeze: Freeze) -> Frozen:
         return freeze.resolve(model, within, live_statistics=recipe.batchnorm == "live")
 
+    parameters = leaves_of(model, nnx.Param)
+
+    def trained(phase: Phase) -> set[str]:
+        return set(phase.frozen.partition(parameters)[0])
+
     if recipe.method == "scratch":
         return (Phase("all", frozen(Freeze.none()), recipe.epochs, recipe.learning_rate),)
     head = Phase("head", frozen(Freeze.all()), recipe.epochs, recipe.learning_rate)
+    if not trained(head):
+        raise ValueError(
+            f"{recipe.method} trains the head first, and the model has no layer outside its {within}; give it a head "
+            "of its own, or take 'scratch'"
+        )
     if recipe.method in ("features", "views", "augment"):
         return (head,)
     part = model
@@ -187,7 +206,7 @@ def phases(recipe: Recipe, model: nnx.Module, within: str = "backbone") -> tuple
         found = [head]
         for number, stage in enumerate(stages, 1):
             found.append(Phase(f"stage {number}", frozen(stage), recipe.tune_epochs, rate, carries=True))
-            if not set(found[-1].frozen.layers) < set(found[-2].frozen.layers):
+            if not trained(found[-2]) < trained(found[-1]):
                 raise ValueError(f"stage {number} of {len(stages)} ({stage}) unfreezes nothing more: order them deeper")
         return tuple(found)
     if recipe.method == "lp-ft":
@@ -197,7 +216,7 @@ def phases(recipe: Recipe, model: nnx.Module, within: str = "backbone") -> tuple
     else:
         freeze = Freeze.parse(recipe.freeze or "")
     tune = Phase("tune", frozen(freeze), recipe.tune_epochs, rate)
-    if set(tune.frozen.layers) == set(head.frozen.layers):
+    if trained(tune) == trained(head):
         raise ValueError(f"{freeze} leaves nothing of the backbone to tune; name an earlier layer, or take 'features'")
     return head, tune
 
@@ -220,5 +239,6 @@ def _even(part: nnx.Module) -> list[Freeze]:
         except ValueError:
             break
         kernels += 1
-    depths = {round(kernels * (_STAGES - 1 - k) / _STAGES) for k in range(_STAGES)}
+    # Below `kernels`: of one layer two thirds would be all.
+    depths = {max(0, min(kernels - 1, round(kernels * (_STAGES - 1 - k) / _STAGES))) for k in range(_STAGES)}
     return [Freeze.depth(depth) for depth in sorted(depths, reverse=True)]

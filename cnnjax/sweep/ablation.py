@@ -18,7 +18,7 @@ from cnnjax.runs import RunFolder
 from cnnjax.show import depth
 from cnnjax.staging.trace import digest
 from cnnjax.sweep.bench import Bench, make_head
-from cnnjax.sweep.grid import Cell, cells, groups
+from cnnjax.sweep.grid import Cell, cells, groups, subset
 from cnnjax.sweep.options import Ablation
 from cnnjax.sweep.task import Task, open_task
 
@@ -38,6 +38,8 @@ def sweep(config: Ablation, task: Task, console: Console | None = None) -> Path:
     assert config.image_size and config.epochs and config.optimizer
     model = task.classifier(make_head(config, task, config.first_seed))
     wanted = cells(config, model)
+    for size in config.sizes:
+        subset(np.asarray(task.splits["train"].labels), size)  # raises before anything is trained
     identity = _identity(config, task)
     out = config.out or Path("runs") / f"ablate-{config.backbone}-{digest(repr(sorted(identity.items())))[:8]}"
     run = RunFolder(out, identity)

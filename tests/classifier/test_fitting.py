@@ -11,6 +11,7 @@ from cnnjax import ImageClassifier, Recipe
 from cnnjax.cli import main
 from cnnjax.data import Folder
 from cnnjax.metrics.journal import read
+from cnnjax.show import rates
 
 
 @pytest.fixture(scope="module")
@@ -67,12 +68,18 @@ def test_the_same_command_gives_the_same_weights_and_another_is_refused(run, tmp
     assert "holds a run with another configuration" in " ".join(capsys.readouterr().err.split())
 
 
-def test_the_range_test_draws_and_trains_nothing(run, tmp_path, capsys):
+def test_the_range_test_draws_and_trains_nothing(run, tmp_path, capsys, monkeypatch):
+    """The recipe's schedule does not change the rates that are tried."""
+    seen, plot = [], rates.plot
+    monkeypatch.setattr(rates, "plot", lambda test, *rest: (seen.append(test), plot(test, *rest)))
     _, command = run
     command = command[: command.index("--out")]
-    main([*command, "--out", f"{tmp_path}/run", "--store", f"{tmp_path}/store", "--find-rate"])
-    assert "rates.png" in capsys.readouterr().out
-    assert not (tmp_path / "run" / "classifier").exists()
+    for schedule in ("cosine", "constant"):
+        folders = ["--out", f"{tmp_path}/{schedule}", "--store", f"{tmp_path}/store"]
+        main([*(schedule if word == "cosine" else word for word in command), *folders, "--find-rate"])
+        assert "rates.png" in capsys.readouterr().out and (tmp_path / schedule / "rates.png").exists()
+        assert not (tmp_path / schedule / "classifier").exists()
+    np.testing.assert_array_equal(seen[0].losses, seen[1].losses)
 
 
 @pytest.mark.parametrize(
@@ -94,6 +101,7 @@ def test_wrong_requests_are_told_in_a_sentence(options, message, shapes_folder, 
     assert stop.value.code == 2
     captured = capsys.readouterr()
     assert message in " ".join(captured.err.split()) and "Traceback" not in captured.err
+    assert not (tmp_path / "run").exists()  # it would refuse the right options
 
 
 def test_a_head_for_two_classes_refuses_a_folder_with_three(shapes_folder, tmp_path):

@@ -110,6 +110,8 @@ def test_damaged_or_foreign_pixels_are_never_read(photos: Path, tmp_path: Path) 
     for content in (whole[:-1], b""):  # cut short: as if there were none
         file.write_bytes(content)
         assert Records(out, "train", (30, 30)).read([0]).shape == (1, 30, 30, 3)
+        pack_folder(photos, out, decoded=decoded.Kept())  # and mended
+        assert file.read_bytes() == whole
     file.unlink()
     pack_folder(photos, out, decoded=decoded.Kept())
     assert file.read_bytes() == whole

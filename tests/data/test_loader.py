@@ -1,6 +1,8 @@
 """The loader: the same batches for any number of workers, hosts and restarts."""
 
 import pickle
+import threading
+import time
 
 import numpy as np
 import pytest
@@ -85,6 +87,23 @@ def test_worker_processes_read_the_same_batches_from_any_step(shapes_folder, tmp
                 np.testing.assert_array_equal(a, b)
         # Threads read the first two, processes the rest.
         assert by_processes == (len(found) - 2 if workers else 0)
+
+
+def test_a_loader_is_closed_while_its_processes_start(source, monkeypatch):
+    """As early stopping does: what starts them is still running then."""
+    going = threading.Event()
+
+    def slow(*args):
+        going.set()
+        time.sleep(0.2)
+        yield np.zeros((2, 6, 6, 3), np.float32)
+
+    monkeypatch.setattr(loading, "_by_processes", slow)
+    loader = Loader(source, 2, epochs=9, workers=1)
+    next(loader)
+    assert going.wait(5)
+    loader.close()
+    assert loader.state() == {"step": 1}
 
 
 def test_hosts_share_one_global_batch(source):

@@ -14,11 +14,11 @@ from cnnjax.functional import leaves_of
 from cnnjax.losses import losses
 from cnnjax.metrics import Journal
 from cnnjax.metrics.journal import read
-from cnnjax.models import Classifier
+from cnnjax.models import Classifier, vgg16
 from cnnjax.models.backbone import Backbone
 from cnnjax.models.heads import linear_head
 from cnnjax.models.layers import ReLU, batch_normalization, conv2d
-from cnnjax.optim import make_optimizer
+from cnnjax.optim import averaged, make_optimizer
 
 SIZE = (12, 12)
 
@@ -243,12 +243,49 @@ def test_gradual_unfreezing_carries_the_optimizer(train):
     assert len({len(fitter.trainer(k, 50).init().trainable) for k in range(3)}) == 3
 
 
+def test_a_stage_starts_from_what_was_kept(train, monkeypatch):
+    """The best weights may be early ones: the average goes on from them; the second moments are the last step's."""
+    swapped, starts, ends = pictures(30, 1), [], []
+    swapped.labels = 1 - swapped.labels
+    run = Trainer.fit
+
+    def watched(trainer, state, rows, **options):
+        starts.append(jax.device_get(state))
+        state, log = run(trainer, state, rows, **options)
+        ends.append(jax.device_get(state))
+        return state, log
+
+    monkeypatch.setattr(Trainer, "fit", watched)
+    recipe = Recipe(
+        "gradual", stages=("none",), epochs=3, tune_epochs=1, batch_size=25, ema=0.5, keep="best", optimizer="adam"
+    )
+    Fitter(make(), recipe, SIZE).fit(train, swapped)
+    kept, moments = averaged(starts[1].optimizer), starts[1].optimizer.inner_state[1]
+    for path, weights in starts[1].trainable.items():
+        np.testing.assert_array_equal(kept[path], weights)
+    for path, weights in ends[0].trainable.items():
+        assert np.abs(starts[1].trainable[path] - weights).max() > 0
+        old, new = (jax.tree.leaves(m[path]) for m in (ends[0].optimizer.inner_state[1], moments))
+        assert all(np.array_equal(a, b) for a, b in zip(old, new, strict=True)) and np.abs(old[-1]).max() > 0
+
+
 def test_many_classes_and_wrong_ones():
     data = pictures(40, 0, classes=4)
     found = Fitter(make(4), Recipe("scratch", epochs=15, batch_size=8, optimizer="adam", learning_rate=0.01), SIZE)
     assert found.fit(data).history[-1]["train_accuracy"] > 0.5  # by chance 0.25
     with pytest.raises(ValueError, match="labels 0 to 3 do not fit 1 logit"):
         Fitter(make(2), Recipe(), SIZE).fit(data)
+
+
+def test_what_would_train_nothing_or_be_lost_is_refused(train):
+    recipe = Recipe("finetune", unfreeze_from="conv_2", epochs=9, tune_epochs=1, batch_size=25, accumulate=4)
+    with pytest.raises(ValueError, match="accumulate: 4 batches make a step, and the phase 'tune' has 2 in all"):
+        Fitter(make(), recipe, SIZE).fit(train)
+    fitter = Fitter(make(), Recipe(epochs=1), SIZE)
+    with pytest.raises(ValueError, match="leaves: backbone/.* frozen in the first phase"):
+        fitter.fit(train, leaves=leaves_of(make(seed=1)))
+    with pytest.raises(ValueError, match="seed: expected a whole number from 0 on, found -1"):
+        fitter.fit(train, seed=-1)
 
 
 def test_the_range_test_finds_the_edge_of_stability(train):
@@ -268,3 +305,16 @@ def test_the_range_test_finds_the_edge_of_stability(train):
         find_rate(trainer, trainer.rows(train), low=1.0, high=0.1)
     with pytest.raises(ValueError, match="needs 10 or more"):
         find_rate(trainer, trainer.rows(train), steps=3)
+
+
+def test_vgg16_is_tuned_from_block5_on():
+    """The lecture's fine-tuning on the real architecture: what lies before block5_conv1 stays to the last bit."""
+    rngs = nnx.Rngs(0)
+    backbone = vgg16((32, 32, 3), include_top=False, rngs=rngs)
+    model = Classifier(backbone, linear_head(backbone.output_shape(), 2, rngs=rngs), "caffe")
+    rng = np.random.default_rng(0)
+    data = InMemory(rng.integers(0, 255, (8, 32, 32, 3), np.uint8), np.arange(8) % 2, ("a", "b"))
+    recipe = Recipe("finetune", unfreeze_from="block5_conv1", epochs=1, tune_epochs=1, batch_size=8)
+    found, before = Fitter(model, recipe, (32, 32)).fit(data).leaves, leaves_of(model)
+    moved = {path.rpartition("/")[0] for path in found if (np.asarray(found[path]) != np.asarray(before[path])).any()}
+    assert moved == {"head/dense", *(f"backbone/block5_conv{k}" for k in (1, 2, 3))}

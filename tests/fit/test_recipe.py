@@ -97,6 +97,11 @@ def test_views_and_augment_imply_the_lectures_augmentation():
         ({"label_smoothing": 1.0}, "label_smoothing: expected 0 or more and less than 1"),
         ({"patience": 0}, "patience must be at least 1 epoch"),
         ({"epochs": 0}, "epochs must be at least 1, not 0"),
+        ({"tune_epochs": 2.5}, "tune_epochs: expected a whole number, found 2.5"),
+        ({"schedule": "cosin"}, "no schedule 'cosin'; did you mean 'cosine'"),
+        ({"keep": "bst"}, "no keep 'bst'; did you mean 'best'"),
+        ({"batchnorm": "frosen"}, "no batchnorm 'frosen'; did you mean 'frozen'"),
+        ({"augment": "lectur"}, "no augment 'lectur'; did you mean 'lecture'"),
         ({"ema": 1.0}, "ema: expected a decay above 0 and below 1"),
         ({"clip": -1.0}, "clip: expected a positive norm"),
         ({"accumulate": 0}, "accumulate: expected a whole number"),
@@ -116,6 +121,8 @@ def test_wrong_recipes_say_what_to_do(options, message):
             "no layer 'block6_conv1'.*did you mean 'block5_conv1'",
         ),
         ({"method": "finetune", "freeze": "all"}, "all leaves nothing of the backbone to tune"),
+        ({"method": "finetune", "unfreeze_from": "block5_pool"}, "leaves nothing of the backbone to tune"),
+        ({"method": "gradual", "stages": ("[:-1]", "none")}, r"stage 1 of 2 .* unfreezes nothing more"),
         ({"method": "gradual", "stages": ("5", "9")}, r"stage 2 of 2 \(9\) unfreezes nothing more"),
         ({"method": "gradual", "stages": ("all",)}, r"stage 1 of 1 \(all\) unfreezes nothing more"),
         ({"method": "finetune", "freeze": "99"}, "cannot freeze 99 layers"),
@@ -136,3 +143,13 @@ def test_any_model_with_a_backbone():
     model = abstract(lecture_cnn, input_shape=(48, 48, 3), widths=(4, 8))
     _, tune = phases(Recipe("finetune", unfreeze_from="conv2d_2"), model)
     assert trained(tune, model) == {"conv2d_2"}
+    single = abstract(lecture_cnn, input_shape=(48, 48, 3), widths=(4,))
+    _, stage = phases(Recipe("gradual"), single)
+    assert trained(stage, single) == {"conv2d_1"}
+
+
+def test_a_model_without_a_head_of_its_own_trains_from_scratch_only():
+    model = nnx.eval_shape(lambda: Classifier(lecture_cnn((48, 48, 3), (4,), rngs=nnx.Rngs(0)), None, "unit"))
+    with pytest.raises(ValueError, match="features trains the head first, and the model has no layer outside its back"):
+        phases(Recipe("features"), model)
+    assert len(phases(Recipe("scratch"), model)) == 1

@@ -90,6 +90,10 @@ def test_wrong_axes_are_refused(shapes_folder, tmp_path):
     with pytest.raises(ValueError, match="methods: expected at least one"):
         options(shapes_folder, tmp_path, methods=())
     assert options(shapes_folder, tmp_path, augment="lecture").augment == ("lecture",)
+    config = options(shapes_folder, tmp_path, sizes=(10, 1000))
+    with pytest.raises(ValueError, match="sizes: 1000 pictures need 500 of each class"):
+        sweep(config, open_task(config, QUIET), QUIET)
+    assert not (tmp_path / "run").exists()  # before anything is trained
 
 
 @pytest.mark.slow
