@@ -76,7 +76,7 @@ def main(argv: list[str] | None = None) -> None:
         # What a user can mend is told in a sentence; anything else is our fault and keeps its trace.
         _fail(f"{type(error).__name__}: {error.args[0] if isinstance(error, KeyError) else error}")
     except KeyboardInterrupt:
-        _fail("interrupted; the same command goes on where it stopped", 130)
+        _fail("interrupted; the same command of ablate or pack goes on where it stopped, others begin anew", 130)
 
 
 def _fail(message: str, code: int = 2) -> NoReturn:

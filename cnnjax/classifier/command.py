@@ -70,9 +70,7 @@ def evaluate(config: Evaluate) -> None:
     classifier = ImageClassifier.load(config.classifier)
     source = _source(config, classifier)
     print(f"{config.data}, {config.split}: {account({config.split: source})}")
-    samples = config.samples
-    if samples is None:
-        samples = SAMPLES if len(source) * len(classifier.class_names) * SAMPLES <= MOST_DRAWS else 0
+    samples = config.samples if config.samples is not None else affordable(len(source), len(classifier.class_names))
     found = classifier.evaluate(source, samples=samples, batch_size=config.batch_size)
     print(found.text())
     if config.out is None:
@@ -85,6 +83,11 @@ def evaluate(config: Evaluate) -> None:
 
         plot(found, config.out, f"{config.classifier.name} on {Path(config.data).name}, {config.split}")
     print(f"written to {config.out}")
+
+
+def affordable(pictures: int, classes: int) -> int:
+    """How many resamples are made where nobody asked for a number: none where they would take minutes."""
+    return SAMPLES if pictures * classes * SAMPLES <= MOST_DRAWS else 0
 
 
 def predict(config: Predict) -> None:

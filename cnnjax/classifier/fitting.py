@@ -13,6 +13,7 @@ from rich.console import Console
 
 from cnnjax.cache import cache_folder
 from cnnjax.classifier.classifier import ImageClassifier
+from cnnjax.classifier.command import affordable
 from cnnjax.data import account, open_data
 from cnnjax.data.pixels import Resizing
 from cnnjax.features import GIB, FeatureStore
@@ -22,8 +23,6 @@ from cnnjax.metrics import report as measure
 from cnnjax.progress import Bars
 from cnnjax.runs import RunFolder, write_whole
 from cnnjax.staging.trace import digest
-
-SAMPLES = 2000
 
 
 @dataclass(frozen=True)
@@ -114,7 +113,11 @@ def fit(config: Fit) -> Path:
             # From stored features, as far as anything is frozen.
             logits = fitter.logits(fitted, sources[name], len(sources["train"]), report)
             measured[name] = measure(
-                logits, sources[name].labels, classifier.class_names, samples=SAMPLES, seed=config.seed
+                logits,
+                sources[name].labels,
+                classifier.class_names,
+                samples=affordable(len(logits), len(classifier.class_names)),
+                seed=config.seed,
             )
     classifier = classifier.with_leaves(fitted.leaves, history=fitted.history)
     _write(config, classifier, fitted, measured, run.path)

@@ -33,7 +33,7 @@ class Fitted(NamedTuple):
     Attributes:
         leaves: every leaf by path, random keys left out.
         history: one record an epoch: phase, epoch, train_loss, train_accuracy, validation_loss, validation_accuracy,
-            learning_rate, seconds (training alone), pictures_per_second.
+            learning_rate (the phase's, before schedule and factors), seconds (training alone), pictures_per_second.
         seconds: wall-clock time by what took it: "features", "training", "evaluation".
         best: the epoch whose weights the last phase ended with.
     """
@@ -162,6 +162,8 @@ class Fitter:
                 f"leaves: {lost[0]} and {len(lost) - 1} others are frozen in the first phase, where the model's own "
                 "values count; make the Fitter with a model that has these"
             )
+        # Rows of other sources, such as another seed's subset, make room.
+        self._rows = {key: kept for key, kept in self._rows.items() if kept[0] is train or kept[0] is validation}
         run = _Run(self, train, validation, seed, journal, report)
         before: tuple[State, Leaves] | None = None
         own = dict(leaves or {})

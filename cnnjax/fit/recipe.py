@@ -78,7 +78,7 @@ class Recipe:
     augment: Literal["none", "lecture"] = "none"
     """lecture: random flips, rotations by 0.1 and zooms by 0.2; the methods views and augment imply it."""
     views: int = 0
-    """Stored views of each picture; 4 for the method views, otherwise with augment only."""
+    """Stored views of each picture, the same for every seed; 4 for the method views, otherwise with augment only."""
     patience: int | None = None
     """Stop a phase after so many epochs without a lower validation loss, and go back to its best weights."""
     keep: Literal["last", "best"] = "last"

@@ -73,7 +73,7 @@ def _run_missing(
         bench = Bench(config, task, model, store, bars)
         missing = [group for group in groups(wanted) if any(cell.name not in done for cell in group)]
         if any(group[0].method == "head-first" for group in missing):
-            bench.prepare(dict.fromkeys((cell.freeze, cell.augment) for group in missing for cell in group), wanted)
+            bench.prepare([cell for group in missing for cell in group])
         overall = bars.bar("cells", "cells")
         for group in missing:
             overall(len(done), len(wanted))

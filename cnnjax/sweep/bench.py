@@ -1,10 +1,11 @@
 """What runs the cells of a sweep: trainers, features and replicas, each made once."""
 
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import jax.numpy as jnp
 from flax import nnx
 
 from cnnjax.features import FeatureStore, Pass
@@ -16,6 +17,7 @@ from cnnjax.models.heads import HEADS
 from cnnjax.progress import Bars
 from cnnjax.replicas import Replicas
 from cnnjax.rows import LabelledPictures, Rows
+from cnnjax.state import State
 from cnnjax.sweep.grid import Cell, first_trainable, subset
 from cnnjax.sweep.options import Ablation
 from cnnjax.sweep.task import Task
@@ -41,23 +43,36 @@ class Bench:
         self._program: tuple[str, str] | None = None
         self._rows: dict[str, Any] = {}
         self._costs: dict[str, Any] = {}
-        self._heads: dict[tuple[Any, ...], Leaves] = {}
+        self._heads: dict[tuple[Any, ...], tuple[State, float]] = {}
         self._made: dict[tuple[str, str], list[Pass]] = {}
 
-    def prepare(self, programs: Iterable[tuple[str, str]], wanted: Sequence[Cell]) -> None:
-        """Make the features of all depths, in the order of the cells, so that later calls find them in any order."""
-        cells = {cell.program: cell for cell in wanted}
-        for program in programs:
-            self._open(cells[program])
+    def prepare(self, wanted: Sequence[Cell]) -> None:
+        """Make the features of all depths, in the order of the cells, and train the heads that cells begin with."""
+        for cell in {cell.program: cell for cell in wanted}.values():
+            self._open(cell)
+        frozen = Freeze.all().resolve(self.model, "backbone")
+        first = [cell for cell in wanted if cell.method == "head-first"]
+        for augment, size in dict.fromkeys((cell.augment, cell.size) for cell in first):
+            chosen = {(c.head_rate, c.seed): c for c in first if (c.augment, c.size) == (augment, size)}
+            group = [replace(cell, freeze="all", frozen=frozen) for cell in chosen.values()]
+            trainer = self._open(group[0])
+            states = [trainer.init(self._head(cell.seed), cell.head_rate) for cell in group]
+            states, logs = self._train(trainer, states, group, "head")
+            for cell, state, log in zip(group, states, logs, strict=True):
+                self._heads[_head_key(cell)] = state, sum(record["seconds"] for record in log)
 
     def run(self, group: Sequence[Cell]) -> list[dict[str, Any]]:
         """Train cells that differ in rate and seed; returns a record of each."""
-        cell = group[0]
-        heads = [self._head(cell.seed) for cell in group]
+        cell, trainer = group[0], self._open(group[0])
         if cell.method == "head-first":
-            heads = self._trained_heads(group, heads)
-        trainer = self._open(cell)
-        states = [trainer.init(head, cell.learning_rate) for head, cell in zip(heads, group, strict=True)]
+            begun = [self._heads[_head_key(cell)][0] for cell in group]
+            states = [
+                # Steps are counted on, so that the order and dropout are drawn anew.
+                trainer.init(dict(head.trainable), cell.learning_rate)._replace(step=jnp.array(head.step))
+                for head, cell in zip(begun, group, strict=True)
+            ]
+        else:
+            states = [trainer.init(self._head(cell.seed), cell.learning_rate) for cell in group]
         states, logs = self._train(trainer, states, group, cell.freeze)
         return [self._record(cell, trainer, state, log) for cell, state, log in zip(group, states, logs, strict=True)]
 
@@ -75,18 +90,6 @@ class Bench:
             )  # fmt: skip
             done, logs = done + found, logs + log
         return done, logs
-
-    def _trained_heads(self, group: Sequence[Cell], heads: Sequence[Leaves]) -> list[Leaves]:
-        """The heads, trained on what the whole backbone gives: once for all depths."""
-        keys = [(cell.augment, cell.size, cell.head_rate, cell.seed) for cell in group]
-        if any(key not in self._heads for key in keys):
-            cell = group[0]
-            frozen = Freeze.all().resolve(self.model, "backbone")
-            trainer = self._open(replace(cell, freeze="all", frozen=frozen))
-            states = [trainer.init(head, cell.head_rate) for head, cell in zip(heads, group, strict=True)]
-            states, _ = self._train(trainer, states, group, "head")
-            self._heads |= {key: state.trainable for key, state in zip(keys, states, strict=True)}
-        return [self._heads[key] for key in keys]
 
     def _open(self, cell: Cell) -> Trainer:
         """The trainer of a cell, with the features of all splits at hand."""
@@ -135,6 +138,7 @@ class Bench:
             if name in self._rows:
                 found = trainer.evaluate(state, self._rows[name])
                 scores |= {f"{name}_accuracy": found["accuracy"], f"{name}_loss": found["loss"]}
+        head = {"head_seconds": self._heads[_head_key(cell)][1]} if cell.method == "head-first" else {}
         return {
             "cell": cell.name,
             "freeze": cell.freeze,
@@ -149,10 +153,15 @@ class Bench:
             "train_accuracy": [r["accuracy"] for r in log],
             "epoch_seconds": [r["seconds"] for r in log],
             "seconds_per_step": statistics.median(later),
-            "seconds": sum(r["seconds"] for r in log),
+            "seconds": sum(r["seconds"] for r in log) + sum(head.values()),
+            **head,
             **self._costs,
             "stored_bytes_per_image": trainer.staged.bytes_per_image,
         }
+
+
+def _head_key(cell: Cell) -> tuple[Any, ...]:
+    return cell.augment, cell.size, cell.head_rate, cell.seed
 
 
 def make_head(config: Ablation, task: Task, seed: int) -> Backbone:

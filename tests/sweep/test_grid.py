@@ -8,11 +8,12 @@ import pytest
 from flax import nnx
 from rich.console import Console
 
-from cnnjax import FeatureStore, Freeze, Staged
+from cnnjax import FeatureStore, Fitter, Freeze, Recipe, Staged
 from cnnjax.data import InMemory
 from cnnjax.functional import functionalize, leaves_of
 from cnnjax.models import Classifier, lecture_cnn, linear_head, mobilenet
 from cnnjax.sweep.ablation import sweep
+from cnnjax.sweep.bench import make_head
 from cnnjax.sweep.grid import cells, subset
 from cnnjax.sweep.options import Ablation
 from cnnjax.sweep.task import open_task
@@ -66,12 +67,15 @@ def test_a_grid_is_trained_and_told_apart(shapes_folder, tmp_path):
     assert len({line["test_loss"] for line in found}) == len(found)
 
 
-def test_heads_trained_first_begin_lower(shapes_folder, tmp_path):
-    config = options(shapes_folder, tmp_path, methods=("direct", "head-first"), freeze=("2",), epochs=3, seeds=1)
-    run = sweep(config, open_task(config, QUIET), QUIET)
-    found = [json.loads(line) for line in (run / "results.jsonl").read_text().splitlines()]
-    first = {line["method"]: line["train_loss"][0] for line in found}
-    assert first["head-first"] < first["direct"]
+def test_head_first_is_the_recipe_of_fine_tuning(shapes_folder, tmp_path):
+    config = options(shapes_folder, tmp_path, methods=("head-first",), freeze=("2",), epochs=2, seeds=1)
+    task = open_task(config, QUIET)
+    run = sweep(config, task, QUIET)
+    (found,) = [json.loads(line) for line in (run / "results.jsonl").read_text().splitlines()]
+    recipe = Recipe("finetune", freeze="2", epochs=2, tune_epochs=2, batch_size=16, optimizer="adam", tuning_factor=1.0)
+    history = Fitter(task.classifier(make_head(config, task, 0)), recipe, (48, 48)).fit(task.splits["train"]).history
+    assert found["train_loss"] == [record["train_loss"] for record in history[2:]]
+    assert 0 < found["head_seconds"] < found["seconds"]
 
 
 def test_subsets_are_balanced_and_lie_in_one_another():
