@@ -244,6 +244,16 @@ def layer_names(model: nnx.Module) -> tuple[str, ...]:
     return tuple(path for path, _, _ in _layers(model))
 
 
+def deepest(model: nnx.Module) -> int:
+    """The number of layers that have a kernel: the greatest `Freeze.depth` of a model.
+
+    Example:
+        >>> deepest(nnx.Sequential(nnx.Linear(2, 3, rngs=nnx.Rngs(0)), nnx.BatchNorm(3, rngs=nnx.Rngs(0))))
+        1
+    """
+    return sum(_has_kernel(layer) for _, layer, _ in _layers(model))
+
+
 def _layers(model: nnx.Module) -> list[tuple[str, Any, bool]]:
     """(path, module or variable, whether the order up to here is certain) of every layer."""
     found: list[tuple[str, Any, bool]] = []

@@ -9,7 +9,7 @@ from typing import Literal, get_args
 from flax import nnx
 
 from cnnjax.augment import Augmentation
-from cnnjax.freeze import Freeze, Frozen, layer_names
+from cnnjax.freeze import Freeze, Frozen, deepest, layer_names
 from cnnjax.functional import leaves_of
 from cnnjax.optim import make_optimizer
 
@@ -232,13 +232,7 @@ def _before(layer: str, names: Sequence[str]) -> Freeze:
 
 def _even(part: nnx.Module) -> list[Freeze]:
     """Depths that fall evenly to none."""
-    kernels = 0
-    while True:
-        try:
-            Freeze.depth(kernels + 1).resolve(part)
-        except ValueError:
-            break
-        kernels += 1
+    kernels = deepest(part)
     # Below `kernels`: of one layer two thirds would be all.
     depths = {max(0, min(kernels - 1, round(kernels * (_STAGES - 1 - k) / _STAGES))) for k in range(_STAGES)}
     return [Freeze.depth(depth) for depth in sorted(depths, reverse=True)]

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-from cnnjax.freeze import Freeze, Frozen, layer_names
+from cnnjax.freeze import Freeze, Frozen, deepest, layer_names
 from cnnjax.models import Backbone, Classifier, SoundClassifier
 from cnnjax.sweep.options import Ablation
 
@@ -58,13 +58,7 @@ class Cell:
 
 def default_depths(backbone: Backbone, count: int = 6) -> tuple[str, ...]:
     """At most `count` freezing depths, evenly from nothing to everything."""
-    kernels = 0
-    while True:
-        try:
-            Freeze.depth(kernels + 1).resolve(backbone)
-        except ValueError:
-            break
-        kernels += 1
+    kernels = deepest(backbone)
     steps = min(kernels, count - 1)
     depths = [round(k * kernels / steps) for k in range(steps)]
     return tuple(str(Freeze.depth(d)) for d in depths) + ("all",)
