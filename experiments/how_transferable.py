@@ -1,4 +1,51 @@
-"""How transferable are features? docstring to come."""
+"""How transferable are features? The protocol of Yosinski et al. (2014) on two halves of CIFAR-10's classes.
+
+For each seed the ten classes are drawn into halves A and B, with 300 training pictures of each class. A small
+network (conv 8, pool, conv 16, pool, conv 32, conv 32, pool, dense 64, logits) learns each half: baseA and baseB.
+Then its first n = 1..5 layers are copied, the others start anew, and the whole learns B: BnB and AnB with the copied
+layers frozen, BnB+ and AnB+ with all of them trained. Adam at 1e-3, 20 epochs of batches of 32 every time. At a seed
+all treatments share pictures, order, and the fresh layers' start.
+
+    python experiments/how_transferable.py cifar10_small how_transferable.png
+
+2026-11-23, two cores of an AMD EPYC, no accelerator, Python 3.12, jax 0.12.0.1; 1,160 s in all for 176 trainings with
+six compiled steps, other work on the machine at times. Accuracy in % on B's 1,000 test pictures (chance 20) and in
+the last epoch of training, mean and 95 % interval over eight seeds; the intervals are wide because some halves are
+harder than others:
+
+| n | BnB | BnB+ | AnB | AnB+ | training: BnB | BnB+ | AnB | AnB+ |
+| ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |
+| baseB | 61.2 ± 4.0 | | | | 84.7 ± 3.8 | | | |
+| 1 | 61.9 ± 3.8 | 60.7 ± 4.5 | 61.3 ± 4.4 | 61.9 ± 3.4 | 85.0 | 85.9 | 85.0 | 86.1 |
+| 2 | 62.5 ± 4.1 | 62.2 ± 3.8 | 62.4 ± 4.0 | 62.6 ± 4.1 | 88.0 | 90.8 | 87.2 | 91.0 |
+| 3 | 62.6 ± 3.4 | 62.6 ± 3.1 | 61.9 ± 3.7 | 61.7 ± 4.4 | 90.5 | 94.2 | 87.0 | 93.8 |
+| 4 | 62.3 ± 3.8 | 62.2 ± 3.7 | 60.9 ± 4.1 | 61.1 ± 4.6 | 93.7 | 98.0 | 84.0 | 96.5 |
+| 5 | 62.3 ± 4.2 | 61.6 ± 4.4 | 51.6 ± 4.1 | 62.1 ± 4.0 | 87.8 | 98.5 | 53.2 | 95.7 |
+
+So the differences, in points, are paired by seed, with 95 % intervals:
+
+| n | BnB - baseB | BnB+ - baseB | AnB - baseB | AnB+ - baseB | AnB - BnB | AnB+ - BnB+ |
+| ---: | ---: | ---: | ---: | ---: | ---: | ---: |
+| 1 | +0.7 ± 1.0 | -0.5 ± 1.2 | +0.1 ± 1.3 | +0.7 ± 1.2 | -0.6 ± 1.4 | +1.2 ± 1.5 |
+| 2 | +1.3 ± 1.5 | +1.0 ± 1.2 | +1.2 ± 1.2 | +1.4 ± 1.3 | -0.0 ± 1.2 | +0.5 ± 1.7 |
+| 3 | +1.4 ± 1.5 | +1.4 ± 1.4 | +0.7 ± 1.3 | +0.5 ± 0.5 | -0.7 ± 0.9 | -0.9 ± 1.7 |
+| 4 | +1.1 ± 0.8 | +1.0 ± 1.1 | -0.3 ± 0.7 | -0.1 ± 1.1 | -1.4 ± 1.0 | -1.1 ± 1.3 |
+| 5 | +1.1 ± 1.0 | +0.4 ± 1.1 | -9.6 ± 4.0 | +0.9 ± 1.0 | -10.7 ± 3.8 | +0.5 ± 0.7 |
+| mean | +1.1 ± 0.8 | +0.7 ± 0.8 | -1.6 ± 1.4 | +0.7 ± 0.7 | -2.7 ± 0.9 | +0.0 ± 0.6 |
+
+- BnB has no dip in the middle: no depth lies below baseB (all together 1.1 ± 0.8 above it), and n = 2 to 4 do no
+  worse than 1 and 5. The layers above are found again without those they grew up with. In training BnB rises with n
+  up to 4 and is lower at 5, where only the logits learn, but not lower than baseB.
+- AnB stays level with baseB up to n = 4, where it is 1.4 ± 1.0 points below BnB, and falls by 9.6 ± 4.0 at n = 5: what
+  the convolutions learnt from A serves B, the dense layer is A's own. BnB at n = 5 does not fall, so it is the
+  other classes' features, not the few weights that learn.
+- AnB+ is 0.7 ± 0.7 points above baseB over all depths, but BnB+, which never saw A, is as well: the difference of
+  the two is 0.0 ± 0.6. The gain from other classes that the paper reports is not seen here; what little there is
+  comes with being trained twice.
+
+Of thirty such intervals one or two would miss zero by chance. The number of epochs was chosen by looking at baseB of
+seed 0 on its test pictures, the same for all.
+"""
 
 import statistics
 import sys
@@ -21,7 +68,7 @@ from cnnjax.rows import Rows
 from cnnjax.state import State
 
 SIZE, BATCH, RATE = (32, 32), 32, 1e-3
-PICTURES, EPOCHS, SEEDS = 300, 20, range(5)  # pictures of each class to train on
+PICTURES, EPOCHS, SEEDS = 300, 20, range(8)  # pictures of each class to train on
 DEPTHS = (1, 2, 3, 4, 5)
 TREATMENTS = ("BnB", "BnB+", "AnB", "AnB+")
 COLOURS = ("tab:blue", "tab:cyan", "tab:red", "tab:orange")
@@ -132,9 +179,10 @@ def percent(values: Sequence[float], sign: str = "") -> str:
     return f"{100 * statistics.mean(values):{sign}.1f} ± {100 * interval(values):.1f}"
 
 
-def differences(found: Sequence[Cells], n: int, treatment: str, to: str = "baseB") -> list[float]:
-    """Test accuracy of a treatment less that of another, seed by seed."""
-    return [cells[treatment, n].test - cells[to, n if (to, n) in cells else 0].test for cells in found]
+def differences(found: Sequence[Cells], depths: Sequence[int], treatment: str, to: str = "baseB") -> list[float]:
+    """Test accuracy of a treatment less that of another, seed by seed; the mean over several depths."""
+    pairs = [[(cells[treatment, n], cells.get((to, n), cells["baseB", 0])) for n in depths] for cells in found]
+    return [statistics.mean(own.test - other.test for own, other in pair) for pair in pairs]
 
 
 def tables(found: Sequence[Cells]) -> str:
@@ -150,8 +198,8 @@ def tables(found: Sequence[Cells]) -> str:
         lines.append(f"| {n} | {' | '.join(test + train)} |")
     pairs = [*((t, "baseB") for t in TREATMENTS), ("AnB", "BnB"), ("AnB+", "BnB+")]
     lines += ["", f"| n | {' | '.join(f'{a} - {b}' for a, b in pairs)} |", "| ---: |" + " ---: |" * len(pairs)]
-    for n in DEPTHS:
-        lines.append(f"| {n} | {' | '.join(percent(differences(found, n, a, b), '+') for a, b in pairs)} |")
+    for name, depths in (*((str(n), (n,)) for n in DEPTHS), ("mean", DEPTHS)):
+        lines.append(f"| {name} | {' | '.join(percent(differences(found, depths, a, b), '+') for a, b in pairs)} |")
     return "\n".join(lines)
 
 
@@ -164,7 +212,7 @@ def plot(found: Sequence[Cells], path: Path) -> None:
     axes = FigureCanvasAgg(figure).figure.subplots()
     axes.axhline(0, color="0.4", lw=1, label="baseB")
     for k, (treatment, colour) in enumerate(zip(TREATMENTS, COLOURS, strict=True)):
-        gains = [[100 * x for x in differences(found, n, treatment)] for n in DEPTHS]
+        gains = [[100 * x for x in differences(found, (n,), treatment)] for n in DEPTHS]
         places = [n + 0.06 * (k - 1.5) for n in DEPTHS]  # side by side, so that the bars can be told apart
         means, halves = [statistics.mean(g) for g in gains], [interval(g) for g in gains]
         style = "o-" if treatment.endswith("+") else "s--"
