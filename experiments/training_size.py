@@ -17,7 +17,7 @@ from cnnjax.metrics import interval
 
 IMAGE, BATCH, SIZES, SEEDS = (96, 96), 25, (50, 100, 200, 500, 1000, 2000), (0, 1, 2)
 METHODS = ("from scratch", "frozen", "fine-tuned")
-CURVES, DRAWN = 200, 40  # the size whose first epochs are drawn
+CURVES, DRAWN = 200, 30  # the size whose first epochs are drawn
 
 
 class Result(NamedTuple):
@@ -32,7 +32,7 @@ def recipe(method: str, size: int) -> Recipe:
     """How a method trains on so many pictures: the fewer they are, the more often each is shown."""
     how: dict[str, Any] = {"batch_size": BATCH, "optimizer": "adam"}
     if method == "from scratch":
-        return Recipe("scratch", epochs=max(12, 8_000 // size), **how)
+        return Recipe("scratch", epochs=max(10, 6_000 // size), **how)
     how["epochs"] = 50_000 // size  # of the head alone: 2,000 steps, which take a second
     if method == "frozen":
         return Recipe("features", **how)

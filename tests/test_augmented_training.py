@@ -51,7 +51,7 @@ def test_augmentation_runs_in_one_compiled_step_from_memory_or_from_the_source(m
     assert trainer.traces["step"] == 1
     plain = Trainer(model, frozen(model), (16, 16), batch_size=4, optimizer="sgd")
     assert not same(in_memory, ends(plain, plain.rows(pictures)))
-    monkeypatch.setattr("cnnjax.training.fits_on_device", lambda nbytes: False)
+    monkeypatch.setattr("cnnjax.rows.fits_on_device", lambda nbytes: False)
     streamed = trainer.rows(pictures)
     assert streamed.kind == "source"
     assert same(in_memory, ends(trainer, streamed))

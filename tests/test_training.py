@@ -185,7 +185,7 @@ def test_features_on_disk_and_in_no_store_train_alike(resnet, tmp_path, monkeypa
         trainer = Trainer(resnet, frozen, (32, 32), batch_size=8, optimizer="sgd", store=store)
         with monkeypatch.context() as patch, warnings.catch_warnings(record=True) as warned:
             warnings.simplefilter("always")
-            patch.setattr("cnnjax.training.fits_on_device", lambda nbytes, fits=where == "device": fits)
+            patch.setattr("cnnjax.rows.fits_on_device", lambda nbytes, fits=where == "device": fits)
             rows, test = trainer.rows(source), trainer.rows(source, train=False)
         assert ["the frozen part runs in every step instead" in str(w.message) for w in warned] == (
             [True, True] if where == "nowhere" else []

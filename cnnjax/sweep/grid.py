@@ -119,7 +119,7 @@ def subset(labels: np.ndarray, size: int) -> np.ndarray:
         ValueError: there are not so many of each class, or the classes do not divide the size.
 
     >>> subset(np.array([0, 0, 0, 1, 1, 1]), 4).tolist(), subset(np.array([0, 0, 0, 1, 1, 1]), 2).tolist()
-    ([0, 2, 3, 5], [0, 5])
+    ([0, 2, 3, 5], [2, 5])
     """
     classes, counts = np.unique(labels, return_counts=True)
     each, rest = divmod(size, len(classes))
