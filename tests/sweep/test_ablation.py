@@ -214,13 +214,13 @@ def test_help_lists_the_commands(capsys):
 
 @pytest.mark.slow
 def test_cats_and_dogs_with_imagenet_features(shared_data, tmp_path):
-    """Real photographs, real weights: the lecture's head on half of the pictures."""
+    """Real photographs, real weights: the lecture's head on a quarter of the pictures."""
     from cnnjax.weights.assign import load_weights
 
     root = shared_data / "cats_and_dogs_small"
     splits = {
         name: Folder(root, name, (160, 160)).take(np.arange(0, total, step))
-        for name, total, step in (("train", 2000, 2), ("test", 1000, 2))
+        for name, total, step in (("train", 2000, 4), ("test", 1000, 4))
     }
     backbone = mobilenet(alpha=0.75, input_shape=(160, 160, 3), include_top=False, rngs=nnx.Rngs(0))
     load_weights(backbone, shared_data / "weights" / "mobilenet_7_5_224_tf_no_top.h5")
@@ -230,7 +230,7 @@ def test_cats_and_dogs_with_imagenet_features(shared_data, tmp_path):
     )  # fmt: skip
     found = lines(sweep(config, Task(splits, backbone, "tf", "cats and dogs"), QUIET))
     # Keras on TensorFlow reaches 96.6 to 97.4 % with all pictures and 30 epochs.
-    assert np.mean([r["test_accuracy"] for r in found]) >= 0.95
+    assert np.mean([r["test_accuracy"] for r in found]) >= 0.94
     first = found[0]["feature_seconds"] + found[0]["epoch_seconds"][0]
     assert np.median(found[0]["epoch_seconds"][1:]) <= first / 10
 
