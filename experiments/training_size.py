@@ -1,4 +1,38 @@
-"""How many pictures does a network need? From scratch, frozen and fine-tuned on 50 to 2,000 cats and dogs."""
+"""How many pictures does a network need? From scratch, frozen and fine-tuned on 50 to 2,000 cats and dogs.
+
+MobileNet 0.25 at 96x96 under average pooling, dropout 0.2 and one logit; Adam, batches of 25, no augmentation; 1,000
+photographs to test on. From scratch: everything at 1e-3, 240 to 800 steps. Frozen: ImageNet weights, the head alone at
+1e-3 on stored features, 2,000 steps. Fine-tuned: the same head, then conv_dw_8 and all after it at 1e-4 for 160 to
+400 steps. Each seed draws its own pictures, as many of each class, the smaller sets out of the larger; 2,000 are all
+there are.
+
+    python experiments/training_size.py cats_and_dogs_small mobilenet_2_5_224_tf_no_top.h5 curves.png
+
+2026-11-23, two cores of an AMD EPYC, no accelerator, Python 3.12, jax 0.12.0.1; 854 s in all, with other work on the
+machine. Accuracy after the last epoch in %: on the test pictures with the 95 % interval over three seeds, and on the
+pictures trained on:
+
+| pictures | from scratch, test | training | frozen, test | training | fine-tuned, test | training |
+| ---: | ---: | ---: | ---: | ---: | ---: | ---: |
+| 50 | 54.8 ± 5.8 | 100.0 | 74.8 ± 2.3 | 100.0 | 75.6 ± 2.0 | 100.0 |
+| 100 | 55.4 ± 6.8 | 100.0 | 79.1 ± 3.6 | 100.0 | 79.5 ± 3.8 | 100.0 |
+| 200 | 55.8 ± 6.0 | 98.8 | 82.4 ± 2.4 | 99.3 | 82.7 ± 2.2 | 100.0 |
+| 500 | 54.9 ± 4.8 | 76.1 | 83.9 ± 2.7 | 93.7 | 84.8 ± 2.5 | 99.6 |
+| 1,000 | 58.1 ± 4.0 | 71.6 | 84.1 ± 0.9 | 90.2 | 85.5 ± 2.2 | 95.5 |
+| 2,000 | 59.9 ± 6.5 | 70.2 | 84.7 ± 0.4 | 88.2 | 86.1 ± 0.9 | 93.0 |
+
+From scratch the network learns 200 pictures by heart and tells new ones apart hardly better than chance; on ImageNet's
+features it is right three times in four after 50 pictures, where 2,000 from scratch do not get in 10 epochs. What
+fine-tuning adds to the frozen features stays within the intervals up to 1,000 pictures, and is 1.4 points at 2,000.
+
+The curves at 200 pictures (one seed, 30 epochs): from scratch, training accuracy (as met under way) rises to 94.5 %
+while validation accuracy never passes 58 %; frozen, both rise together, to 80 and 78 %.
+
+From scratch, 500 pictures and more are not learnt to the end, as the training column says: more epochs than this
+budget's would help them. BatchNorm: stored statistics while fine-tuning, since the batch's lost 4 to 5 points on 400
+validation pictures (200 to train on, one seed); from scratch the running ones follow with momentum 0.9, as Keras's 0.99
+lags behind in so few steps (see spoken_digits.py).
+"""
 
 import statistics
 import sys
@@ -49,7 +83,7 @@ def build(weights: Path | None, seed: int) -> Classifier:
         load_weights(backbone, weights, leave_out="top")
     for layer in backbone.layers:
         if isinstance(layer, nnx.BatchNorm):
-            layer.momentum = 0.9
+            layer.momentum = 0.9  # Keras's 0.99 lags behind in so few steps
     return Classifier(backbone, linear_head(backbone.output_shape(), 2, rngs=rngs), "tf")
 
 

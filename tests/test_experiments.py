@@ -145,3 +145,13 @@ def test_frozen_depth_and_training_size(shapes_folder, shared_data, monkeypatch)
     results = {100: {"all": [0.6, 0.6], "9": [0.7, 0.9]}}
     # t(0.975, 1) = 12.706 of the mean's error, 0.1
     assert record.line("9", results) == "| 9 | conv_dw_5 | 80.0 ± 127.1 | +20.0 ± 127.1 |"
+
+
+def test_the_transfer_methods_are_the_recorded_ones():
+    record = opened("transfer_methods")
+    for name, recipe in record.RECIPES.items():
+        assert f"| {name} |" in record.__doc__ and recipe.epochs == record.EPOCHS
+    model = nnx.eval_shape(lambda: record.model(None, 0))
+    head, tune = phases(record.RECIPES["1, then conv_pw_12 on tuned"], model)
+    free = {layer for layer in model.backbone.layer_names if layer not in tune.frozen.layers}
+    assert "conv_pw_12" in free and "conv_dw_12" not in free and len(head.frozen.layers) == 86
