@@ -148,6 +148,12 @@ def leaves_of(model: nnx.Module, kind: type = nnx.Variable) -> Leaves:
     return {join(path): v.get_value() for path, v in found if isinstance(v, kind)}
 
 
+def lasting_leaves(model: nnx.Module) -> Leaves:
+    """Every leaf of a model by path, random keys and counters left out."""
+    random = leaves_of(model, nnx.RngState)
+    return {path: x for path, x in leaves_of(model).items() if path not in random}
+
+
 def functionalize(model: nnx.Module, *, frozen: Callable[[str], bool] = lambda path: False) -> Functional:
     """Take a model apart into pure programs.
 

@@ -20,7 +20,7 @@ from cnnjax.data.source import InMemory, Source
 from cnnjax.features import FeatureStore, ahead
 from cnnjax.fit import Fitted, Fitter, Recipe
 from cnnjax.fit.fitter import Report, silent
-from cnnjax.functional import Functional, Leaves, functionalize, leaves_of
+from cnnjax.functional import Functional, Leaves, functionalize, lasting_leaves
 from cnnjax.models import Classifier
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ class ImageClassifier:
             load_weights(filled, weights, leave_out=() if head == TOP else "top")
             model = config.on(filled, seed)
         functional = functionalize(model)
-        self._hold(config, functional, _without_random(leaves_of(model), functional))
+        self._hold(config, functional, lasting_leaves(model))
 
     def _hold(self, config: Config, functional: Functional, leaves: Leaves, apply: Any = None) -> None:
         self.config = config
@@ -137,7 +137,7 @@ class ImageClassifier:
     @property
     def leaves(self) -> Leaves:
         """Every leaf of the model by path, BatchNorm's statistics included, random keys left out."""
-        return _without_random(leaves_of(self.model), self._functional)
+        return lasting_leaves(self.model)
 
     def with_leaves(
         self,

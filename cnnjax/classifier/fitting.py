@@ -95,7 +95,8 @@ def fit(config: Fit) -> Path:
     fitter = classifier.fitter(config.recipe, store=store, workers=config.workers)
     if not config.find_rate:  # a wrong request leaves no run folder, which would refuse the right one
         fitter.check(len(sources["train"]), validated="validation" in sources)
-    run = RunFolder(config.out or _default_folder(config, sources, classifier), _identity(config, sources, classifier))
+    identity = _identity(config, sources, classifier)
+    run = RunFolder(config.out or _default_folder(config, identity), identity)
     with run.locked(), Bars(console) as bars:
 
         def report(name: str) -> Any:
@@ -191,6 +192,5 @@ def _identity(config: Fit, sources: Mapping[str, Any], classifier: ImageClassifi
     return {**options, **pictures, "weights_digest": digest(*classifier.leaves.values())}
 
 
-def _default_folder(config: Fit, sources: Mapping[str, Any], classifier: ImageClassifier) -> Path:
-    identity = _identity(config, sources, classifier)
+def _default_folder(config: Fit, identity: Mapping[str, Any]) -> Path:
     return Path("runs") / f"fit-{config.backbone}-{config.recipe.method}-{digest(repr(sorted(identity.items())))[:8]}"

@@ -14,10 +14,10 @@ from flax import nnx
 from cnnjax.features import FeatureStore, Progress
 from cnnjax.fit.recipe import Phase, Recipe, phases
 from cnnjax.freeze import layer_names
-from cnnjax.functional import Leaves, functionalize, leaves_of
+from cnnjax.functional import Leaves, lasting_leaves
 from cnnjax.metrics import Journal
 from cnnjax.optim import averaged, by_depth, by_groups, carry, make_optimizer, warmup_cosine, warmup_linear, with_rate
-from cnnjax.optim.average import AverageState
+from cnnjax.optim.average import with_average
 from cnnjax.rows import LabelledPictures, Rows
 from cnnjax.state import State
 from cnnjax.training import Trainer
@@ -171,7 +171,7 @@ class Fitter:
             before = run.phase(number, own, before)
             own = before[1]
         assert before is not None
-        return Fitted({**leaves_without_random(self._model), **own}, run.history, run.seconds, run.best)
+        return Fitted({**lasting_leaves(self._model), **own}, run.history, run.seconds, run.best)
 
     def logits(self, fitted: Fitted, source: LabelledPictures, pictures: int, report: Report = silent) -> np.ndarray:
         """Logits f32[N, 1 or classes] of a source, from features of what the last phase froze.
@@ -240,7 +240,7 @@ class _Run:
                 self.seconds["evaluation"] += time.perf_counter() - begun
                 since += 1
                 if best is None or math.isnan(best[0]) or found["loss"] < best[0]:
-                    best, since = (found["loss"], _copied(trainer, evaluated(state))), 0
+                    best, since = (found["loss"], _copied(evaluated(state))), 0
                     self.best = line["epoch"]
             self.history.append(line)
             if self.journal:
@@ -253,7 +253,7 @@ class _Run:
         if best is not None and (recipe.keep == "best" or recipe.patience is not None):
             return state, best[1]
         self.best = self.history[-1]["epoch"]
-        return state, _copied(trainer, evaluated(state))
+        return state, _copied(evaluated(state))
 
     def _start(self, trainer: Trainer, phase: Phase, leaves: Leaves, before: tuple[State, Leaves] | None) -> State:
         """The state before a phase: leaves of the last one; its optimizer too where the phase carries it on."""
@@ -262,7 +262,7 @@ class _Run:
             return state
         if phase.carries:
             moved, _ = carry(before[0].optimizer, before[0].trainable, trainer.optimizer, state.trainable, restart=True)
-            state = state._replace(optimizer=with_rate(_averaging(moved, state.trainable), phase.learning_rate))
+            state = state._replace(optimizer=with_rate(with_average(moved, state.trainable), phase.learning_rate))
         # Epochs are counted on, so that each phase draws orders and augmentations of its own.
         return state._replace(step=jnp.array(before[0].step))
 
@@ -273,35 +273,20 @@ def evaluated(state: State) -> State:
     return state if average is None else state._replace(trainable=average)
 
 
-def leaves_without_random(model: nnx.Module) -> Leaves:
-    """Every leaf of a model by path, random keys and counters left out."""
-    random = set(functionalize(model).random())
-    return {path: x for path, x in leaves_of(model).items() if path not in random}
-
-
-def _averaging(optimizer: Any, weights: Leaves) -> Any:
-    """The optimizer's state with an average that goes on from these weights: the best ones need not be the last."""
-
-    def moved(node: Any) -> Any:
-        return node._replace(average=jax.tree.map(jnp.array, weights)) if isinstance(node, AverageState) else node
-
-    return jax.tree.map(moved, optimizer, is_leaf=lambda node: isinstance(node, AverageState))
-
-
-def _copied(trainer: Trainer, state: State) -> Leaves:
+def _copied(state: State) -> Leaves:
     """What trains, and live statistics, out of reach of the next step, which takes the state's arrays."""
     return jax.tree.map(jnp.array, {**state.trainable, **state.statistics})
 
 
 def _factors(recipe: Recipe, model: nnx.Module) -> Callable[[str], float] | None:
     if recipe.rate_groups:
-        return by_groups(recipe.rate_groups, leaves_without_random(model))
+        return by_groups(recipe.rate_groups, lasting_leaves(model))
     return by_depth(_in_order(model), recipe.layer_factor) if recipe.layer_factor < 1 else None
 
 
 def _in_order(model: nnx.Module) -> list[str]:
     """Leaf paths, layer by layer."""
-    leaves = leaves_without_random(model)
+    leaves = lasting_leaves(model)
     names = [name for part in ("backbone", "head") for name in _layers(model, part)]
     return [leaf for name in names or layer_names(model) for leaf in leaves if leaf.startswith(f"{name}/")]
 

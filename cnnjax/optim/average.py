@@ -62,3 +62,12 @@ def averaged(opt_state: Any) -> Leaves | None:
         return None
     # Under a mask over the whole tree, frozen leaves stand there as empty nodes.
     return {path: jnp.array(x) for path, x in found.items() if not isinstance(x, optax.MaskedNode)}
+
+
+def with_average(opt_state: Any, weights: Leaves) -> Any:
+    """The optimizer's state with an average that goes on from these weights: the best ones need not be the last."""
+
+    def moved(node: Any) -> Any:
+        return node._replace(average=jax.tree.map(jnp.array, weights)) if isinstance(node, AverageState) else node
+
+    return jax.tree.map(moved, opt_state, is_leaf=lambda node: isinstance(node, AverageState))

@@ -40,6 +40,7 @@ class Bench:
     ):
         self.config, self.task, self.model, self.store, self.bars = config, task, model, store, bars
         self._trainer: Trainer | None = None
+        self._replicas: Replicas | None = None
         self._program: tuple[str, str] | None = None
         self._rows: dict[str, Any] = {}
         self._costs: dict[str, Any] = {}
@@ -79,7 +80,7 @@ class Bench:
     def _train(self, trainer: Trainer, states: list[Any], group: Sequence[Cell], name: str) -> tuple[list, list]:
         """As many together as fit."""
         assert self.config.epochs is not None
-        rows, replicas = self._part(group[0]), Replicas(trainer)
+        rows, replicas = self._part(group[0]), self._together(trainer)
         most, done, logs = replicas.most() if replicas.together else len(group), [], []
         for start in range(0, len(group), most):
             some = group[start : start + most]
@@ -90,6 +91,12 @@ class Bench:
             )  # fmt: skip
             done, logs = done + found, logs + log
         return done, logs
+
+    def _together(self, trainer: Trainer) -> Replicas:
+        """The trainer's replicas, made once: each maker of them compiles a program of its own."""
+        if self._replicas is None or self._replicas.trainer is not trainer:
+            self._replicas = Replicas(trainer)
+        return self._replicas
 
     def _open(self, cell: Cell) -> Trainer:
         """The trainer of a cell, with the features of all splits at hand."""
