@@ -178,10 +178,18 @@ def _by_processes(source: Any, indices: Sequence[np.ndarray], start: int, worker
     wanted = min(workers, len(indices) - start)
     processes = grain.MultiprocessingOptions(num_workers=wanted, per_worker_buffer_size=READ_AHEAD)
     batches = _reading(source, indices, start, len(indices), 1).mp_prefetch(processes)
-    with closing(iter(batches)) as running:
-        for batch in running:
-            # Out of the memory shared with a worker, which lives no longer than the loader.
-            yield np.array(batch)
+    with closing(iter(batches)) as running, ThreadPoolExecutor(1) as beside:
+
+        def copied() -> np.ndarray | None:
+            # Out of the memory shared with a worker, which lives no longer than the loader. Megabytes: the caller
+            # need not wait for it.
+            batch = next(running, None)
+            return None if batch is None else np.array(batch)
+
+        coming = beside.submit(copied)
+        while (batch := coming.result()) is not None:
+            coming = beside.submit(copied)
+            yield batch
 
 
 def _reading(source: Any, indices: Sequence[np.ndarray], start: int, stop: int, threads: int) -> Any:

@@ -226,7 +226,7 @@ def test_digest_changes_with_what_decides_a_pixel(root: Path, change: str) -> No
 
 def test_default_digest_stays_as_it_was(root: Path) -> None:
     """Features stored under it stay valid: a change of this text throws away everybody's."""
-    choices = "rgb; alpha dropped; 16 bit: high byte; exif turn ignored; bilinear, half-pixel, no antialias; v1"
+    choices = "rgb; alpha dropped; 16 bit: high byte; exif turn ignored; bilinear, half-pixel, no antialias; v2"
     files = [root / "train" / name / f"{i}.png" for name in ("cat", "dog") for i in range(4)]
     hashes = b"".join(hashlib.sha256(file.read_bytes()).digest() for file in files)
     expected = hashlib.sha256(f"{choices}; (6, 5); 8".encode() + hashes).hexdigest()
