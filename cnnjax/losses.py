@@ -8,16 +8,18 @@ import optax
 
 
 class Metrics(NamedTuple):
-    """Sums over examples; `count` of them."""
+    """Sums over examples; `count` of them; and how many steps were left out since their numbers were not finite."""
 
     loss: jax.Array | float
     correct: jax.Array | float
     count: jax.Array | float
+    skipped: jax.Array | float = 0.0
 
     def summary(self) -> dict[str, float]:
         """Means, as Python numbers."""
-        loss, correct, count = (float(x) for x in jax.device_get(self))
-        return {"loss": loss / max(count, 1), "accuracy": correct / max(count, 1)}
+        loss, correct, count, skipped = (float(x) for x in jax.device_get(self))
+        means = {"loss": loss / max(count, 1), "accuracy": correct / max(count, 1)}
+        return means | ({"skipped_steps": skipped} if skipped else {})
 
 
 ZERO = Metrics(0.0, 0.0, 0.0)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
+from cnnjax import preemption
 from cnnjax.features import Progress, free_bytes
 from cnnjax.losses import ZERO, Metrics
 from cnnjax.rows import Rows
@@ -141,12 +142,13 @@ class Replicas:
         first = int(states[0].step) // steps
         logs: list[list[dict[str, float]]] = [[] for _ in states]
         for epoch in range(first, first + epochs):
+            preemption.check()
             start = time.perf_counter()
             orders = [trainer._order(rows, epoch, key)[1:] for key in keys]
             index, weights, views = (np.stack(parts) for parts in zip(*orders, strict=True))
             arguments = ((trainer.constants, None), rows.arrays, rows.labels)
             if self.together:
-                stacked, metrics = self._program(stacked, *arguments, index, weights, views, keys)
+                stacked, metrics, _ = self._program(stacked, *arguments, index, weights, views, keys)
                 total = jax.device_get(metrics)
             else:
                 sums: Any = ZERO

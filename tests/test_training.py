@@ -16,10 +16,10 @@ from cnnjax.data.order import epoch_batches
 from cnnjax.features import FeatureStore
 from cnnjax.freeze import Freeze
 from cnnjax.functional import leaves_of
-from cnnjax.losses import losses
+from cnnjax.losses import ZERO, losses
 from cnnjax.models import Classifier, lecture_cnn, lecture_head, linear_head, mobilenet
 from cnnjax.optim import make_optimizer
-from cnnjax.training import Trainer
+from cnnjax.training import Trainer, _Steered
 
 RNG = np.random.default_rng(0)
 
@@ -138,7 +138,8 @@ def test_the_loop_moves_nothing_between_host_and_device_unasked(resnet):
     trainer = Trainer(resnet, Freeze.through("stem").resolve(resnet), (32, 32), batch_size=8)
     rows, state = trainer.rows(pictures(16, 32)), trainer.init()
     with jax.transfer_guard_device_to_host("disallow_explicit"):
-        trainer._run_epoch(state, rows, 0, np.uint32(0), None, lambda done: None)
+        steered = _Steered(lambda done: None, lambda state, so_far: None)
+        trainer._run_epoch(state, rows, 0, np.uint32(0), None, steered, 0, ZERO)
 
 
 @pytest.mark.parametrize("spec", ["none", "1", "2", "3", "all"])

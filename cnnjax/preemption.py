@@ -1,0 +1,91 @@
+"""Machines are taken away: a first SIGTERM or SIGINT asks the run to save and end, a second one ends it at once."""
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Generator
+from contextlib import contextmanager
+
+EXIT_CODE = 75
+"""Of a run that was asked to end, and saved: start the same command again (EX_TEMPFAIL of sysexits.h)."""
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+_asked = threading.Event()
+
+
+class Preempted(BaseException):
+    """The run was asked to end; no `except Exception` on the way may keep it."""
+
+
+def requested() -> bool:
+    """Whether a signal has come since `watching` began."""
+    return _asked.is_set()
+
+
+def check() -> None:
+    """Ends what is running if a signal has come; called between steps, where nothing is half done.
+
+    Raises:
+        Preempted: one has.
+
+    >>> check()
+    """
+    if requested():
+        raise Preempted
+
+
+@contextmanager
+def watching() -> Generator[None]:
+    """In this block signals ask the run to end, instead of ending it: `requested` and `check` tell.
+
+    A thread hears of them at once, also while the main thread compiles or waits for the device, where no Python
+    handler would run. Elsewhere than in the main thread, which alone may take signals, the block changes nothing.
+
+    >>> with watching():
+    ...     requested()
+    False
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    _asked.clear()
+    before = {number: signal.signal(number, _noted) for number in SIGNALS}
+    woken = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+    listener = threading.Thread(target=_listen, args=(reading,), daemon=True, name="cnnjax-signals")
+    listener.start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(woken)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        os.close(writing)
+        listener.join()
+        os.close(reading)
+        _asked.clear()
+
+
+def _noted(number: int, frame: object) -> None:
+    # What is to be done is done by the listener; with a handler of Python's own the signal does not end the process.
+    pass
+
+
+def _listen(reading: int) -> None:
+    while heard := os.read(reading, 1):
+        name = signal.Signals(heard[0]).name
+        if heard[0] not in SIGNALS:
+            continue
+        if _asked.is_set():
+            _say(f"{name} again: ending at once, unsaved since the last checkpoint")
+            os._exit(128 + heard[0])
+        _asked.set()
+        _say(f"{name}: saving after this step, then ending; once more ends at once")
+
+
+def _say(text: str) -> None:
+    # Not through Python's buffers: the main thread may hold their lock.
+    os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, f"cnnjax: {text}\n".encode())

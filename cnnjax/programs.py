@@ -1,0 +1,217 @@
+"""The compiled programs of training: a step, an epoch of steps, evaluation, cut at the frontier."""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+
+from cnnjax.features import PASS_BATCH
+from cnnjax.freeze import Frozen
+from cnnjax.functional import Leaves, functionalize, leaves_of
+from cnnjax.losses import Metrics, count_logits, losses, targets
+from cnnjax.optim import make_optimizer
+from cnnjax.staging import Staged
+from cnnjax.state import State, checked_leaves, fresh_state
+
+if TYPE_CHECKING:
+    from cnnjax.augment import Augmentation
+
+NotFiniteChoice = Literal["stop", "skip", "keep"]
+Precision = Literal["float32", "bfloat16"]
+
+_AUGMENT = 0x617567  # folded into a step's key, so that augmentation and dropout draw apart
+# XLA's CPU backend leaves its fast convolutions inside a loop, so epochs with any are run step by step there.
+_SLOW_IN_LOOPS_ON_CPU = {"conv_general_dilated", "reduce_window_max", "select_and_scatter_add", "custom_vjp_call"}
+
+
+class Programs:
+    """What a `Trainer` compiles; its arguments and attributes are described there."""
+
+    def __init__(
+        self,
+        model: nnx.Module,
+        frozen: Frozen,
+        image_size: tuple[int, ...],
+        *,
+        batch_size: int = 32,
+        optimizer: str | optax.GradientTransformation = "rmsprop",
+        augment: "Augmentation | None" = None,
+        label_smoothing: float = 0.0,
+        not_finite: NotFiniteChoice = "stop",
+        precision: Precision = "float32",
+    ):
+        if not 0 <= label_smoothing < 1:
+            raise ValueError(f"label_smoothing: expected 0 or more and less than 1, found {label_smoothing}")
+        for name, value, kind in (("not_finite", not_finite, NotFiniteChoice), ("precision", precision, Precision)):
+            if value not in get_args(kind):
+                raise ValueError(f"{name}: expected one of {', '.join(get_args(kind))}, found {value!r}")
+        self.label_smoothing, self.not_finite, self.precision = label_smoothing, not_finite, precision
+        self.augment = augment or None
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, not {batch_size}")
+        self.frozen, self.batch_size = frozen, batch_size
+        self.optimizer = make_optimizer(optimizer) if isinstance(optimizer, str) else optimizer
+        self.functional = functionalize(model, frozen=frozen)
+        self.traces: Counter[str] = Counter()
+        parameters, random = set(self.functional.parameters()), set(self.functional.random())
+        leaves = {p: x for p, x in leaves_of(model).items() if p not in random}
+        live, self.fixed = frozen.partition(leaves)
+        self._parameters = parameters
+        self._trainable = tuple(p for p in live if p in parameters)
+        self._statistics = tuple(p for p in live if p not in parameters)
+        self._leaves = live
+
+        shape = (*image_size, 3) if len(image_size) == 2 else tuple(image_size)
+        image = jax.ShapeDtypeStruct(shape, jnp.float32)
+        late: dict[str, Any] = {
+            "trainable": {p: live[p] for p in self._trainable},
+            "statistics": {p: live[p] for p in self._statistics},
+        }
+        keyed = late | {"key": jax.random.key(0)}
+        sizes = (batch_size, PASS_BATCH)
+        self.staged = Staged(self._forward, self.fixed, image, keyed, sizes)
+        self.inference = Staged(self._infer, self.fixed, image, late, sizes)
+        self.image_size, self.example = tuple(image_size), image
+        images = jax.ShapeDtypeStruct((batch_size, *shape), jnp.float32)
+        self.outputs = count_logits(jax.eval_shape(self._infer, self.fixed, images, late), batch_size)
+        self.constants = self.staged.constants(self.fixed)
+        self.inference_constants = self.inference.constants(self.fixed)
+        self._in_loop = jax.default_backend() != "cpu" or not (
+            self.staged.late_primitives & _SLOW_IN_LOOPS_ON_CPU
+        )  # fmt: skip
+        self._step = jax.jit(self._traced("step", self._update), donate_argnums=0, static_argnames="decoded")
+        self._taking_step = jax.jit(
+            self._traced("step", self._take_and_update), donate_argnums=0, static_argnames="decoded"
+        )
+        self._epoch = jax.jit(self._traced("epoch", self._scan), donate_argnums=0, static_argnames="decoded")
+        self._evaluate = jax.jit(self._traced("evaluate", self._score), static_argnames="decoded")
+
+    def _traced(self, name: str, fn: Callable[..., Any]) -> Callable[..., Any]:
+        def counted(*args: Any, **kwargs: Any) -> Any:
+            self.traces[name] += 1
+            return fn(*args, **kwargs)
+
+        return counted
+
+    # The two programs that are staged.
+
+    def _forward(self, fixed: Leaves, images: jax.Array, late: dict[str, Any]) -> tuple[jax.Array, Leaves]:
+        random = self.functional.random_leaves(late["key"])
+        leaves, images = self._computed({**fixed, **late["trainable"], **late["statistics"]}, images)
+        logits, after = self.functional.apply({**leaves, **random}, images, train=True)
+        return logits.astype(jnp.float32), {p: after[p] for p in self._statistics}
+
+    def _infer(self, fixed: Leaves, images: jax.Array, late: dict[str, Any]) -> jax.Array:
+        random = self.functional.random_leaves(jax.random.key(0))
+        leaves, images = self._computed({**fixed, **late["trainable"], **late["statistics"]}, images)
+        return self.functional.apply({**leaves, **random}, images, train=False)[0].astype(jnp.float32)
+
+    def _computed(self, leaves: Leaves, images: jax.Array) -> tuple[Leaves, jax.Array]:
+        """Parameters and images in the type that is computed with; statistics stay as they are."""
+        if self.precision == "float32":
+            return leaves, images
+        kind = jnp.dtype(self.precision)
+        cast = {p: x.astype(kind) for p, x in leaves.items() if p in self._parameters and x.dtype == jnp.float32}
+        return {**leaves, **cast}, images.astype(kind)
+
+    # The compiled programs.
+
+    def _update(
+        self, state: State, context: Any, rows: Sequence[jax.Array], labels: jax.Array, weights: jax.Array,
+        seed: jax.Array, decoded: bool = False,
+    ) -> tuple[State, Metrics]:  # fmt: skip
+        constants, fixed = context
+        key = jax.random.fold_in(jax.random.key(seed), state.step)
+        if decoded:  # nothing is stored: the frozen part runs here, without residuals kept for gradients
+            images = jnp.asarray(rows[0], jnp.float32)
+            if self.augment:
+                drawn, mixed = jax.random.split(jax.random.fold_in(key, _AUGMENT))
+                images = self.augment(drawn, images)
+                images, labels = self.augment.mix(mixed, images, targets(labels, self.outputs))
+            rows = self.staged.maker(self.staged.features, len(labels)).run(fixed, images)
+            rows = [jax.lax.stop_gradient(x) for x in rows]
+
+        def objective(trainable: Leaves) -> tuple[jax.Array, tuple[Leaves, Metrics]]:
+            late = {"trainable": trainable, "statistics": state.statistics, "key": key}
+            logits, statistics = self.staged.late(constants, rows, late)
+            loss, right = losses(logits, labels, self.label_smoothing)
+            count = weights.sum()
+            metrics = Metrics((loss * weights).sum(), (right * weights).sum(), count, jnp.zeros(()))
+            return metrics.loss / jnp.maximum(count, 1), (statistics, metrics)
+
+        gradients, (statistics, metrics) = jax.grad(objective, has_aux=True)(state.trainable)
+        updates, optimizer = self.optimizer.update(gradients, state.optimizer, state.trainable)
+        trainable: Any = optax.apply_updates(state.trainable, updates)
+        after = State(state.step + 1, trainable, statistics, optimizer)
+        return self._spared(state, after, metrics, gradients) if self.not_finite == "skip" else (after, metrics)
+
+    def _spared(self, before: State, after: State, metrics: Metrics, gradients: Leaves) -> tuple[State, Metrics]:
+        """The step undone, and counted, where its loss or a gradient is no finite number."""
+        finite = [jnp.isfinite(x).all() for x in (metrics.loss, *jax.tree.leaves(gradients))]
+        good = jnp.stack(finite).all()
+        kept: Any = jax.tree.map(lambda new, old: jnp.where(good, new, old), after, before)
+        sums = Metrics(*(jnp.where(good, x, 0.0) for x in metrics))
+        return kept._replace(step=after.step), sums._replace(skipped=1.0 - good)
+
+    def _take_and_update(
+        self, state: State, context: Any, arrays: Any, labels: jax.Array, index: jax.Array, weights: jax.Array,
+        views: jax.Array, seed: jax.Array, decoded: bool = False,
+    ) -> tuple[State, Metrics]:  # fmt: skip
+        rows = [jnp.take(x, views, axis=0, mode="clip") for x in arrays]
+        return self._update(state, context, rows, labels[index], weights, seed, decoded)
+
+    def _scan(
+        self, state: State, context: Any, arrays: Any, labels: jax.Array, index: jax.Array, weights: jax.Array,
+        views: jax.Array, seed: jax.Array, decoded: bool = False,
+    ) -> tuple[State, Metrics, jax.Array]:  # fmt: skip
+        """An epoch; also the loss of each of its steps, f32[steps]."""
+
+        def body(state: State, batch: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[State, Metrics]:
+            return self._take_and_update(state, context, arrays, labels, *batch, seed, decoded)
+
+        state, metrics = jax.lax.scan(body, state, (index, weights, views))
+        return state, Metrics(*(jnp.sum(x) for x in metrics)), jnp.asarray(metrics.loss)
+
+    def _score(
+        self, state: State, context: Any, rows: Any, labels: jax.Array, weights: jax.Array, decoded: bool = False
+    ) -> tuple[Metrics, jax.Array]:
+        constants, fixed = context
+        if decoded:
+            images = jnp.asarray(rows[0], jnp.float32)
+            rows = self.inference.maker(self.inference.features, len(labels)).run(fixed, images)
+        late = {"trainable": state.trainable, "statistics": state.statistics}
+        logits = self.inference.late(constants, rows, late)
+        loss, right = losses(logits, labels)
+        return Metrics((loss * weights).sum(), (right * weights).sum(), weights.sum(), jnp.zeros(())), logits
+
+    @property
+    def trainable_parameters(self) -> int:
+        """Number of trained numbers."""
+        return sum(int(self._leaves[p].size) for p in self._trainable)
+
+    def init(self, leaves: Leaves | None = None, learning_rate: float | None = None) -> State:
+        """A fresh state.
+
+        Args:
+            leaves: values to start from, by path (those of another seed's head, say); the model's own
+                where a path is absent. Structure, shape and type may not change.
+            learning_rate: the optimizer's own if not given.
+
+        Raises:
+            ValueError: if a leaf is unknown or of another shape or type, or the optimizer has no rate to set.
+        """
+        given = checked_leaves(leaves or {}, self._leaves, (*self.fixed, *self.functional.random()))
+        return fresh_state({**self._leaves, **given}, self._trainable, self.optimizer, learning_rate)
+
+    def leaves(self, state: State) -> Leaves:
+        """Every leaf of the trained model, frozen ones included, random streams left out."""
+        return {**self.fixed, **state.trainable, **state.statistics}
+
+    def model(self, state: State) -> nnx.Module:
+        """The trained model, in inference mode."""
+        random = self.functional.random_leaves(jax.random.key(0))
+        return self.functional.module({**self.leaves(state), **random}, train=False)
