@@ -5,6 +5,24 @@ from pathlib import Path
 
 
 def cache_folder() -> Path:
-    """Where features and drawn data sets are kept: `$CNNJAX_CACHE`, or `cnnjax` in the user's cache folder."""
+    """Where features, compiled programs and drawn data sets are kept.
+
+    It is `$CNNJAX_CACHE`, or `cnnjax` in the user's cache folder.
+    """
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(os.environ.get("CNNJAX_CACHE") or Path(base) / "cnnjax")
+
+
+def keep_programs() -> None:
+    """Keep every compiled program on disk, so that a second start compiles nothing; the commands do so by themselves.
+
+    It is JAX's own persistent cache, in `cache_folder()/programs`; a folder that was set before (by
+    `JAX_COMPILATION_CACHE_DIR`, say) stays, and `JAX_ENABLE_COMPILATION_CACHE=false` turns it off.
+    """
+    import jax
+
+    if jax.config.jax_compilation_cache_dir is None:
+        jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "programs"))
+        # The many small programs around a step add up to seconds; JAX keeps only what took a second each.
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+        jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)

@@ -65,6 +65,8 @@ def main(argv: list[str] | None = None) -> None:
         _fail(f"{twice[0]} is given more than once; give its values together: {twice[0]} A B C")
     import tyro
 
+    from cnnjax import preemption
+
     module = importlib.import_module(module_name)
     try:
         config = tyro.cli(getattr(module, options), args=rest, prog=f"cnnjax {name}")
@@ -76,7 +78,9 @@ def main(argv: list[str] | None = None) -> None:
         # What a user can mend is told in a sentence; anything else is our fault and keeps its trace.
         _fail(f"{type(error).__name__}: {error.args[0] if isinstance(error, KeyError) else error}")
     except KeyboardInterrupt:
-        _fail("interrupted; the same command of ablate or pack goes on where it stopped, others begin anew", 130)
+        _fail("interrupted; the same command of fit, ablate or pack goes on where it stopped, others begin anew", 130)
+    except preemption.Preempted:
+        _fail("ended as asked; the same command goes on from here", preemption.EXIT_CODE)
 
 
 def _fail(message: str, code: int = 2) -> NoReturn:

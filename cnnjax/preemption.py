@@ -13,6 +13,7 @@ EXIT_CODE = 75
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 _asked = threading.Event()
+_alone = True
 
 
 class Preempted(BaseException):
@@ -27,32 +28,36 @@ def requested() -> bool:
 def check() -> None:
     """Ends what is running if a signal has come; called between steps, where nothing is half done.
 
+    Of several hosts none ends by itself, since the others would wait for it: they agree, by `requested`.
+
     Raises:
         Preempted: one has.
 
     >>> check()
     """
-    if requested():
+    if _alone and requested():
         raise Preempted
 
 
 @contextmanager
-def watching() -> Generator[None]:
+def watching(hosts: int = 1) -> Generator[None]:
     """In this block signals ask the run to end, instead of ending it: `requested` and `check` tell.
 
     A thread hears of them at once, also while the main thread compiles or waits for the device, where no Python
-    handler would run. Elsewhere than in the main thread, which alone may take signals, the block changes nothing.
+    handler would run. With several hosts `check` waits until they agree. Elsewhere than in the main thread, which alone may take signals, the block changes nothing.
 
     >>> with watching():
     ...     requested()
     False
     """
+    global _alone
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
     _asked.clear()
+    _alone = hosts == 1
     before = {number: signal.signal(number, _noted) for number in SIGNALS}
     woken = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
     listener = threading.Thread(target=_listen, args=(reading,), daemon=True, name="cnnjax-signals")
@@ -67,6 +72,7 @@ def watching() -> Generator[None]:
         listener.join()
         os.close(reading)
         _asked.clear()
+        _alone = True
 
 
 def _noted(number: int, frame: object) -> None:

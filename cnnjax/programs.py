@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
+from cnnjax.devices import Devices
 from cnnjax.features import PASS_BATCH
 from cnnjax.freeze import Frozen
 from cnnjax.functional import Leaves, functionalize, leaves_of
@@ -43,6 +44,7 @@ class Programs:
         label_smoothing: float = 0.0,
         not_finite: NotFiniteChoice = "stop",
         precision: Precision = "float32",
+        devices: Devices | None = None,
     ):
         if not 0 <= label_smoothing < 1:
             raise ValueError(f"label_smoothing: expected 0 or more and less than 1, found {label_smoothing}")
@@ -53,6 +55,9 @@ class Programs:
         self.augment = augment or None
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, not {batch_size}")
+        if devices is not None:
+            devices.check_batch(batch_size)
+        self.devices = devices
         self.frozen, self.batch_size = frozen, batch_size
         self.optimizer = make_optimizer(optimizer) if isinstance(optimizer, str) else optimizer
         self.functional = functionalize(model, frozen=frozen)
@@ -136,7 +141,7 @@ class Programs:
             rows = [jax.lax.stop_gradient(x) for x in rows]
 
         def objective(trainable: Leaves) -> tuple[jax.Array, tuple[Leaves, Metrics]]:
-            late = {"trainable": trainable, "statistics": state.statistics, "key": key}
+            late = {"trainable": self._whole(trainable), "statistics": state.statistics, "key": key}
             logits, statistics = self.staged.late(constants, rows, late)
             loss, right = losses(logits, labels, self.label_smoothing)
             count = weights.sum()
@@ -144,10 +149,21 @@ class Programs:
             return metrics.loss / jnp.maximum(count, 1), (statistics, metrics)
 
         gradients, (statistics, metrics) = jax.grad(objective, has_aux=True)(state.trainable)
+        gradients = self._kept(gradients)
         updates, optimizer = self.optimizer.update(gradients, state.optimizer, state.trainable)
         trainable: Any = optax.apply_updates(state.trainable, updates)
         after = State(state.step + 1, trainable, statistics, optimizer)
-        return self._spared(state, after, metrics, gradients) if self.not_finite == "skip" else (after, metrics)
+        if self.not_finite == "skip":
+            after, metrics = self._spared(state, after, metrics, gradients)
+        return self._kept(after), self._whole(metrics)
+
+    def _whole(self, tree: Any) -> Any:
+        """The same on every device, where there are several."""
+        return tree if self.devices is None else self.devices.whole(tree)
+
+    def _kept(self, tree: Any) -> Any:
+        """Where it lay before the step, so that nothing drifts and nothing is compiled again."""
+        return tree if self.devices is None else self.devices.keep(tree)
 
     def _spared(self, before: State, after: State, metrics: Metrics, gradients: Leaves) -> tuple[State, Metrics]:
         """The step undone, and counted, where its loss or a gradient is no finite number."""
@@ -183,10 +199,11 @@ class Programs:
         if decoded:
             images = jnp.asarray(rows[0], jnp.float32)
             rows = self.inference.maker(self.inference.features, len(labels)).run(fixed, images)
-        late = {"trainable": state.trainable, "statistics": state.statistics}
+        late = {"trainable": self._whole(state.trainable), "statistics": state.statistics}
         logits = self.inference.late(constants, rows, late)
         loss, right = losses(logits, labels)
-        return Metrics((loss * weights).sum(), (right * weights).sum(), weights.sum(), jnp.zeros(())), logits
+        metrics = Metrics((loss * weights).sum(), (right * weights).sum(), weights.sum(), jnp.zeros(()))
+        return self._whole((metrics, logits))
 
     @property
     def trainable_parameters(self) -> int:
@@ -205,11 +222,19 @@ class Programs:
             ValueError: if a leaf is unknown or of another shape or type, or the optimizer has no rate to set.
         """
         given = checked_leaves(leaves or {}, self._leaves, (*self.fixed, *self.functional.random()))
-        return fresh_state({**self._leaves, **given}, self._trainable, self.optimizer, learning_rate)
+        state = fresh_state({**self._leaves, **given}, self._trainable, self.optimizer, learning_rate)
+        if self.devices is None:
+            return state
+        self.devices.check_same(state, "the weights to start from")
+        return self.devices.place(state)
 
     def leaves(self, state: State) -> Leaves:
-        """Every leaf of the trained model, frozen ones included, random streams left out."""
-        return {**self.fixed, **state.trainable, **state.statistics}
+        """Every leaf of the trained model, frozen ones included, random streams left out; on one device of this host.
+
+        Every host must call it.
+        """
+        live = {**state.trainable, **state.statistics}
+        return {**self.fixed, **(live if self.devices is None else self.devices.gather(live))}
 
     def model(self, state: State) -> nnx.Module:
         """The trained model, in inference mode."""

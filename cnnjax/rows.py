@@ -6,10 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from cnnjax.data.source import in_memory
+from cnnjax.devices import Devices
 from cnnjax.features import Pictures, StoreTooSmall, fits_on_device
 from cnnjax.staging.trace import digest
 
@@ -71,6 +73,26 @@ class Rows:
         return tuple(np.asarray(x[index]) for x in self.arrays)
 
 
+class Own:
+    """A part of every batch that is read from a source: a host's own.
+
+    Args:
+        source: the pictures.
+        part: which of a batch's rows.
+    """
+
+    def __init__(self, source: LabelledPictures, part: slice):
+        self._source, self._part = source, part
+        self.labels = source.labels
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def read(self, indices: np.ndarray) -> np.ndarray:
+        """The pictures of the part alone."""
+        return self._source.read(indices[self._part])
+
+
 class _Part:
     """Some pictures of a source."""
 
@@ -105,20 +127,33 @@ def checked_labels(source: LabelledPictures, image_size: tuple[int, ...], output
     return labels
 
 
-def image_rows(source: LabelledPictures, labels: np.ndarray, shape: tuple[int, ...]) -> Rows:
+def image_rows(
+    source: LabelledPictures, labels: np.ndarray, shape: tuple[int, ...], devices: Devices | None = None
+) -> Rows:
     """Pictures for augmentation in the step: in memory as uint8 if they fit, read anew otherwise."""
     nbytes = len(source) * math.prod(shape)
-    if len(source.image_size) == 2 and fits_on_device(nbytes):
+    if len(source.image_size) == 2 and _fits(nbytes, devices):
         pictures: Any = source
         kept = in_memory(pictures, nbytes)
         assert kept is not None
-        return Rows("images", jnp.asarray(labels), (jnp.asarray(kept.images),), True)
+        return Rows("images", *_on_device(labels, (kept.images,), devices), True)
     return Rows("source", labels, source=source)
 
 
+def _fits(nbytes: int, devices: Devices | None) -> bool:
+    if devices is None:
+        return fits_on_device(nbytes)
+    return not devices.agree(not fits_on_device(nbytes * devices.copies))[0]
+
+
+def _on_device(labels: np.ndarray, arrays: tuple[np.ndarray, ...], devices: Devices | None) -> tuple[Any, Any]:
+    return jax.tree.map(jnp.asarray, (labels, arrays)) if devices is None else devices.replicate((labels, arrays))
+
+
 def feature_rows(
-    get: Callable[[], tuple[tuple[np.ndarray, ...], bool]], source: LabelledPictures, labels: np.ndarray, views: int
-) -> Rows:
+    get: Callable[[], tuple[tuple[np.ndarray, ...], bool]], source: LabelledPictures, labels: np.ndarray, views: int,
+    devices: Devices | None = None,
+) -> Rows:  # fmt: skip
     """Features from the store, on the device if they fit; the pictures themselves where they do not fit the store.
 
     Args:
@@ -126,14 +161,20 @@ def feature_rows(
         source: the pictures.
         labels: theirs.
         views: how many stored views each has.
+        devices: what the rows are spread over; all hosts make the features, and do the same with them.
     """
+    arrays, reused, refused = (), False, None
     try:
         arrays, reused = get()
     except StoreTooSmall as error:
+        refused = error
+    if devices is not None and devices.agree(refused is not None)[0]:
+        refused = refused or StoreTooSmall("the features do not fit another host's store")
+    if refused is not None:
         if views > 1:
-            raise
-        warnings.warn(f"{error}; the frozen part runs in every step instead", RuntimeWarning, stacklevel=3)
+            raise refused
+        warnings.warn(f"{refused}; the frozen part runs in every step instead", RuntimeWarning, stacklevel=3)
         return Rows("source", labels, source=source)
-    if fits_on_device(sum(x.nbytes for x in arrays)):
-        return Rows("features", jnp.asarray(labels), tuple(map(jnp.asarray, arrays)), True, reused, views=views)
+    if _fits(sum(x.nbytes for x in arrays), devices):
+        return Rows("features", *_on_device(labels, arrays, devices), True, reused, views=views)
     return Rows("features", labels, arrays, False, reused, views=views)

@@ -18,11 +18,12 @@ from cnnjax import preemption
 from cnnjax.data.loader import Batch, Loader, to_device
 from cnnjax.data.order import epoch_batches, epoch_views
 from cnnjax.data.views import Views
+from cnnjax.devices import Devices
 from cnnjax.features import FeatureStore, Progress, ahead
 from cnnjax.freeze import Frozen
 from cnnjax.losses import ZERO, Metrics
 from cnnjax.programs import NotFiniteChoice, Precision, Programs
-from cnnjax.rows import LabelledPictures, Rows, checked_labels, feature_rows, image_rows
+from cnnjax.rows import LabelledPictures, Own, Rows, checked_labels, feature_rows, image_rows
 from cnnjax.state import State
 
 if TYPE_CHECKING:
@@ -63,6 +64,8 @@ class Trainer(Programs):
         not_finite: what happens where a loss is NaN or infinite: "stop" raises `NotFinite`, "skip" leaves the step out
             (also where only a gradient is) and counts it, "keep" goes on.
         precision: "float32", or "bfloat16" to compute with; parameters, statistics and the loss stay float32.
+        devices: what to spread batches over, which these must divide; one device if not given. With several hosts each
+            makes the features for itself, or finds them in its store, and reads its own part of what is read anew.
 
     Attributes:
         traces: how often each program was traced; 1 each after any number of epochs, seeds and rates.
@@ -96,6 +99,7 @@ class Trainer(Programs):
         label_smoothing: float = 0.0,
         not_finite: NotFiniteChoice = "stop",
         precision: Precision = "float32",
+        devices: Devices | None = None,
     ):
         if views < 0 or (views and not augment):
             raise ValueError(f"views: expected 0 or more, and an augmentation to draw them with, found {views}")
@@ -103,7 +107,7 @@ class Trainer(Programs):
             raise ValueError("views are stored, and stream stores nothing: give one of them")
         super().__init__(
             model, frozen, image_size, batch_size=batch_size, optimizer=optimizer, augment=augment,
-            label_smoothing=label_smoothing, not_finite=not_finite, precision=precision,
+            label_smoothing=label_smoothing, not_finite=not_finite, precision=precision, devices=devices,
         )  # fmt: skip
         self.store, self.views, self.workers, self.stream = store or FeatureStore(), views, workers, stream
 
@@ -120,17 +124,17 @@ class Trainer(Programs):
             return Rows("source", labels, source=source)
         augment = self.augment if train else None
         if augment and not self.views:
-            return image_rows(source, labels, self.example.shape)
+            return image_rows(source, labels, self.example.shape, self.devices)
         staged, views = (self.staged, self.views if augment else 1) if train else (self.inference, 1)
         # Views are drawn on the device, which worker processes have no part in.
         pictures, workers = (Views(source, augment, views), 0) if augment else (source, self.workers)
         get = partial(self.store.get, staged, self.fixed, pictures, progress=progress, workers=workers)
-        return feature_rows(get, source, labels, views)
+        return feature_rows(get, source, labels, views, self.devices)
 
     def fit(
         self, state: State, rows: Rows, *, epochs: int, seed: int = 0, progress: Progress | None = None,
         after: Callable[[State, dict[str, float]], bool | None] | None = None,
-        between: Callable[[State, Metrics], None] | None = None, so_far: Metrics = ZERO,
+        between: Callable[[State, Metrics, int], None] | None = None, so_far: Metrics = ZERO,
     ) -> tuple[State, list[dict[str, float]]]:  # fmt: skip
         """Train.
 
@@ -142,8 +146,8 @@ class Trainer(Programs):
             progress: called with (steps done, steps in all).
             after: called at the end of each epoch with the state (used up by the next: copy what is to stay) and its
                 record; True ends training there.
-            between: called after each step, or each epoch where its steps are one program, with the state and the
-                sums of the epoch so far: both together are where to go on from.
+            between: called after each step, or each epoch where its steps are one program, with the state, the sums of
+                the epoch so far (both together are where to go on from), and the number of steps done.
             so_far: those sums, of a state that stands in the middle of an epoch, or at its end before `after`.
 
         Returns:
@@ -160,11 +164,12 @@ class Trainer(Programs):
         if not done and float(so_far.count):
             first, done = first - 1, steps
         loader = self._loader(rows, seed, first, first + epochs, done)
-        stream = to_device(loader) if loader else None
+        stream = to_device(loader, devices=self.devices) if loader else None
+        state = self._entered(state)
         for epoch in range(first, first + epochs):
             start = time.perf_counter()
             tick = partial(_shifted, report, (epoch - first) * steps, epochs * steps)
-            steered = _Steered(tick, between or (lambda state, so_far: None))
+            steered = _Steered(tick, partial(_told, between, epoch * steps))
             state, metrics, unread = self._run_epoch(state, rows, epoch, np.uint32(seed), stream, steered, done, so_far)
             self._check(unread, steps, rows, epoch, seed)
             record = metrics.summary() | {"epoch": epoch, "steps": steps}
@@ -184,11 +189,12 @@ class Trainer(Programs):
         # The frozen part may hold convolutions too, where it runs in the step.
         if not done and rows.on_device and self._in_loop and not (rows.decoded and jax.default_backend() == "cpu"):
             context, index, weights, views = self._order(rows, epoch, seed)
+            batches = self._spread((index, weights, views), axis=1)
             state, total, unread = self._epoch(
-                state, context, rows.arrays, rows.labels, index, weights, views, seed, decoded=rows.decoded
+                state, context, rows.arrays, rows.labels, *batches, seed, decoded=rows.decoded
             )
             jax.block_until_ready(unread)
-            steered.between(state, total)
+            steered.between(state, total, len(index))
             steered.tick(len(index))
             return state, total, [unread]
         losses: list[Any] = []
@@ -199,7 +205,7 @@ class Trainer(Programs):
             if len(losses) == 2 * _AHEAD:  # the host may run ahead of the device by a few steps, not by an epoch
                 self._check(losses[:_AHEAD], k + 1 - _AHEAD, rows, epoch, seed)
                 del losses[:_AHEAD]
-            steered.between(state, total)
+            steered.between(state, total, k + 1)
             steered.tick(k + 1)
         return state, total, losses
 
@@ -223,13 +229,15 @@ class Trainer(Programs):
             epoch: which one: decides the order.
         """
         loader = self._loader(rows, seed, epoch, epoch + 1, 0)
-        return self._steps(state, rows, epoch, np.uint32(seed), to_device(loader) if loader else None)
+        stream = to_device(loader, devices=self.devices) if loader else None
+        return self._steps(self._entered(state), rows, epoch, np.uint32(seed), stream)
 
     def _loader(self, rows: Rows, seed: int, first: int, epochs: int, done: int) -> Loader | None:
         """Reads the pictures of rows that are not kept, from step `done` of epoch `first` to before `epochs`."""
         if rows.source is None:
             return None
-        loader = Loader(rows.source, self.batch_size, epochs=epochs, seed=seed, workers=self.workers)
+        source: Any = rows.source if self.devices is None else Own(rows.source, self.devices.own(self.batch_size))
+        loader = Loader(source, self.batch_size, epochs=epochs, seed=seed, workers=self.workers)
         loader.restore({"step": first * loader.order.steps_per_epoch + done})
         return loader
 
@@ -239,18 +247,20 @@ class Trainer(Programs):
         context, index, weights, views = self._order(rows, epoch, seed)
         loaded: Iterator[Any] = iter(())
         if stream is None and not rows.on_device:
-            loaded = ahead(lambda k: rows.take(views[k]), range(first, len(index)))
+            loaded = ahead(lambda k: self._taken(rows, views[k]), range(first, len(index)))
         for k in range(first, len(index)):
             preemption.check()
             if rows.on_device:
+                batch = self._spread((index[k], weights[k], views[k]))
                 state, metrics = self._taking_step(
-                    state, context, rows.arrays, rows.labels, index[k], weights[k], views[k], seed, decoded=rows.decoded
-                )  # fmt: skip
+                    state, context, rows.arrays, rows.labels, *batch, seed, decoded=rows.decoded
+                )
             else:
                 values = (next(stream).examples,) if stream else next(loaded)
-                labels = np.asarray(rows.labels)[index[k]]
-                state, metrics = self._step(state, context, values, labels, weights[k], seed, decoded=rows.decoded)
-            state = (yield state, metrics) or state
+                batch = self._spread((np.asarray(rows.labels)[index[k]], weights[k]))
+                state, metrics = self._step(state, context, values, *batch, seed, decoded=rows.decoded)
+            sent = yield state, metrics
+            state = state if sent is None else self._entered(sent)
 
     def _order(self, rows: Rows, epoch: int, seed: np.uint32) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray]:
         """What an epoch's steps share, and each step's examples, their weights, and rows of them."""
@@ -258,7 +268,27 @@ class Trainer(Programs):
         views = index
         if rows.views > 1:
             views = index * rows.views + epoch_views(index.shape, rows.views, int(seed), epoch)
-        return (self.constants, self.fixed if rows.decoded else None), index, weights, views
+        return self._shared(self.constants, rows), index, weights, views
+
+    def _shared(self, constants: Any, rows: Rows) -> tuple[Any, Any]:
+        """What all steps read of the frozen part; on every device, where there are several."""
+        context = (constants, self.fixed if rows.decoded else None)
+        return context if self.devices is None else self.devices.replicate(context)
+
+    def _entered(self, state: State) -> State:
+        """A state from elsewhere where the steps expect it; one of theirs is there."""
+        return state if self.devices is None else self.devices.place(state)
+
+    def _spread(self, batch: Any, axis: int = 0) -> Any:
+        return batch if self.devices is None else self.devices.batch(batch, axis)
+
+    def _taken(self, rows: Rows, index: np.ndarray) -> tuple[Any, ...]:
+        """The rows at `index`, as a step takes them."""
+        if self.devices is None:
+            return rows.take(index)
+        if rows.on_device:
+            return self.devices.batch(rows.take(index))
+        return self.devices.local_batch(rows.take(index[self.devices.own(len(index))]))
 
     def evaluate(self, state: State, rows: Rows) -> dict[str, float]:
         """Loss and accuracy over all rows (from `rows(source, train=False)`), exact to the last short batch."""
@@ -266,7 +296,7 @@ class Trainer(Programs):
 
     def predict(self, state: State, rows: Rows) -> tuple[dict[str, float], np.ndarray]:
         """Loss and accuracy, and the logits f32[N, 1 or classes] of every row."""
-        context = (self.inference_constants, self.fixed if rows.decoded else None)
+        context, state = self._shared(self.inference_constants, rows), self._entered(state)
         total, logits = ZERO, []
         labels = np.asarray(rows.labels)
         for start in range(0, len(rows), self.batch_size):
@@ -274,9 +304,8 @@ class Trainer(Programs):
             index = np.arange(start, start + self.batch_size)
             weights = (index < len(rows)).astype(np.float32)
             index = np.minimum(index, len(rows) - 1)
-            metrics, out = self._evaluate(
-                state, context, rows.take(index), labels[index], weights, decoded=rows.decoded
-            )
+            batch = self._spread((labels[index], weights))
+            metrics, out = self._evaluate(state, context, self._taken(rows, index), *batch, decoded=rows.decoded)
             total = Metrics(*(a + b for a, b in zip(total, metrics, strict=True)))
             logits.append(np.asarray(out)[: int(weights.sum())])
         return total.summary(), np.concatenate(logits)
@@ -289,7 +318,12 @@ class _Steered(NamedTuple):
     """Who is told of each step."""
 
     tick: Callable[[int], None]
-    between: Callable[[State, Metrics], None]
+    between: Callable[[State, Metrics, int], None]
+
+
+def _told(between: Callable[[State, Metrics, int], None] | None, before: int, state: State, so_far: Metrics, done: int):
+    if between:
+        between(state, so_far, before + done)
 
 
 def _shifted(report: Progress, before: int, total: int, done: int) -> None:

@@ -101,7 +101,7 @@ def test_a_failed_pass_leaves_nothing_behind(tmp_path):
     assert store.get(program(), W, source())[1] is False
 
 
-@pytest.mark.parametrize("damage", ["cut short", "no array", "another shape", "another type"])
+@pytest.mark.parametrize("damage", ["cut short", "no array", "a broken header", "another shape", "another type"])
 def test_a_damaged_file_costs_a_pass_and_never_a_wrong_number(tmp_path, damage):
     FeatureStore(tmp_path).get(program(), W, source())
     (path,) = tmp_path.iterdir()
@@ -109,6 +109,8 @@ def test_a_damaged_file_costs_a_pass_and_never_a_wrong_number(tmp_path, damage):
         os.truncate(path, path.stat().st_size // 2)
     elif damage == "no array":
         path.write_text("not an array")
+    elif damage == "a broken header":
+        path.write_bytes(path.read_bytes()[:8] + b"(" + path.read_bytes()[9:])
     elif damage == "another shape":
         np.save(path, np.zeros((3, 4), np.float32))
     else:

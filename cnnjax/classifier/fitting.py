@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -11,15 +12,18 @@ import numpy as np
 import tyro
 from rich.console import Console
 
-from cnnjax.cache import cache_folder
+from cnnjax.cache import cache_folder, keep_programs
+from cnnjax.checkpoints import Checkpoints
 from cnnjax.classifier.classifier import ImageClassifier
 from cnnjax.classifier.command import affordable
+from cnnjax.classifier.running import Running, initial_leaves
 from cnnjax.data import account, open_data
 from cnnjax.data.pixels import Resizing
 from cnnjax.features import GIB, FeatureStore
-from cnnjax.fit import Fitted, Recipe, find_rate
+from cnnjax.fit import Fitted, Fitter, Recipe, find_rate
 from cnnjax.metrics import Journal, Report
 from cnnjax.metrics import report as measure
+from cnnjax.preemption import watching
 from cnnjax.progress import Bars
 from cnnjax.runs import RunFolder, write_whole
 from cnnjax.staging.trace import digest
@@ -56,6 +60,15 @@ class Fit:
     """Of the head, the order of the pictures, dropout and augmentation."""
     find_rate: bool = False
     """Train nothing: let the rate grow through the first phase, and draw the loss (a range test)."""
+    init_from: Path | None = None
+    """A run folder or a saved classifier whose weights it starts from, in place of the published ones."""
+    init_part: Literal["all", "backbone"] = "all"
+    """What is taken from there: all weights (the same classes), or the backbone's."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """What is computed with; parameters, statistics and the loss stay float32."""
+    stream: bool = False
+    """Read the pictures anew in every epoch, and keep neither them nor features: for sets that nothing holds."""
+    running: Annotated[Running, tyro.conf.arg(name="")] = field(default_factory=Running)
     workers: int = 0
     """Processes that read pictures; 0 reads in threads of this one."""
     out: Path | None = None
@@ -68,10 +81,10 @@ class Fit:
     def __post_init__(self) -> None:
         if self.weights is not None and not self.weights.is_file():
             raise FileNotFoundError(f"no weights file {self.weights}")
-        if self.weights is None and self.recipe.method != "scratch":
+        if self.weights is None and self.init_from is None and self.recipe.method != "scratch":
             raise ValueError(
-                f"{self.recipe.method} freezes the backbone, which has random weights without --weights; give its "
-                "file, or --method scratch"
+                f"{self.recipe.method} freezes the backbone, which has random weights without --weights or "
+                "--init-from; give one of them, or --method scratch"
             )
         if self.workers < 0:
             raise ValueError(f"workers: expected 0 or more processes, found {self.workers}")
@@ -79,7 +92,10 @@ class Fit:
 
 def fit(config: Fit) -> Path:
     """The command: open, train, measure, save; returns the run folder."""
-    console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
+    keep_programs()
+    devices = config.running.start()
+    primary = devices is None or devices.primary
+    console = Console(width=None if sys.stdout.isatty() else 120, highlight=False, quiet=not primary)
     size = (config.image_size, config.image_size)
     sources = open_data(config.data, size, parts=config.splits, on_error=config.on_bad, resizing=config.resizing)
     for name, source in sources.items():
@@ -88,27 +104,38 @@ def fit(config: Fit) -> Path:
             console.print(f"left out of {name}: {reason}", style="yellow")
     console.print(f"{config.data}: {account(sources)}")
     classifier = ImageClassifier(
-        config.backbone, sources["train"].class_names, weights=config.weights, image_size=config.image_size,
-        head=config.head, resizing=config.resizing, seed=config.seed, alpha=config.alpha,
+        config.backbone, sources["train"].class_names, weights=None if config.init_from else config.weights,
+        image_size=config.image_size, head=config.head, resizing=config.resizing, seed=config.seed, alpha=config.alpha,
     )  # fmt: skip
+    if config.init_from:
+        classifier = classifier.with_leaves(initial_leaves(config.init_from, classifier.leaves, config.init_part))
     store = FeatureStore(config.store or cache_folder() / "features", int(config.store_gib * GIB))
-    fitter = classifier.fitter(config.recipe, store=store, workers=config.workers)
+    fitter = Fitter(
+        classifier.model, config.recipe, size, store=store, workers=config.workers, stream=config.stream,
+        precision=config.precision, devices=devices,
+    )  # fmt: skip
     if not config.find_rate:  # a wrong request leaves no run folder, which would refuse the right one
         fitter.check(len(sources["train"]), validated="validation" in sources)
     identity = _identity(config, sources, classifier)
-    run = RunFolder(config.out or _default_folder(config, identity), identity)
-    with run.locked(), Bars(console) as bars:
+    out = config.out or _default_folder(config, identity)
+    run = RunFolder(out, identity) if primary else None
+    with run.locked() if run else nullcontext(), watching(devices.hosts if devices else 1), Bars(console) as bars:
 
         def report(name: str) -> Any:
             return bars.bar(name, "images" if name.startswith("features") else "steps")
 
         if config.find_rate:
-            return _range_test(config, classifier, sources, store, run.path, console, report)
-        (run.path / "metrics.jsonl").unlink(missing_ok=True)
-        fitted = fitter.fit(
-            sources["train"], sources.get("validation"), seed=config.seed,
-            journal=Journal(run.path / "metrics.jsonl"), report=report,
-        )  # fmt: skip
+            return _range_test(config, classifier, sources, store, out, console, report)
+        with Checkpoints(out / "checkpoints", keep=config.running.keep_checkpoints) as checkpoints:
+            journal = Journal(out / "metrics.jsonl") if primary else None
+            if checkpoints.latest() is None:
+                console.print(f"starts from {_origin(config)}")
+            about = {"config": identity}
+            keeping = config.running.keeping(checkpoints, about, console.print)
+            fitted = fitter.fit(
+                sources["train"], sources.get("validation"), seed=config.seed, journal=journal, report=report,
+                keeping=keeping,
+            )  # fmt: skip
         measured = {}
         for name in (split for split in ("validation", "test") if split in sources):
             # From stored features, as far as anything is frozen.
@@ -120,14 +147,23 @@ def fit(config: Fit) -> Path:
                 samples=affordable(len(logits), len(classifier.class_names)),
                 seed=config.seed,
             )
-    classifier = classifier.with_leaves(fitted.leaves, history=fitted.history)
-    _write(config, classifier, fitted, measured, run.path)
+        if primary:
+            _finish(config, classifier.with_leaves(fitted.leaves, history=fitted.history), fitted, measured, out)
     console.print(_summary(fitted, len(sources["train"])))
     console.print(measured["test"].text())
-    if any(source.skipped for source in sources.values()):
-        account(sources).write(run.path / "skipped.csv")
-    console.print(f"written to {run.path}: classifier/, metrics.jsonl, report.json, curves.png, report.png")
-    return run.path
+    if primary and any(source.skipped for source in sources.values()):
+        account(sources).write(out / "skipped.csv")
+    console.print(f"written to {out}: classifier/, metrics.jsonl, report.json, curves.png, report.png, checkpoints/")
+    return out
+
+
+def _origin(config: Fit) -> str:
+    """Where the weights come from, where the run has no checkpoint of its own."""
+    if config.init_from:
+        return f"the {'weights' if config.init_part == 'all' else 'backbone'} of {config.init_from} (--init-from)"
+    if config.weights:
+        return f"the published weights of {config.weights}; the head from random numbers, seed {config.seed}"
+    return f"random numbers, seed {config.seed}"
 
 
 def _range_test(
@@ -148,7 +184,9 @@ def _range_test(
     return out
 
 
-def _write(config: Fit, classifier: ImageClassifier, fitted: Fitted, measured: Mapping[str, Report], out: Path) -> None:
+def _finish(
+    config: Fit, classifier: ImageClassifier, fitted: Fitted, measured: Mapping[str, Report], out: Path
+) -> None:
     from cnnjax.show import curves, reports
 
     title = f"{config.backbone} on {Path(config.data).name}, {config.recipe.method}"
@@ -182,7 +220,7 @@ def _summary(fitted: Fitted, pictures: int) -> str:
 
 def _identity(config: Fit, sources: Mapping[str, Any], classifier: ImageClassifier) -> dict[str, Any]:
     """What makes a run this one: options, pictures, weights."""
-    left_out = ("out", "store", "store_gib", "workers", "find_rate")
+    left_out = ("out", "store", "store_gib", "workers", "find_rate", "running")
     options = {name: value for name, value in asdict(config).items() if name not in left_out}
     options |= {name: str(value) for name, value in options.items() if isinstance(value, Path)}
     pictures = {

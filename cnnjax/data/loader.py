@@ -6,12 +6,15 @@ from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 
 from cnnjax.data.order import Order
 from cnnjax.data.source import THREADS, undivided
+
+if TYPE_CHECKING:
+    from cnnjax.devices import Devices
 
 READ_AHEAD = 2
 """Batches that are read before they are asked for, in each thread or worker."""
@@ -199,12 +202,14 @@ def _reading(source: Any, indices: Sequence[np.ndarray], start: int, stop: int, 
     return grain.MapDataset.range(start, stop).map(_Read(source, indices)).to_iter_dataset(options)
 
 
-def to_device(batches: Iterable[Batch], depth: int = 2) -> Iterator[Batch]:
+def to_device(batches: Iterable[Batch], depth: int = 2, devices: "Devices | None" = None) -> Iterator[Batch]:
     """Hand batches to the device before they are asked for: the copy of one runs beside the steps on others.
 
     Args:
         batches: From a `Loader`.
         depth: How many wait on the device.
+        devices: What the batches are spread over; examples are then the host's own (`Devices.own`), all else is the
+            whole batch's, and stays on the host.
 
     >>> from cnnjax.data import InMemory
     >>> source = InMemory(np.zeros((5, 4, 4, 3), np.uint8), [0, 1, 0, 1, 0], ("cat", "dog"))
@@ -215,7 +220,10 @@ def to_device(batches: Iterable[Batch], depth: int = 2) -> Iterator[Batch]:
 
     waiting: deque[Batch] = deque()
     for batch in batches:
-        waiting.append(jax.device_put(batch))
+        if devices is None:
+            waiting.append(jax.device_put(batch))
+        else:
+            waiting.append(batch._replace(examples=devices.local_batch(batch.examples)))
         if len(waiting) > depth:
             yield waiting.popleft()
     yield from waiting

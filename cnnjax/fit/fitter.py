@@ -1,28 +1,26 @@
 """Trains a model by a recipe, phase after phase, and keeps what was best."""
 
-import math
-import time
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
 
 from cnnjax.features import FeatureStore, Progress
 from cnnjax.fit.recipe import Phase, Recipe, phases
+from cnnjax.fit.run import Keeping, Record, Run
 from cnnjax.freeze import layer_names
 from cnnjax.functional import Leaves, lasting_leaves
 from cnnjax.metrics import Journal
-from cnnjax.optim import averaged, by_depth, by_groups, carry, make_optimizer, warmup_cosine, warmup_linear, with_rate
-from cnnjax.optim.average import with_average
+from cnnjax.optim import by_depth, by_groups, make_optimizer, warmup_cosine, warmup_linear
+from cnnjax.programs import Precision
 from cnnjax.rows import LabelledPictures, Rows
-from cnnjax.state import State
 from cnnjax.training import Trainer
 
-Record = dict[str, Any]
+if TYPE_CHECKING:
+    from cnnjax.devices import Devices
+
 Report = Callable[[str], Progress]
 """Gives a progress function (done, all) for what is begun under a name."""
 
@@ -59,6 +57,9 @@ class Fitter:
         store: where features are kept; in memory if not given.
         within: the part of the model that the recipe freezes.
         workers: processes that read pictures.
+        stream: read the pictures anew in every epoch, as `Trainer` does with it.
+        precision: what is computed with, as for `Trainer`.
+        devices: what the batches are spread over; one device if not given.
 
     Attributes:
         phases: what is trained after what.
@@ -89,7 +90,11 @@ class Fitter:
         store: FeatureStore | None = None,
         within: str = "backbone",
         workers: int = 0,
+        stream: bool = False,
+        precision: Precision = "float32",
+        devices: "Devices | None" = None,
     ):
+        self.devices, self._stream, self._precision = devices, stream, precision
         self.recipe, self.store, self._model = recipe, store or FeatureStore(), model
         self.phases = phases(recipe, model, within)
         self._example, self._workers = example, workers
@@ -109,9 +114,16 @@ class Fitter:
             self._trainers[phase, batches] = Trainer(
                 self._model, found.frozen, self._example, batch_size=recipe.batch_size, optimizer=optimizer,
                 store=self.store, augment=recipe.augmentation, views=recipe.views, workers=self._workers,
-                label_smoothing=recipe.label_smoothing,
+                label_smoothing=recipe.label_smoothing, not_finite=recipe.not_finite, stream=self._stream,
+                precision=self._precision, devices=self.devices,
             )  # fmt: skip
         return self._trainers[phase, batches]
+
+    def rate(self, phase: int, step: int, batches: int) -> float:
+        """The learning rate of a phase's step, counted from 0, before factors of single leaves."""
+        schedule = _schedule(self.recipe, self.phases[phase], batches)
+        factor = 1.0 if schedule is None else float(np.asarray(schedule(step // self.recipe.accumulate)))
+        return self.phases[phase].learning_rate * factor
 
     def check(self, pictures: int, *, validated: bool) -> None:
         """Refuse, before anything is trained, what the recipe cannot do with so many training pictures.
@@ -137,6 +149,7 @@ class Fitter:
         seed: int = 0,
         journal: Journal | None = None,
         report: Report = silent,
+        keeping: Keeping | None = None,
     ) -> Fitted:
         """Train.
 
@@ -148,8 +161,12 @@ class Fitter:
             seed: of the order of the pictures, dropout and augmentation.
             journal: takes each epoch's record as it ends.
             report: shows progress.
+            keeping: checkpoints; a run that finds one of its own goes on from there, and ends as if it had never been
+                interrupted: the same weights, records and optimizer state to the last bit.
 
         Raises:
+            NotFinite: a loss was NaN or infinite: step, rate and files are named.
+            CorruptCheckpoint: the newest checkpoint is damaged, and `keeping` does not say to fall back.
             ValueError: the recipe needs validation pictures and there are none, pictures do not fit the model, or
                 leaves differ that are frozen at first.
         """
@@ -164,14 +181,9 @@ class Fitter:
             )
         # Rows of other sources, such as another seed's subset, make room.
         self._rows = {key: kept for key, kept in self._rows.items() if kept[0] is train or kept[0] is validation}
-        run = _Run(self, train, validation, seed, journal, report)
-        before: tuple[State, Leaves] | None = None
-        own = dict(leaves or {})
-        for number in range(len(self.phases)):
-            before = run.phase(number, own, before)
-            own = before[1]
-        assert before is not None
-        return Fitted({**lasting_leaves(self._model), **own}, run.history, run.seconds, run.best)
+        run = Run(self, train, validation, seed, journal, report, keeping)
+        own = run.all_phases(dict(leaves or {}))
+        return Fitted({**lasting_leaves(self._model), **own}, run.at.history, run.at.seconds, run.at.best)
 
     def logits(self, fitted: Fitted, source: LabelledPictures, pictures: int, report: Report = silent) -> np.ndarray:
         """Logits f32[N, 1 or classes] of a source, from features of what the last phase froze.
@@ -195,87 +207,6 @@ class Fitter:
             rows = trainer.rows(source, train=train, progress=report(f"features ({self.phases[phase].name}, {kind})"))
             self._rows[key] = source, rows  # the source is kept too, so that its id stays its own
         return self._rows[key][1]
-
-
-class _Run:
-    """One call of `Fitter.fit`."""
-
-    def __init__(
-        self, fitter: Fitter, train: Any, validation: Any, seed: int, journal: Journal | None, report: Report
-    ) -> None:
-        self.fitter, self.train, self.validation, self.seed = fitter, train, validation, seed
-        self.journal, self.report = journal, report
-        self.history: list[Record] = []
-        self.seconds = {"features": 0.0, "training": 0.0, "evaluation": 0.0}
-        self.best = 0
-
-    def phase(self, number: int, leaves: Leaves, before: tuple[State, Leaves] | None) -> tuple[State, Leaves]:
-        """Train one phase; returns its state and its leaves that train, as they are to be kept."""
-        phase, recipe = self.fitter.phases[number], self.fitter.recipe
-        trainer = self.fitter.trainer(number, len(self.train))
-        start = time.perf_counter()
-        rows = self.fitter.rows(trainer, number, self.train, True, self.report)
-        held_out = (
-            self.fitter.rows(trainer, number, self.validation, False, self.report)
-            if self.validation is not None
-            else None
-        )
-        self.seconds["features"] += time.perf_counter() - start
-        state = self._start(trainer, phase, leaves, before)
-        best: tuple[float, Leaves] | None = None
-        since = 0
-
-        def after(state: State, record: dict[str, float]) -> bool:
-            nonlocal best, since
-            line: Record = {
-                "phase": phase.name, "epoch": int(record["epoch"]), "train_loss": record["loss"],
-                "train_accuracy": record["accuracy"], "learning_rate": phase.learning_rate,
-                "seconds": record["seconds"], "pictures_per_second": len(self.train) / record["seconds"],
-            }  # fmt: skip
-            self.seconds["training"] += record["seconds"]
-            if held_out is not None:
-                begun = time.perf_counter()
-                found = trainer.evaluate(evaluated(state), held_out)
-                line |= {f"validation_{name}": value for name, value in found.items()}
-                self.seconds["evaluation"] += time.perf_counter() - begun
-                since += 1
-                if best is None or math.isnan(best[0]) or found["loss"] < best[0]:
-                    best, since = (found["loss"], _copied(evaluated(state))), 0
-                    self.best = line["epoch"]
-            self.history.append(line)
-            if self.journal:
-                self.journal.write(line)
-            return recipe.patience is not None and since >= recipe.patience
-
-        state, _ = trainer.fit(
-            state, rows, epochs=phase.epochs, seed=self.seed, progress=self.report(phase.name), after=after
-        )
-        if best is not None and (recipe.keep == "best" or recipe.patience is not None):
-            return state, best[1]
-        self.best = self.history[-1]["epoch"]
-        return state, _copied(evaluated(state))
-
-    def _start(self, trainer: Trainer, phase: Phase, leaves: Leaves, before: tuple[State, Leaves] | None) -> State:
-        """The state before a phase: leaves of the last one; its optimizer too where the phase carries it on."""
-        state = trainer.init(leaves)
-        if before is None:
-            return state
-        if phase.carries:
-            moved, _ = carry(before[0].optimizer, before[0].trainable, trainer.optimizer, state.trainable, restart=True)
-            state = state._replace(optimizer=with_rate(with_average(moved, state.trainable), phase.learning_rate))
-        # Epochs are counted on, so that each phase draws orders and augmentations of its own.
-        return state._replace(step=jnp.array(before[0].step))
-
-
-def evaluated(state: State) -> State:
-    """The state with the averaged weights, where the optimizer keeps an average."""
-    average = averaged(state.optimizer)
-    return state if average is None else state._replace(trainable=average)
-
-
-def _copied(state: State) -> Leaves:
-    """What trains, and live statistics, out of reach of the next step, which takes the state's arrays."""
-    return jax.tree.map(jnp.array, {**state.trainable, **state.statistics})
 
 
 def _factors(recipe: Recipe, model: nnx.Module) -> Callable[[str], float] | None:

@@ -15,8 +15,13 @@ from cnnjax.optim import make_optimizer
 
 Method = Literal["features", "views", "augment", "finetune", "lp-ft", "gradual", "scratch"]
 
-AUGMENTATIONS = {"none": None, "lecture": Augmentation(flip=True, rotation=0.1, zoom=0.2)}
-"""Name to augmentation; "lecture" is its flips, rotations by 0.1 and zooms by 0.2."""
+AUGMENTATIONS = {
+    "none": None,
+    "lecture": Augmentation(flip=True, rotation=0.1, zoom=0.2),
+    "imagenet": Augmentation(flip=True, zoom=(-0.5, 0.0), translation=0.1),
+}
+"""Name to augmentation; "lecture" is its flips, rotations by 0.1 and zooms by 0.2, "imagenet" flips and parts of half
+of each side and more, as ImageNet's random crops."""
 
 _STAGES = 3
 
@@ -75,17 +80,20 @@ class Recipe:
     """Part of a label's probability that is spread over all classes."""
     batchnorm: Literal["live", "frozen"] = "live"
     """Whether normalisation of layers that train follows the batch (as in Keras) or keeps its stored statistics."""
-    augment: Literal["none", "lecture"] = "none"
-    """lecture: random flips, rotations by 0.1 and zooms by 0.2; the methods views and augment imply it."""
+    augment: Literal["none", "lecture", "imagenet"] = "none"
+    """lecture: random flips, rotations by 0.1 and zooms by 0.2; imagenet: flips, and parts of half of each side and
+    more. The methods views and augment take the lecture's if none is given."""
     views: int = 0
     """Stored views of each picture, the same for every seed; 4 for the method views, otherwise with augment only."""
     patience: int | None = None
     """Stop a phase after so many epochs without a lower validation loss, and go back to its best weights."""
+    not_finite: Literal["stop", "skip"] = "stop"
+    """A loss that is NaN or infinite ends the run, or its step is left out (also for such a gradient) and counted."""
     keep: Literal["last", "best"] = "last"
     """Which epoch's weights a phase ends with: the last one's, or those of the lowest validation loss."""
 
     def __post_init__(self) -> None:
-        for name in ("method", "schedule", "batchnorm", "augment", "keep"):
+        for name in ("method", "schedule", "batchnorm", "augment", "not_finite", "keep"):
             value, known = getattr(self, name), get_args(self.__dataclass_fields__[name].type)
             if value not in known:
                 near = difflib.get_close_matches(str(value), known, 1, 0)[0]
@@ -112,11 +120,11 @@ class Recipe:
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(f"label_smoothing: expected 0 or more and less than 1, found {self.label_smoothing}")
         if self.method == "views":
-            self._set(augment="lecture", views=self.views or 4)
+            self._set(augment=self._augmented(), views=self.views or 4)
         if self.method == "augment":
             if self.views:
                 raise ValueError("augment changes the pictures in every step; stored views are the method 'views'")
-            self._set(augment="lecture")
+            self._set(augment=self._augmented())
         if self.views < 0 or (self.views and self.augment == "none"):
             raise ValueError(f"views: expected 0 or more, and an augmentation to draw them with, found {self.views}")
         if self.method == "finetune" and (self.unfreeze_from is None) == (self.freeze is None):
@@ -139,6 +147,9 @@ class Recipe:
     def _set(self, **values: object) -> None:
         for name, value in values.items():
             object.__setattr__(self, name, value)
+
+    def _augmented(self) -> str:
+        return "lecture" if self.augment == "none" else self.augment
 
     @property
     def augmentation(self) -> Augmentation | None:

@@ -2,11 +2,11 @@
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cnnjax.runs import finite
+from cnnjax.runs import finite, write_whole
 
 
 class Journal:
@@ -41,6 +41,10 @@ class Journal:
         line = json.dumps(finite(dict(record)), allow_nan=False) + "\n"
         with self.path.open("a", encoding="utf-8") as file:  # closing flushes: the line is whole for every reader
             file.write(line)
+
+    def restart(self, records: Sequence[Mapping[str, Any]]) -> None:
+        """Hold these records and no others: where a run goes on from, later ones are made again."""
+        write_whole(self.path, "".join(json.dumps(finite(dict(r)), allow_nan=False) + "\n" for r in records))
 
 
 def read(path: str | os.PathLike[str]) -> list[dict[str, Any]]:

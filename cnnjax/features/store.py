@@ -2,11 +2,10 @@
 
 import os
 import shutil
-import threading
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager, nullcontext, suppress
+from contextlib import ExitStack, closing, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,7 +13,9 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
+from cnnjax import preemption
 from cnnjax.data.loader import read_batches
+from cnnjax.features.partial import DiskWriter, Half, MemoryWriter, claimed, clear, discard, mapped
 from cnnjax.staging import Feature, Staged
 from cnnjax.staging.trace import digest
 
@@ -37,7 +38,7 @@ class Pass:
     """A pass over a source: what was made, from what, how long it took.
 
     Attributes:
-        images: how many images went through.
+        images: how many images went through, in this process.
         decoded: whether the pictures themselves were read (False: made from other stored features).
         equations: how many equations of the model ran for each batch.
         seconds: wall-clock time, compilation included.
@@ -59,9 +60,10 @@ class FeatureStore:
     """Features by key, on disk or (without a folder) in memory.
 
     A feature's file is named by the digest of the program and weights that made it, the digest of the
-    pictures, the platform and the versions of the libraries: a wrong hit is impossible. Files are written
-    whole or not at all, so a killed run leaves nothing half-made behind. Where the budget is exceeded,
-    the features not used for the longest time are removed.
+    pictures, the platform and the versions of the libraries: a wrong hit is impossible. A pass that was killed
+    goes on where it stopped, when the same features are asked for again in the same way, and gives the same bits
+    as an unbroken one; features in memory are made anew. A process that asks for what another is making waits for
+    it. Where the budget is exceeded, the features not used for the longest time are removed, half-made ones too.
 
     Args:
         root: the folder; None keeps the features in this process only.
@@ -101,25 +103,28 @@ class FeatureStore:
             fixed: its frozen leaves.
             source: the pictures.
             batch: images a step of the pass.
-            progress: called with (images done, images in all).
+            progress: called with (images done, images in all); done begins at what a killed pass has left.
             workers: processes that read pictures; 0 reads in threads of this one.
 
         Returns:
-            One array `[N, ...]` for each of `staged.features`, and whether all of them were found.
+            One array `[N, ...]` for each of `staged.features`, and whether all of them were found: no pass was made.
 
         Raises:
             StoreTooSmall: they do not fit.
+            Preempted: the process was asked to end; what is done is kept.
         """
-        found = {f.key: self._load(f, source) for f in staged.features}
-        missing = [f for f in staged.features if found[f.key] is None]
-        if missing:
-            report = progress or (lambda done, total: None)
-            found |= self._make(staged, missing, fixed, source, batch, report, workers)
-        return tuple(_present(found[f.key]) for f in staged.features), not missing
+        missing = self._missing(staged.features, source)
+        report = progress or (lambda done, total: None)
+        made = bool(missing) and self._make(staged, missing, fixed, source, batch, report, workers)
+        return tuple(_present(self._load(f, source)) for f in staged.features), not made
 
     def release(self) -> None:
         """Say that the features given out so far are no longer read: they may be removed to make room."""
         self._in_use.clear()
+
+    def _missing(self, features: Iterable[Feature], source: Pictures) -> list[Feature]:
+        once = {f.key: f for f in features}
+        return [f for f in once.values() if self._load(f, source) is None]
 
     def _make(
         self,
@@ -130,42 +135,95 @@ class FeatureStore:
         batch: int,
         progress: Progress,
         workers: int,
-    ) -> dict[str, np.ndarray]:
+    ) -> bool:
+        """Make what is missing; returns whether that took a pass."""
+        with ExitStack() as claims:
+            halves = self._claim(missing, source, progress, claims)
+            missing = self._missing(missing, source)
+            if not missing:  # another process has made them meanwhile
+                return False
+            if halves and all(halves[f.key].whole for f in missing):  # killed when only their names were to be given
+                for feature in missing:
+                    halves[feature.key].publish()
+                return False
+            self._make_room(missing, source)
+            self.passes.append(self._pass(staged, missing, halves, fixed, source, batch, progress, workers))
+            return True
+
+    def _pass(
+        self,
+        staged: Staged,
+        missing: list[Feature],
+        halves: Mapping[str, Half],
+        fixed: Any,
+        source: Pictures,
+        batch: int,
+        progress: Progress,
+        workers: int,
+    ) -> Pass:
         start, count = time.perf_counter(), len(source)
-        self._make_room(sum(f.nbytes for f in missing) * count)
         # Loaded, not only there: what proves damaged must not be counted on.
         at_hand = [f for f in staged.intermediates if self._load(f, source) is not None]
         maker = staged.maker(missing, batch, stored=at_hand)
         stored = [_present(self._load(f, source)) for f in maker.reads]
-        batches = [np.arange(k, min(k + batch, count)) for k in range(0, count, batch)]
+        # Rows of two programs may differ in their last bits: only what this very pass has made is gone on with.
+        made, read_from = ([self._name(f, source) for f in some] for some in (missing, maker.reads))
+        made_by = digest(*made, "from", *read_from, "by", str(batch), jax.devices()[0].device_kind)
+        writer = self._writer(missing, halves, source, made_by)
+        begun = writer.done
+        batches = [np.arange(k, min(k + batch, count)) for k in range(begun, count, batch)]
 
         def features(rows: np.ndarray) -> tuple[Any, ...]:
             return tuple(_padded(x[rows], batch) for x in stored)
 
         read = read_batches(source, batches, workers=workers) if maker.reads_images else None
         waited = 0.0
-        with (
-            closing(read) if read else nullcontext(),
-            ThreadPoolExecutor(1) as beside,
-            self._writers(missing, source) as arrays,
-        ):
+        with closing(read) if read else nullcontext(), ThreadPoolExecutor(1) as beside, writer:
             # Reading begins, and its worker processes start, while the program is compiled.
             first: Any = beside.submit(next, read) if read else None
             image = jax.ShapeDtypeStruct((batch, *staged.image.shape), staged.image.dtype) if read else None
             values = [jax.ShapeDtypeStruct((batch, *x.shape[1:]), x.dtype) for x in stored]
             run = jax.jit(maker.run).lower(fixed, image, *values).compile()
+            if begun:
+                progress(begun, count)
             for rows, values in zip(batches, ahead(features, batches), strict=True):
+                preemption.check()
                 asked = time.perf_counter()
                 images = None
                 if read:
-                    images, first = _padded(first.result() if first else next(read), batch), None
+                    try:
+                        images, first = _padded(first.result() if first else next(read), batch), None
+                    except Exception:
+                        preemption.check()  # Ctrl-C also ends the worker processes, which is no error then
+                        raise
                 waited += time.perf_counter() - asked
-                for array, made in zip(arrays, run(fixed, images, *values), strict=True):
-                    array[rows] = np.asarray(made)[: len(rows)]
-                progress(int(rows[-1]) + 1, count)
-        seconds = time.perf_counter() - start
-        self.passes.append(Pass(count, maker.reads_images, maker.equations, seconds, waited))
-        return {f.key: _present(self._load(f, source)) for f in missing}
+                writer.append([np.asarray(made)[: len(rows)] for made in run(fixed, images, *values)])
+                progress(writer.done, count)
+        return Pass(count - begun, maker.reads_images, maker.equations, time.perf_counter() - start, waited)
+
+    def _claim(
+        self, missing: Sequence[Feature], source: Pictures, progress: Progress, claims: ExitStack
+    ) -> dict[str, Half]:
+        """The files of what is to be made, for this process alone; waits while another process makes some of it."""
+        if self.root is None:
+            return {}
+        count = len(source)
+        halves = {}
+        for feature in sorted(missing, key=lambda f: self._name(f, source)):  # in one order: nobody waits in a circle
+            claim = claimed(
+                self._path(feature, source), feature.dtype, (count, *feature.shape), lambda done: progress(done, count)
+            )
+            halves[feature.key] = claims.enter_context(claim)
+        return halves
+
+    def _writer(
+        self, features: Sequence[Feature], halves: Mapping[str, Half], source: Pictures, made_by: str
+    ) -> DiskWriter | MemoryWriter:
+        if halves:
+            return DiskWriter([halves[f.key] for f in features], made_by)
+        names = [self._name(f, source) for f in features]
+        arrays = [np.empty((len(source), *f.shape), f.dtype) for f in features]
+        return MemoryWriter(arrays, lambda made: self._memory.update(zip(names, made, strict=True)))
 
     def _name(self, feature: Feature, source: Pictures) -> str:
         # All that decides a bit of the result and does not stand in the program.
@@ -183,14 +241,10 @@ class FeatureStore:
             return self._memory.get(name)
         path = self._path(feature, source)
         try:
-            array = np.load(path, mmap_mode="r")
-            if array.dtype != feature.dtype:  # bfloat16 comes back from .npy as plain bytes
-                array = array.view(feature.dtype)
-            if array.shape != (len(source), *feature.shape):
-                raise ValueError(f"expected shape {(len(source), *feature.shape)}, found {array.shape}")
+            array = mapped(path, feature.dtype, (len(source), *feature.shape))
         except FileNotFoundError:
             return None
-        except (ValueError, OSError, EOFError, TypeError):
+        except (ValueError, OSError):
             # A damaged file costs a pass, never a wrong number.
             path.unlink(missing_ok=True)
             return None
@@ -198,46 +252,25 @@ class FeatureStore:
             os.utime(path)
         return array
 
-    @contextmanager
-    def _writers(self, features: Sequence[Feature], source: Pictures) -> Generator[list[np.ndarray]]:
-        shapes = [(len(source), *f.shape) for f in features]
+    def _make_room(self, features: Sequence[Feature], source: Pictures) -> None:
+        """Remove what was not used for the longest time until the features fit."""
+        wanted = sum(f.nbytes for f in features) * len(source)
         if self.root is None:
-            arrays = [np.empty(s, f.dtype) for s, f in zip(shapes, features, strict=True)]
-            yield arrays
-            self._memory |= {self._name(f, source): a for f, a in zip(features, arrays, strict=True)}
-            return
-        paths = [self._path(f, source) for f in features]
-        partial = [p.with_suffix(f".{os.getpid()}-{threading.get_ident()}.partial") for p in paths]
-        try:
-            files = [
-                np.lib.format.open_memmap(p, "w+", f.dtype, s)
-                for p, f, s in zip(partial, features, shapes, strict=True)
-            ]
-            for file, temporary in zip(files, partial, strict=True):
-                _reserve(temporary, file.nbytes)
-            yield list(files)
-            for file, temporary, path in zip(files, partial, paths, strict=True):
-                file.flush()
-                temporary.replace(path)
-        finally:
-            for temporary in partial:
-                temporary.unlink(missing_ok=True)
-
-    def _make_room(self, wanted: int) -> None:
-        """Remove what was not used for the longest time until `wanted` bytes fit."""
-        if self.root is None:
-            sizes = {name: array.nbytes for name, array in self._memory.items()}
-            self._evict(wanted, sizes, lambda: self.budget, self._memory.pop)
+            held = {name: array.nbytes for name, array in self._memory.items()}
+            self._evict(wanted, held, lambda: self.budget, lambda name: self._memory.pop(name) is not None)
             return
         root = self.root
-        for stale in root.glob("*.partial"):  # left by a run that was killed
-            if time.time() - _status(stale)[0] > 3600:
-                stale.unlink(missing_ok=True)
-        files = sorted((_status(path), path.stem) for path in root.glob("*.npy"))
+        clear(root)
+        files = sorted((_status(path), path.name) for path in (*root.glob("*.npy"), *root.glob("*.partial")))
         sizes = {name: size for (_, size), name in files}
+        for feature in features:  # what is half made has its place already
+            wanted -= min(feature.nbytes * len(source), sizes.get(f"{self._name(feature, source)}.partial", 0))
 
-        def remove(name: str) -> None:
-            (root / f"{name}.npy").unlink(missing_ok=True)
+        def remove(name: str) -> bool:
+            if name.endswith(".partial"):
+                return discard(root / name)
+            (root / name).unlink(missing_ok=True)
+            return True
 
         def free_on_disk() -> int:
             return shutil.disk_usage(root).free - GIB
@@ -245,13 +278,13 @@ class FeatureStore:
         self._evict(wanted, sizes, lambda: min(self.budget, sum(sizes.values()) + free_on_disk()), remove)
 
     def _evict(
-        self, wanted: int, sizes: dict[str, int], limit: Callable[[], int], remove: Callable[[str], object]
+        self, wanted: int, sizes: dict[str, int], limit: Callable[[], int], remove: Callable[[str], bool]
     ) -> None:
-        for name in [name for name in sizes if name not in self._in_use]:
+        for name in [name for name in sizes if name.partition(".")[0] not in self._in_use]:
             if sum(sizes.values()) + wanted <= limit():
                 return
-            remove(name)
-            del sizes[name]
+            if remove(name):
+                del sizes[name]
         free = limit() - sum(sizes.values())
         if wanted > free:
             where = str(self.root) if self.root else "the budget in memory"
@@ -267,13 +300,6 @@ def _status(path: Path) -> tuple[float, int]:
     except OSError:
         return time.time(), 0
     return found.st_mtime, found.st_size
-
-
-def _reserve(path: Path, nbytes: int) -> None:
-    """Take the disk's space now: a full disk is then an error here, not a crash while writing."""
-    if hasattr(os, "posix_fallocate"):
-        with path.open("r+b") as file:
-            os.posix_fallocate(file.fileno(), 0, max(path.stat().st_size, nbytes))
 
 
 def _present(array: np.ndarray | None) -> np.ndarray:

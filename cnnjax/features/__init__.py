@@ -1,0 +1,27 @@
+"""Features of the frozen part: made once, kept, and gone on with where a killed pass stopped."""
+
+from cnnjax.features.store import (
+    GIB,
+    PASS_BATCH,
+    FeatureStore,
+    Pass,
+    Pictures,
+    Progress,
+    StoreTooSmall,
+    ahead,
+    fits_on_device,
+    free_bytes,
+)
+
+__all__ = [
+    "GIB",
+    "PASS_BATCH",
+    "FeatureStore",
+    "Pass",
+    "Pictures",
+    "Progress",
+    "StoreTooSmall",
+    "ahead",
+    "fits_on_device",
+    "free_bytes",
+]

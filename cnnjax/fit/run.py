@@ -1,0 +1,343 @@
+"""One run of a recipe: phase after phase, step after step, kept in checkpoints, and gone on with from them."""
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cnnjax import preemption
+from cnnjax.fit.recipe import Phase
+from cnnjax.functional import Leaves
+from cnnjax.losses import ZERO, Metrics
+from cnnjax.metrics import Journal
+from cnnjax.optim import averaged, carry, with_rate
+from cnnjax.optim.average import with_average
+from cnnjax.rows import LabelledPictures, Rows
+from cnnjax.state import State
+from cnnjax.training import NotFinite, Trainer
+
+if TYPE_CHECKING:
+    from cnnjax.checkpoints import Checkpoints
+    from cnnjax.fit.fitter import Fitter, Report
+
+Record = dict[str, Any]
+_TIMES = ("seconds", "pictures_per_second")
+_TOGETHER = 8  # steps between two agreements of all hosts
+
+
+@dataclass(frozen=True)
+class Keeping:
+    """How a run is kept, so that it can be killed at any moment.
+
+    Attributes:
+        checkpoints: where.
+        every: seconds between two saves; phases save at their end too, and so does whoever is asked to end.
+        about: what each checkpoint says of the run besides where it stands.
+        fall_back: take the checkpoint before a damaged newest one.
+        tell: takes what the run has to say.
+    """
+
+    checkpoints: "Checkpoints"
+    every: float = 60.0
+    about: Mapping[str, Any] = field(default_factory=dict)
+    fall_back: bool = False
+    tell: Callable[[str], None] = print
+
+
+@dataclass
+class Standing:
+    """Where a run stands, besides its arrays.
+
+    Attributes:
+        phase: which phase, from 0.
+        begun: the phase's first epoch.
+        since: epochs since the lowest validation loss.
+        best: the epoch with it.
+        best_loss: that loss, of this phase.
+        history: the records of all epochs so far.
+        seconds: what took how long.
+    """
+
+    phase: int = 0
+    begun: int = 0
+    since: int = 0
+    best: int = 0
+    best_loss: float | None = None
+    history: list[Record] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=lambda: {"features": 0.0, "training": 0.0, "evaluation": 0.0})
+
+
+class _Latest(NamedTuple):
+    """The newest state that no step has taken yet, the sums of its epoch, and the steps done."""
+
+    state: State
+    so_far: Metrics
+    step: int
+
+
+class Run:
+    """One call of `Fitter.fit`."""
+
+    def __init__(
+        self, fitter: "Fitter", train: LabelledPictures, validation: LabelledPictures | None, seed: int,
+        journal: Journal | None, report: "Report", keeping: Keeping | None,
+    ) -> None:  # fmt: skip
+        self.fitter, self.train, self.validation, self.seed = fitter, train, validation, seed
+        self.journal, self.report, self.keeping = journal, report, keeping
+        self.at = Standing()
+        self._best: Leaves | None = None
+        self._latest: _Latest | None = None
+        self._saved = time.monotonic()
+        self._keeps_best = fitter.recipe.keep == "best" or fitter.recipe.patience is not None
+
+    def all_phases(self, leaves: Leaves) -> Leaves:
+        """Train from `leaves`, or go on from the newest checkpoint; returns what trained."""
+        resumed = self._found()
+        before: tuple[State, Leaves] | None = None
+        for number in range(self.at.phase, len(self.fitter.phases)):
+            before = self._phase(number, leaves, before, resumed)
+            leaves, resumed = before[1], None
+        if self.keeping:
+            self._guarded(self.keeping.checkpoints.wait)
+        return leaves
+
+    # One phase.
+
+    def _phase(
+        self, number: int, leaves: Leaves, before: tuple[State, Leaves] | None, resumed: tuple[State, Metrics] | None
+    ) -> tuple[State, Leaves]:
+        """Train one phase; returns its state and its leaves that train, as they are to be kept."""
+        phase = self.fitter.phases[number]
+        trainer = self.fitter.trainer(number, len(self.train))
+        steps = -(-len(self.train) // trainer.batch_size)
+        if resumed is None:
+            state, so_far = self._start(trainer, phase, leaves, before), ZERO
+            self.at.phase, self.at.begun, self.at.since, self.at.best_loss = number, int(state.step) // steps, 0, None
+            self._best = None
+        else:
+            state, so_far = resumed
+        done = int(state.step)
+        self._latest = _Latest(state, so_far, done)
+        rows, held_out = self._rows(trainer, number)
+        first = done // steps - (1 if done % steps == 0 and float(so_far.count) else 0)
+        if not self._stopped() and (epochs := self.at.begun + phase.epochs - first) > 0:
+            state = self._train(trainer, state, rows, held_out, epochs, so_far)
+        self._save(wait=False)
+        kept = self._best
+        if kept is None:
+            kept, self.at.best = _copied(evaluated(state)), self.at.history[-1]["epoch"]
+        return state, kept
+
+    def _train(
+        self, trainer: Trainer, state: State, rows: Rows, held_out: Rows | None, epochs: int, so_far: Metrics
+    ) -> State:
+        phase = self.fitter.phases[self.at.phase]
+
+        def after(state: State, record: dict[str, float]) -> bool:
+            self._end_epoch(trainer, phase, state, record, held_out)
+            return self._stopped()
+
+        try:
+            return trainer.fit(
+                state, rows, epochs=epochs, seed=self.seed, progress=self.report(phase.name), after=after,
+                between=self._between, so_far=so_far,
+            )[0]  # fmt: skip
+        except preemption.Preempted:
+            self._save(wait=True)
+            raise
+        except NotFinite as error:
+            raise self._explained(error, trainer) from None
+
+    def _end_epoch(
+        self, trainer: Trainer, phase: Phase, state: State, record: dict[str, float], held_out: Rows | None
+    ) -> None:
+        """Evaluate, and write the epoch's line."""
+        at = self.at
+        line: Record = {
+            "phase": phase.name, "epoch": int(record["epoch"]), "train_loss": record["loss"],
+            "train_accuracy": record["accuracy"], "learning_rate": phase.learning_rate,
+            "seconds": record["seconds"], "pictures_per_second": len(self.train) / record["seconds"],
+        }  # fmt: skip
+        if "skipped_steps" in record:
+            line["skipped_steps"] = int(record["skipped_steps"])
+        improved = False
+        if held_out is not None:
+            begun = time.perf_counter()
+            found = trainer.evaluate(evaluated(state), held_out)
+            line |= {f"validation_{name}": value for name, value in found.items()}
+            at.seconds["evaluation"] += time.perf_counter() - begun
+            improved = at.best_loss is None or math.isnan(at.best_loss) or found["loss"] < at.best_loss
+            at.since += 1
+            if improved:
+                at.best_loss, at.since, at.best = found["loss"], 0, line["epoch"]
+                self._best = _copied(evaluated(state)) if self._keeps_best else None
+        at.seconds["training"] += record["seconds"]
+        at.history.append(line)
+        if self.journal:
+            self.journal.write(_untimed(line))
+        assert self._latest is not None
+        self._latest = _Latest(state, ZERO, self._latest.step)
+        if self._agreed(self._due(1.0 if not improved else 0.1))[0]:
+            self._save(wait=False, metric=line.get("validation_loss"))
+
+    def _stopped(self) -> bool:
+        """Whether the validation loss has not fallen for as long as the recipe waits."""
+        return self.fitter.recipe.patience is not None and self.at.since >= self.fitter.recipe.patience
+
+    def _rows(self, trainer: Trainer, number: int) -> tuple[Rows, Rows | None]:
+        start = time.perf_counter()
+        rows = self.fitter.rows(trainer, number, self.train, True, self.report)
+        held_out = None
+        if self.validation is not None:
+            held_out = self.fitter.rows(trainer, number, self.validation, False, self.report)
+        self.at.seconds["features"] += time.perf_counter() - start
+        return rows, held_out
+
+    def _start(self, trainer: Trainer, phase: Phase, leaves: Leaves, before: tuple[State, Leaves] | None) -> State:
+        """The state before a phase: leaves of the last one; its optimizer too where the phase carries it on."""
+        state = trainer.init(leaves)
+        if before is None:
+            return state
+        if phase.carries:
+            moved, _ = carry(before[0].optimizer, before[0].trainable, trainer.optimizer, state.trainable, restart=True)
+            state = state._replace(optimizer=with_rate(with_average(moved, state.trainable), phase.learning_rate))
+        # Epochs are counted on, so that each phase draws orders and augmentations of its own.
+        return state._replace(step=jnp.array(before[0].step))
+
+    def _explained(self, error: NotFinite, trainer: Trainer) -> NotFinite:
+        """What a bad loss came from: the step, its rate, the batch's files."""
+        names = getattr(self.train, "names", None)
+        steps = -(-len(self.train) // trainer.batch_size)
+        step = error.epoch * steps + error.step
+        rate = self.fitter.rate(self.at.phase, step - self.at.begun * steps, steps)
+        shown = [str(names[i]) if names else str(i) for i in dict.fromkeys(error.examples.tolist())]
+        kept = self.keeping.checkpoints.latest() if self.keeping else None
+        error.args = (
+            f"the loss of step {step} (step {error.step} of epoch {error.epoch}) is no finite number; the learning "
+            f"rate was {rate:.3g}, the batch {', '.join(shown)}. "
+            + ("" if kept is None else f"The last good checkpoint is that of step {kept}. ")
+            + "A lower rate or clip=1.0 often helps; not_finite='skip' leaves such steps out and counts them",
+        )
+        return error
+
+    # Checkpoints.
+
+    def _between(self, state: State, so_far: Metrics, step: int) -> None:
+        self._latest = _Latest(state, so_far, step)
+        if self._hosts > 1 and step % _TOGETHER:
+            return
+        asked, due = self._agreed(self._hosts > 1 and preemption.requested(), self._due())
+        if asked:
+            raise preemption.Preempted  # on all hosts after the same step
+        # At its end the epoch is evaluated first.
+        if due and step % -(-len(self.train) // self.fitter.recipe.batch_size):
+            self._save(wait=False)
+
+    @property
+    def _hosts(self) -> int:
+        return 1 if self.fitter.devices is None else self.fitter.devices.hosts
+
+    def _agreed(self, *flags: bool) -> tuple[bool, ...]:
+        """The flags of all hosts: what one of them wants, all do."""
+        return flags if self.fitter.devices is None else self.fitter.devices.agree(*flags)
+
+    def _due(self, share: float = 1.0) -> bool:
+        return self.keeping is not None and time.monotonic() - self._saved >= share * self.keeping.every
+
+    def _save(self, *, wait: bool, metric: float | None = None) -> None:
+        if self.keeping is None or self._latest is None:
+            return
+        state, so_far, step = self._latest
+        if not bool(_finite([so_far.loss, *state.trainable.values()])):
+            return  # the loop will say so; what was good stays the newest
+        checkpoints, about = self.keeping.checkpoints, {**self.keeping.about, "standing": asdict(self.at)}
+        tree = {"state": state, "so_far": _as_arrays(so_far), "key": self._key()}
+        if self._best is not None:
+            tree["best"] = self._best
+        self._guarded(lambda: checkpoints.save(step, tree, about, metric=metric, wait=wait))
+        self._saved = time.monotonic()
+
+    def _guarded(self, action: Callable[[], Any]) -> None:
+        """Does what may fail for want of room: the run goes on, says so, and tries again later."""
+        from cnnjax.checkpoints import SaveFailed
+
+        assert self.keeping is not None
+        try:
+            action()
+        except SaveFailed as error:
+            self.keeping.tell(f"not saved: {error}")
+
+    def _found(self) -> tuple[State, Metrics] | None:
+        """State and sums to go on from; takes over where the run stood there."""
+        if self.keeping is None:
+            return None
+        if not (steps := self.keeping.checkpoints.steps()):
+            if self.journal:  # an attempt that ended before its first checkpoint may have written lines
+                self.journal.restart([])
+            return None
+        from cnnjax.checkpoints import CorruptCheckpoint
+
+        for step in reversed(steps):
+            try:
+                self.at = Standing(**self.keeping.checkpoints.about(step)["standing"])
+                found = self._restore(self.fitter.trainer(self.at.phase, len(self.train)), step)
+            except CorruptCheckpoint as error:
+                if not self.keeping.fall_back or step == steps[0]:
+                    raise
+                self.keeping.tell(f"passed over: {error}")
+                continue
+            if step != steps[-1]:
+                self.keeping.checkpoints.rewind(step)  # saves count upwards
+            if self.journal:
+                self.journal.restart([_untimed(line) for line in self.at.history])
+            self.keeping.tell(f"goes on from the run's own checkpoint of step {step}")
+            return found
+        return None
+
+    def _restore(self, trainer: Trainer, step: int) -> tuple[State, Metrics]:
+        assert self.keeping is not None
+        state: Any = jax.eval_shape(trainer.init)
+        like: dict[str, Any] = {"state": state, "so_far": _as_arrays(ZERO), "key": self._key()}
+        if self._keeps_best and self.at.best_loss is not None:
+            like["best"] = {**state.trainable, **state.statistics}
+        if self.fitter.devices is not None:
+            where = self.fitter.devices.shardings(like)
+            like = jax.tree.map(lambda x, lies: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=lies), like, where)
+        found = self.keeping.checkpoints.restore(like, step)
+        if not np.array_equal(found["key"], self._key()):
+            raise ValueError(f"the checkpoint of step {step} has another seed's random key")
+        self._best = found.get("best")
+        return found["state"], found["so_far"]
+
+    def _key(self) -> np.ndarray:
+        return np.asarray(jax.random.key_data(jax.random.key(np.uint32(self.seed))))
+
+
+def evaluated(state: State) -> State:
+    """The state with the averaged weights, where the optimizer keeps an average."""
+    average = averaged(state.optimizer)
+    return state if average is None else state._replace(trainable=average)
+
+
+def _copied(state: State) -> Leaves:
+    """What trains, and live statistics, out of reach of the next step, which takes the state's arrays."""
+    return jax.tree.map(jnp.array, {**state.trainable, **state.statistics})
+
+
+def _as_arrays(metrics: Metrics) -> Metrics:
+    return Metrics(*(jnp.asarray(x, jnp.float32) for x in metrics))
+
+
+@jax.jit
+def _finite(arrays: list[Any]) -> jax.Array:
+    return jnp.stack([jnp.isfinite(x).all() for x in arrays]).all()
+
+
+def _untimed(line: Record) -> Record:
+    """What is the same however often the run was interrupted."""
+    return {name: value for name, value in line.items() if name not in _TIMES}

@@ -1,0 +1,160 @@
+"""Runs of `cnnjax fit`, killed again and again as real processes, end as if nothing had happened.
+
+`CNNJAX_KILLS=50 pytest tests/test_survival.py` kills each run fifty times; a few are enough to notice a fault.
+"""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cnnjax.checkpoints import Checkpoints
+from cnnjax.preemption import EXIT_CODE
+
+KILLS = int(os.environ.get("CNNJAX_KILLS", "3"))
+
+# The command itself, in a process that writes down what it is doing, so that a kill is known to have met it.
+RUNNER = """
+import sys, time
+from pathlib import Path
+note = Path(sys.argv[1]).open("w", buffering=1)
+def noted(owner, name, what):
+    inner = getattr(owner, name)
+    def wrapped(*args, **kwargs):
+        note.write(f"{what} {time.monotonic()}\\n")
+        try:
+            return inner(*args, **kwargs)
+        finally:
+            note.write(f"steps {time.monotonic()}\\n")
+    setattr(owner, name, wrapped)
+note.write(f"starting {time.monotonic()}\\n")
+import jax._src.compiler
+from cnnjax.checkpoints import Checkpoints
+from cnnjax.features import FeatureStore
+from cnnjax.fit.run import Run
+from cnnjax.training import Trainer
+noted(jax._src.compiler, "compile_or_get_cached", "compiling")
+noted(Run, "_save", "saving")
+noted(Trainer, "evaluate", "evaluating")
+noted(FeatureStore, "get", "features")
+from cnnjax.cli import main
+main(sys.argv[2:])
+note.write(f"done {time.monotonic()}\\n")
+"""
+
+NETWORK = ["--backbone", "mobilenet", "--alpha", "0.25", "--image-size", "32", "--head", "linear", "--batch-size", "8"]
+SCRATCH = [*NETWORK, "--method", "scratch", "--augment", "lecture", "--epochs", "12", "--optimizer", "adam"]
+SCRATCH += ["--ema", "0.9", "--schedule", "cosine", "--warmup", "0.1", "--keep", "best"]
+TUNED = [*NETWORK, "--method", "gradual", "--stages", "conv_dw_11", "conv_dw_6", "--epochs", "40"]
+TUNED += ["--tune-epochs", "4", "--optimizer", "rmsprop", "--clip", "1.0", "--accumulate", "2"]
+
+
+def command(base, out, options):
+    """What is started: the same each time."""
+    fixed = ["--data", f"{base}/pictures", "--checkpoint-every", "0.3", "--store", f"{out}-store"]
+    return [sys.executable, "-c", RUNNER, f"{out}.doing", "fit", *fixed, "--out", str(out), *options]
+
+
+def start(words, cache):
+    environment = os.environ | {"CNNJAX_CACHE": str(cache), "PYTHONWARNINGS": "error::RuntimeWarning"}
+    return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+
+
+def finish(words, cache):
+    process = start(words, cache)
+    output = process.communicate(timeout=300)[0]
+    assert process.returncode == 0, output
+    return output
+
+
+def result(out):
+    """What a run ends with: weights, lines, and everything in its last checkpoint."""
+    with Checkpoints(out / "checkpoints") as checkpoints:
+        step = checkpoints.latest()
+        tree = checkpoints.read(step)
+    leaves = {}
+
+    def walk(node, path):
+        for name, value in node.items():
+            if isinstance(value, dict):
+                walk(value, f"{path}/{name}")
+            else:
+                leaves[f"{path}/{name}"] = np.asarray(value).tobytes()
+
+    walk(tree, "")
+    report = json.loads((out / "report.json").read_text())
+    return (
+        (out / "classifier" / "model.safetensors").read_bytes(),
+        (out / "metrics.jsonl").read_bytes(),
+        step,
+        leaves,
+        report,
+    )
+
+
+def killed(words, out, cache, kills, seed, number):
+    """Start the command until it ends by itself, with a signal at `kills` random times; what each of them met."""
+    times, met, lasted = random.Random(seed), Counter(), 12.0
+    for _ in range(kills):
+        process, begun = start(words, cache), time.monotonic()
+        try:
+            process.wait(timeout=times.uniform(0.0, 1.1) * lasted)
+        except subprocess.TimeoutExpired:
+            process.send_signal(number)
+        sent = time.monotonic()
+        output = process.communicate(timeout=60)[0]
+        notes = Path(f"{out}.doing").read_text().splitlines() if Path(f"{out}.doing").exists() else []
+        doing = notes[-1].split()[0] if notes else "starting"
+        met[doing] += 1
+        if process.returncode == 0:
+            lasted = sent - begun
+        elif number == signal.SIGTERM:
+            # Before it listens the signal simply ends it; afterwards it saves and says so.
+            assert process.returncode in (EXIT_CODE, -number), output
+            assert process.returncode == -number or "saving after this step" in output
+    finish(words, cache)
+    return met
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory, shapes_folder):
+    folder = tmp_path_factory.mktemp("survival")
+    shutil.copytree(shapes_folder, folder / "pictures")
+    shutil.copytree(shapes_folder / "test", folder / "pictures" / "validation")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def scratch(base):
+    """A run from scratch that nobody interrupted."""
+    out = base / "scratch"
+    finish(command(base, out, SCRATCH), base / "cache")
+    return out
+
+
+def test_a_run_killed_at_random_times_ends_as_one_that_was_not(scratch, base):
+    out = base / "scratch-killed"
+    met = killed(command(base, out, SCRATCH), out, base / "cold", KILLS, 1, signal.SIGKILL)
+    assert result(out) == result(scratch)
+    print(f"killed while {dict(met)}")
+
+
+@pytest.mark.slow
+def test_phases_on_stored_features_end_the_same_after_sigterm(scratch, base):
+    options = [*TUNED, "--init-from", str(scratch), "--init-part", "backbone"]
+    whole, asked = base / "tuned", base / "tuned-asked"
+    assert f"starts from the backbone of {scratch}" in " ".join(
+        finish(command(base, whole, options), base / "cache").split()
+    )
+    met = killed(command(base, asked, options), asked, base / "cache", KILLS, 2, signal.SIGTERM)
+    assert result(asked) == result(whole)
+    print(f"asked to end while {dict(met)}")
