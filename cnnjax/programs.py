@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import jax
@@ -14,6 +15,7 @@ from cnnjax.features import PASS_BATCH
 from cnnjax.freeze import Frozen
 from cnnjax.functional import Leaves, functionalize, leaves_of
 from cnnjax.losses import Metrics, count_logits, losses, targets
+from cnnjax.ops import spread_over_devices
 from cnnjax.optim import make_optimizer
 from cnnjax.staging import Staged
 from cnnjax.state import State, checked_leaves, fresh_state
@@ -78,8 +80,9 @@ class Programs:
         }
         keyed = late | {"key": jax.random.key(0)}
         sizes = (batch_size, PASS_BATCH)
-        self.staged = Staged(self._forward, self.fixed, image, keyed, sizes)
-        self.inference = Staged(self._infer, self.fixed, image, late, sizes)
+        with self._spread_or_not():
+            self.staged = Staged(self._forward, self.fixed, image, keyed, sizes)
+            self.inference = Staged(self._infer, self.fixed, image, late, sizes)
         self.image_size, self.example = tuple(image_size), image
         images = jax.ShapeDtypeStruct((batch_size, *shape), jnp.float32)
         self.outputs = count_logits(jax.eval_shape(self._infer, self.fixed, images, late), batch_size)
@@ -95,10 +98,15 @@ class Programs:
         self._epoch = jax.jit(self._traced("epoch", self._scan), donate_argnums=0, static_argnames="decoded")
         self._evaluate = jax.jit(self._traced("evaluate", self._score), static_argnames="decoded")
 
+    def _spread_or_not(self) -> AbstractContextManager[None]:
+        several = self.devices is not None and self.devices.count > 1
+        return spread_over_devices() if several else nullcontext()
+
     def _traced(self, name: str, fn: Callable[..., Any]) -> Callable[..., Any]:
         def counted(*args: Any, **kwargs: Any) -> Any:
             self.traces[name] += 1
-            return fn(*args, **kwargs)
+            with self._spread_or_not():
+                return fn(*args, **kwargs)
 
         return counted
 

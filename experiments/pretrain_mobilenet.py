@@ -11,7 +11,7 @@ configuration on a stand-in, packed as a TFDS data set, with MobileNet 0.25 at 6
 at the same time: one process is left alone, the other one killed at random (SIGKILL, or SIGTERM with probability 1/3)
 and started again with the same command.
 
-    cnnjax pack cats_and_dogs_small packed
+    cnnjax pack cats_and_dogs_small --out packed
     python experiments/pretrain_mobilenet.py stand-in packed runs/pretrain
 
 RESULT
@@ -42,7 +42,7 @@ POD = Fit(
     running=Running(hosts="auto", keep_checkpoints=3), out=Path("runs/pretrain-imagenet"),
 )  # fmt: skip
 
-EPOCHS, GAPS = 60, (20.0, 180.0)  # of the stand-in; seconds between two kills
+EPOCHS, GAPS = 45, (20.0, 180.0)  # of the stand-in; seconds between two kills
 
 
 def stand_in(data: Path, out: Path) -> Fit:

@@ -285,6 +285,8 @@ def main(arguments: list[str] | None = None) -> int:
                     one = measure(job, topology, batch, options.precision, options.shard_parameters)
                     print(f"{one.job} on {topology}, batch {batch}: {one.compiling:.0f} s", file=sys.stderr)
                     found.append(one)
+    except KeyboardInterrupt:
+        print("interrupted: this is what was compiled until then", file=sys.stderr)
     except (ValueError, LookupError, OSError) as error:
         print(error, file=sys.stderr)
         return 2

@@ -30,7 +30,7 @@ Patches and matrix products were never over a tenth faster than XLA's own 3x3 co
 its kernel gradient in chunks of images.
 """
 
-from cnnjax.ops.convolution import conv_general_dilated
+from cnnjax.ops.convolution import conv_general_dilated, spread_over_devices
 from cnnjax.ops.pooling import max_pool
 
-__all__ = ["conv_general_dilated", "max_pool"]
+__all__ = ["conv_general_dilated", "max_pool", "spread_over_devices"]

@@ -1,6 +1,8 @@
 """Convolution: XLA's own, but for what the CPU does faster otherwise."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import partial
 from typing import Any
 
@@ -19,6 +21,23 @@ from cnnjax.ops.shifts import (
     tap_views,
     wide_type,
 )
+
+_SPREAD: ContextVar[bool] = ContextVar("spread", default=False)
+
+
+@contextmanager
+def spread_over_devices() -> Generator[None]:
+    """In this block, what is traced will run with its batch spread over several devices.
+
+    Kernel gradients on CPU then sum over the batch at once: image after image, as one device does faster, each would
+    have to be sent around (and devices that are threads of one CPU may wait for each other for ever).
+    """
+    token = _SPREAD.set(True)
+    try:
+        yield
+    finally:
+        _SPREAD.reset(token)
+
 
 _NHWC = ("NHWC", "HWIO", "NHWC")
 
@@ -89,12 +108,12 @@ def conv_general_dilated(
         pads = explicit_padding(padding, lhs.shape[1:3], window, strides)
         sized = min(*pads[0], *pads[1]) >= 0 and min(out_size(lhs.shape[1:3], window, strides, pads)) > 0
         if sized and feature_group_count == channels == rhs.shape[3] and rhs.shape[2] == 1:
-            return _depthwise_op(lhs, rhs, strides, pads, precision)
+            return _depthwise_op(lhs, rhs, strides, pads, precision, _SPREAD.get())
         if sized and feature_group_count == 1 and rhs.shape[2] == channels and strides == (1, 1):
             if window == (1, 1) and pads == ((0, 0), (0, 0)):
                 return _pointwise_op(lhs, rhs, precision)
             if channels >= 16:
-                return _spatial_op(lhs, rhs, pads, precision)
+                return _spatial_op(lhs, rhs, pads, precision, _SPREAD.get())
     return lax.conv_general_dilated(
         lhs,
         rhs,
@@ -131,8 +150,8 @@ def _native_gradients(
     return of_input, of_kernel
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
-def _depthwise(x: jax.Array, k: jax.Array, strides: Pair, pads: Pads, precision: Any) -> jax.Array:
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4, 5))
+def _depthwise(x: jax.Array, k: jax.Array, strides: Pair, pads: Pads, precision: Any, spread: bool) -> jax.Array:
     def on_cpu(x: jax.Array, k: jax.Array) -> jax.Array:
         wide = wide_type(x.dtype)
         taps = k.reshape(-1, k.shape[3]).astype(wide)
@@ -147,13 +166,13 @@ def _depthwise(x: jax.Array, k: jax.Array, strides: Pair, pads: Pads, precision:
 
 
 def _depthwise_forward(
-    x: jax.Array, k: jax.Array, strides: Pair, pads: Pads, precision: Any
+    x: jax.Array, k: jax.Array, strides: Pair, pads: Pads, precision: Any, spread: bool
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return _depthwise(x, k, strides, pads, precision), (x, k)
+    return _depthwise(x, k, strides, pads, precision, spread), (x, k)
 
 
 def _depthwise_backward(
-    strides: Pair, pads: Pads, precision: Any, kept: tuple[jax.Array, jax.Array], g: jax.Array
+    strides: Pair, pads: Pads, precision: Any, spread: bool, kept: tuple[jax.Array, jax.Array], g: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     def input_on_cpu(x: jax.Array, k: jax.Array, g: jax.Array) -> jax.Array:
         wide = wide_type(x.dtype)
@@ -167,6 +186,10 @@ def _depthwise_backward(
     def kernel_on_cpu(x: jax.Array, k: jax.Array, g: jax.Array) -> jax.Array:
         # XLA fuses products into a sum over batch and space, which is then slow; not so across a loop.
         n, wide = x.shape[0], wide_type(x.dtype)
+        if spread:
+            views = phase_views(pad_space(x, pads), k.shape[:2], strides, g.shape[1:3])
+            sums = [(v.astype(wide) * g.astype(wide)).sum((0, 1, 2)) for v in views]
+            return jnp.stack(sums).reshape(k.shape).astype(k.dtype)
         step = next(m for m in (4, 3, 2, 1) if n % m == 0)
 
         def add(sums: list[jax.Array], images: tuple[jax.Array, ...]) -> tuple[list[jax.Array], None]:
@@ -218,19 +241,19 @@ def _pointwise_backward(precision: Any, kept: tuple[jax.Array, jax.Array], g: ja
     )
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _spatial(x: jax.Array, k: jax.Array, pads: Pads, precision: Any) -> jax.Array:
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def _spatial(x: jax.Array, k: jax.Array, pads: Pads, precision: Any, spread: bool) -> jax.Array:
     return _native(x, k, (1, 1), pads, precision)
 
 
 def _spatial_forward(
-    x: jax.Array, k: jax.Array, pads: Pads, precision: Any
+    x: jax.Array, k: jax.Array, pads: Pads, precision: Any, spread: bool
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return _spatial(x, k, pads, precision), (x, k)
+    return _spatial(x, k, pads, precision, spread), (x, k)
 
 
 def _spatial_backward(
-    pads: Pads, precision: Any, kept: tuple[jax.Array, jax.Array], g: jax.Array
+    pads: Pads, precision: Any, spread: bool, kept: tuple[jax.Array, jax.Array], g: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     def in_chunks(x: jax.Array, k: jax.Array, g: jax.Array) -> jax.Array:
         n = x.shape[0]
@@ -241,7 +264,7 @@ def _spatial_backward(
 
     x, k = kept
     of_input, of_kernel = _native_gradients((1, 1), pads, precision)
-    large = g.size * g.dtype.itemsize > _LARGE_BYTES
+    large = g.size * g.dtype.itemsize > _LARGE_BYTES and not spread
     kernel = lax.platform_dependent(x, k, g, cpu=in_chunks, default=of_kernel) if large else of_kernel(x, k, g)
     return of_input(x, k, g), kernel
 
@@ -251,6 +274,6 @@ _pointwise.defvjp(_pointwise_forward, _pointwise_backward)
 _spatial.defvjp(_spatial_forward, _spatial_backward)
 
 # Jitted, an operation is one equation whatever surrounds it, and is traced once for each shape.
-_depthwise_op = jax.jit(_depthwise, static_argnums=(2, 3, 4))
+_depthwise_op = jax.jit(_depthwise, static_argnums=(2, 3, 4, 5))
 _pointwise_op = jax.jit(_pointwise, static_argnums=(2,))
-_spatial_op = jax.jit(_spatial, static_argnums=(2, 3))
+_spatial_op = jax.jit(_spatial, static_argnums=(2, 3, 4))
