@@ -16,8 +16,11 @@ _asked = threading.Event()
 _alone = True
 
 
-class Preempted(BaseException):
-    """The run was asked to end; no `except Exception` on the way may keep it."""
+class Preempted(SystemExit):
+    """The run was asked to end: a script that lets this pass ends with `EXIT_CODE`. No `except Exception` keeps it."""
+
+    def __init__(self) -> None:
+        super().__init__(EXIT_CODE)
 
 
 def requested() -> bool:
@@ -44,7 +47,8 @@ def watching(hosts: int = 1) -> Generator[None]:
     """In this block signals ask the run to end, instead of ending it: `requested` and `check` tell.
 
     A thread hears of them at once, also while the main thread compiles or waits for the device, where no Python
-    handler would run. With several hosts `check` waits until they agree. Elsewhere than in the main thread, which alone may take signals, the block changes nothing.
+    handler would run. With several hosts `check` waits until they agree. Elsewhere than in the main thread, which alone
+    may take signals, the block changes nothing.
 
     >>> with watching():
     ...     requested()

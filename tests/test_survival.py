@@ -37,7 +37,7 @@ def noted(owner, name, what):
             note.write(f"steps {time.monotonic()}\\n")
     setattr(owner, name, wrapped)
 note.write(f"starting {time.monotonic()}\\n")
-import jax._src.compiler
+import jax, jax._src.compiler
 from cnnjax.checkpoints import Checkpoints
 from cnnjax.features import FeatureStore
 from cnnjax.fit.run import Run
@@ -46,9 +46,13 @@ noted(jax._src.compiler, "compile_or_get_cached", "compiling")
 noted(Run, "_save", "saving")
 noted(Trainer, "evaluate", "evaluating")
 noted(FeatureStore, "get", "features")
+compiled = []
+jax.monitoring.register_event_listener(
+    lambda event, **kwargs: compiled.append(event) if event == "/jax/compilation_cache/cache_misses" else None
+)
 from cnnjax.cli import main
 main(sys.argv[2:])
-note.write(f"done {time.monotonic()}\\n")
+note.write(f"compiled {len(compiled)}\\n")
 """
 
 NETWORK = ["--backbone", "mobilenet", "--alpha", "0.25", "--image-size", "32", "--head", "linear", "--batch-size", "8"]
@@ -139,6 +143,15 @@ def scratch(base):
     out = base / "scratch"
     finish(command(base, out, SCRATCH), base / "cache")
     return out
+
+
+def test_a_second_start_compiles_nothing_and_trains_nothing(scratch, base):
+    before, made = result(scratch), Path(f"{scratch}.doing").read_text().splitlines()[-1]
+    assert int(made.removeprefix("compiled ")) > 20
+    output = finish(command(base, scratch, SCRATCH), base / "cache")
+    assert "goes on from the run's own checkpoint" in " ".join(output.split())
+    assert Path(f"{scratch}.doing").read_text().splitlines()[-1] == "compiled 0"
+    assert result(scratch) == before
 
 
 def test_a_run_killed_at_random_times_ends_as_one_that_was_not(scratch, base):

@@ -18,6 +18,7 @@ from cnnjax.data import open_data
 from cnnjax.devices import Devices, start
 from cnnjax.freeze import Freeze
 from cnnjax.lowering import collectives
+from cnnjax.rows import Rows
 from cnnjax.training import Trainer
 
 BATCH = 16  # of 44 pictures: the last of an epoch's three batches is short
@@ -65,8 +66,8 @@ def trainer(kind: str, devices: Devices | None) -> Trainer:
     )  # fmt: skip
 
 
-def run(kind: str, devices: Devices | None, pictures: Path, out: Path, name: str) -> None:
-    """Trains for three epochs and writes down what came of it."""
+def run(kind: str, devices: Devices | None, pictures: Path, out: Path, name: str) -> tuple[Trainer, Rows]:
+    """Trains for three epochs and writes down what came of it; returns what it was made with."""
     made, sources = trainer(kind, devices), open_data(str(pictures), (24, 24))
     read = Watched(sources["train"])
     rows = made.rows(read)
@@ -86,6 +87,7 @@ def run(kind: str, devices: Devices | None, pictures: Path, out: Path, name: str
         "beside": [held(x) for x in jax.tree.leaves(state.optimizer) if x.shape == leaves["hidden/kernel"].shape],
     }
     (out / f"{name}.json").write_text(json.dumps(told))
+    return made, rows
 
 
 def held(x: jax.Array) -> int:
@@ -105,12 +107,11 @@ def refused(fn, *args, **kwargs) -> str:
 def one_process(pictures: Path, out: Path) -> None:
     """One device, and several of this process."""
     eight, parts = Devices.all(), Devices.all(shard_parameters=True)
-    for kind in ("streamed", "stored"):
-        for devices, name in ((None, "1"), (eight, "8"), (parts, "8 sharded")):
-            run(kind, devices, pictures, out, f"{kind} on {name}")
-    run("streamed", Devices.all(count=4), pictures, out, "streamed on 4")
-    made = trainer("stored", eight)
-    rows, state = made.rows(open_data(str(pictures), (24, 24))["train"]), made.init()
+    for devices, name in ((None, "1"), (Devices.all(count=4), "4"), (eight, "8"), (parts, "8 sharded")):
+        run("streamed", devices, pictures, out, f"streamed on {name}")
+    run("stored", None, pictures, out, "stored on 1")
+    made, rows = run("stored", eight, pictures, out, "stored on 8")
+    state = made.init()
     context, index, weights, views = made._order(rows, 0, np.uint32(0))
     batch = made._spread((index[0], weights[0], views[0]))
     step = made._taking_step.lower(state, context, rows.arrays, rows.labels, *batch, np.uint32(0)).compile()
@@ -133,8 +134,8 @@ def one_of_several(hosts: str, pictures: Path, out: Path, lost: int) -> None:
     """A process of several; after its runs it trains on, until it is killed or another is."""
     start(hosts, join=60, lost=lost)
     devices = Devices.all(shard_parameters=True)
-    for kind in ("streamed", "stored"):
-        run(kind, devices, pictures, out, f"{kind} as {devices.host}")
+    run("stored", devices, pictures, out, f"stored as {devices.host}")
+    made, rows = run("streamed", devices, pictures, out, f"streamed as {devices.host}")
     told = {
         "primary": devices.primary,
         "hosts": devices.hosts,
@@ -144,8 +145,6 @@ def one_of_several(hosts: str, pictures: Path, out: Path, lost: int) -> None:
         "few": refused(Devices.all, count=2),
     }
     (out / f"told by {devices.host}.json").write_text(json.dumps(told))
-    made = trainer("streamed", devices)
-    rows = made.rows(open_data(str(pictures), (24, 24))["train"])
     made.fit(made.init(), rows, epochs=10_000, after=lambda state, record: (out / f"goes on {devices.host}").touch())
 
 
