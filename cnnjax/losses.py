@@ -4,16 +4,17 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 
 class Metrics(NamedTuple):
     """Sums over examples; `count` of them; and how many steps were left out since their numbers were not finite."""
 
-    loss: jax.Array | float
-    correct: jax.Array | float
-    count: jax.Array | float
-    skipped: jax.Array | float = 0.0
+    loss: jax.Array | np.ndarray | float
+    correct: jax.Array | np.ndarray | float
+    count: jax.Array | np.ndarray | float
+    skipped: jax.Array | np.ndarray | float = 0.0
 
     def summary(self) -> dict[str, float]:
         """Means, as Python numbers."""

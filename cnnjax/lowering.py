@@ -104,7 +104,7 @@ def program(trainer: Trainer, name: str = "step", rows: Kind = "source", *, exam
     if rows not in PROGRAMS[name]:
         raise ValueError(f"{name} runs on rows of kind {' or '.join(PROGRAMS[name])}, found {rows!r}")
     trains, decoded, batch = name != "evaluate", rows != "features", trainer.batch_size
-    state = jax.eval_shape(trainer.init)
+    state = trainer.abstract_state()
     constants = trainer.constants if trains else trainer.inference_constants
     context = jax.tree.map(_abstract, (constants, trainer.fixed if decoded else None))
     if decoded:  # pictures that are kept are bytes, those that are read anew are floats

@@ -236,6 +236,10 @@ class Programs:
         self.devices.check_same(state, "the weights to start from")
         return self.devices.place(state)
 
+    def abstract_state(self) -> State:
+        """Shapes and types of a state."""
+        return jax.eval_shape(lambda: fresh_state(self._leaves, self._trainable, self.optimizer))
+
     def leaves(self, state: State) -> Leaves:
         """Every leaf of the trained model, frozen ones included, random streams left out; on one device of this host.
 

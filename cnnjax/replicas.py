@@ -79,7 +79,7 @@ class Replicas:
         """How many replicas fit into the memory of the devices together."""
         if not self.together:
             return len(self.devices)
-        state = jax.eval_shape(self.trainer.init)
+        state = self.trainer.abstract_state()
         each = _COPIES * sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
         return max(1, int(free_bytes() // 2 // max(each, 1))) * len(self.devices)
 

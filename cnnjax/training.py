@@ -299,13 +299,14 @@ class Trainer(Programs):
         context, state = self._shared(self.inference_constants, rows), self._entered(state)
         total, logits = ZERO, []
         labels = np.asarray(rows.labels)
-        for start in range(0, len(rows), self.batch_size):
+        starts = range(0, len(rows), self.batch_size)
+        batches = [np.minimum(np.arange(k, k + self.batch_size), len(rows) - 1) for k in starts]
+        taken = ahead(partial(self._taken, rows), batches)  # read while the device works on the batch before
+        for start, index, values in zip(starts, batches, taken, strict=True):
             preemption.check()
-            index = np.arange(start, start + self.batch_size)
-            weights = (index < len(rows)).astype(np.float32)
-            index = np.minimum(index, len(rows) - 1)
+            weights = (np.arange(start, start + self.batch_size) < len(rows)).astype(np.float32)
             batch = self._spread((labels[index], weights))
-            metrics, out = self._evaluate(state, context, self._taken(rows, index), *batch, decoded=rows.decoded)
+            metrics, out = self._evaluate(state, context, values, *batch, decoded=rows.decoded)
             total = Metrics(*(a + b for a, b in zip(total, metrics, strict=True)))
             logits.append(np.asarray(out)[: int(weights.sum())])
         return total.summary(), np.concatenate(logits)

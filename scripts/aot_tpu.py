@@ -13,19 +13,42 @@ it), on a CPU and without the network. The batch is cut over all devices of the 
 - TFLOP a step, GFLOP a device: additions and multiplications, those with padding left out.
 - ms at peak: the least time, each operation at the peak of the chip's arithmetic or memory (XLA's `optimal_seconds`),
   without messages. No prediction: count on more.
-- Mcycles: what the compiler expects its fused operations to take, without copies and messages; at 1.5 GHz, which v5e is
-  said to run at, 126 are 84 ms.
+- Mcycles: what the compiler expects its fused operations to take, without copies and messages; at 1.5 GHz (v5e, to
+  judge by its peak) 126 are 84 ms.
 - messages: between devices, with the bytes of the arrays that they add up or put together.
 
-The default jobs (2026-11-23, jax 0.12.0.1, libtpu 0.0.50.1; a linear head for 1,000 classes, Adam; features of 50,000
-pictures on each device; 27 CPU minutes on two busy cores of an AMD EPYC):
+The default jobs, and two lines more, in fewer columns (2026-11-23, jax 0.12.0.1, libtpu 0.0.50.1; a linear head for
+1,000 classes, Adam, float32 unless said; features of 50,000 pictures on each device; 27 CPU minutes on two busy cores
+of an AMD EPYC):
 
-TABLE
+| step | topology | batch | fits | of GiB | temporaries | TFLOP | ms at peak | Mcycles | all-reduce |
+| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |
+| MobileNet, from scratch | v5e:2x2 | 1,024 | yes | 6.54 of 15.75 | 6.33 | 3.67 | 71.6 | 126 | 56, 17.06 MB |
+| MobileNet, from scratch | v5e:2x2 | 4,096 | yes | 14.28 of 15.75 | 13.63 | 15.2 | 263 | 568 | 56, 17.06 MB |
+| MobileNet, from scratch | v5e:2x2 | 16,384 | no | 39.13 of 15.75 | - | - | - | - | - |
+| MobileNet, from scratch | v5e:16x16 | 1,024 | yes | 0.33 of 15.75 | 0.23 | 4.30 | 7.44 | 8.34 | 56, 17.06 MB |
+| MobileNet, from scratch | v5e:16x16 | 4,096 | yes | 0.75 of 15.75 | 0.66 | 14.7 | 10.2 | 8.52 | 56, 17.06 MB |
+| MobileNet, bfloat16 | v5e:16x16 | 4,096 | yes | 0.71 of 15.75 | 0.61 | 14.7 | 9.83 | 8.26 | 56, 17.06 MB |
+| MobileNet, from scratch | v6e:4x4 | 1,024 | yes | 2.50 of 31.24 | 2.37 | 3.67 | 12.1 | 22.4 | 56, 17.06 MB |
+| MobileNet, from scratch | v6e:4x4 | 4,096 | yes | 6.55 of 31.24 | 6.33 | 14.7 | 29.1 | 79.4 | 56, 17.06 MB |
+| VGG16, block5 tuned | v5e:2x2 | 512 | yes | 3.28 of 15.75 | 3.07 | 17.4 | 33.5 | 60.1 | 2, 30.37 MB |
+| VGG16, block5 tuned | v5e:2x2 | 2,048 | yes | 12.96 of 15.75 | 12.54 | 69.5 | 129 | 247 | 2, 30.37 MB |
+| VGG16, block5 tuned | v5e:16x16 | 512 | yes | 0.14 of 15.75 | 0.02 | 19.1 | 2.34 | 2.10 | 2, 30.37 MB |
+| VGG16, block5 tuned | v5e:16x16 | 2,048 | yes | 0.53 of 15.75 | 0.39 | 69.6 | 4.04 | 5.51 | 2, 30.37 MB |
+| VGG16, block5 tuned | v6e:4x4 | 512 | yes | 1.02 of 31.24 | 0.86 | 17.4 | 3.03 | 8.16 | 2, 30.37 MB |
+| VGG16, block5 tuned | v6e:4x4 | 2,048 | yes | 1.93 of 31.24 | 1.73 | 69.5 | 8.48 | 24.6 | 2, 30.37 MB |
+| MobileNet, stored features | v5e:2x2 | 1,024 | yes | 0.21 of 15.75 | 0.00 | 0.00455 | 0.203 | 0.113 | 2, 4.10 MB |
+| MobileNet, stored features | v5e:2x2 | 8,192 | yes | 0.21 of 15.75 | 0.00 | 0.0360 | 0.323 | 0.362 | 2, 4.10 MB |
+| MobileNet, stored features | v5e:16x16 | 1,024 | yes | 0.20 of 15.75 | 0.00 | 0.00816 | 0.182 | 0.0906 | 2, 4.10 MB |
+| MobileNet, stored features | v5e:16x16 | 8,192 | yes | 0.20 of 15.75 | 0.00 | 0.0396 | 0.183 | 0.0913 | 2, 4.10 MB |
+| MobileNet, stored features | v6e:4x4 | 1,024 | yes | 0.20 of 31.24 | 0.00 | 0.00472 | 0.0918 | 0.0593 | 2, 4.10 MB |
+| MobileNet, stored features | v6e:4x4 | 8,192 | yes | 0.20 of 31.24 | 0.00 | 0.0351 | 0.112 | 0.0859 | 2, 4.10 MB |
 
-What was checked by hand: all-reduces carry the gradient (VGG16: 4 bytes for each of 7,592,424 trained numbers) and three
-sums of the metrics, and in MobileNet three sums for each of BatchNorm's 10,944 channels. By the arithmetic of
-`cnnjax.sizing` a MobileNet step takes 3.39 GFLOP a picture, a VGG16 step 35.3; the compiler counts 3.58 to 4.20 (it
-counts BatchNorm too, and repeats work where memory is short: 4,096 on v5e:2x2) and 34.0 to 37.3 (nothing for padding).
+Checked by hand: the all-reduces carry the gradient (VGG16: 4 bytes for each of 7,592,424 trained numbers), three sums
+of the metrics, and in MobileNet three sums for each of BatchNorm's 10,944 channels, bfloat16 or not. By the arithmetic
+of `cnnjax.sizing` a MobileNet step takes 3.39 GFLOP a picture; the compiler counts 3.58, which includes BatchNorm and
+Adam, but 3.71 where memory is nearly full and 4.20 with 4 pictures on a device. VGG16: 35.3, and 34.0 without padding,
+but 37.3 with 2 pictures on a device.
 """
 
 import argparse

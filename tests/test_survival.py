@@ -8,6 +8,7 @@ import os
 import random
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -62,14 +63,14 @@ TUNED = [*NETWORK, "--method", "gradual", "--stages", "conv_dw_11", "conv_dw_6",
 TUNED += ["--tune-epochs", "4", "--optimizer", "rmsprop", "--clip", "1.0", "--accumulate", "2"]
 
 
-def command(base, out, options):
+def command(base, out, options, host=0):
     """What is started: the same each time."""
-    fixed = ["--data", f"{base}/pictures", "--checkpoint-every", "0.3", "--store", f"{out}-store"]
-    return [sys.executable, "-c", RUNNER, f"{out}.doing", "fit", *fixed, "--out", str(out), *options]
+    fixed = ["--data", f"{base}/pictures", "--checkpoint-every", "0.3", "--store", f"{out}-store{host}"]
+    return [sys.executable, "-c", RUNNER, f"{out}.doing{host}", "fit", *fixed, "--out", str(out), *options]
 
 
-def start(words, cache):
-    environment = os.environ | {"CNNJAX_CACHE": str(cache), "PYTHONWARNINGS": "error::RuntimeWarning"}
+def start(words, cache, flags=None):
+    environment = os.environ | {"CNNJAX_CACHE": str(cache), "PYTHONWARNINGS": "error::RuntimeWarning"} | (flags or {})
     return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
 
 
@@ -116,7 +117,7 @@ def killed(words, out, cache, kills, seed, number):
             process.send_signal(number)
         sent = time.monotonic()
         output = process.communicate(timeout=60)[0]
-        notes = Path(f"{out}.doing").read_text().splitlines() if Path(f"{out}.doing").exists() else []
+        notes = Path(f"{out}.doing0").read_text().splitlines() if Path(f"{out}.doing0").exists() else []
         doing = notes[-1].split()[0] if notes else "starting"
         met[doing] += 1
         if process.returncode == 0:
@@ -146,11 +147,11 @@ def scratch(base):
 
 
 def test_a_second_start_compiles_nothing_and_trains_nothing(scratch, base):
-    before, made = result(scratch), Path(f"{scratch}.doing").read_text().splitlines()[-1]
+    before, made = result(scratch), Path(f"{scratch}.doing0").read_text().splitlines()[-1]
     assert int(made.removeprefix("compiled ")) > 20
     output = finish(command(base, scratch, SCRATCH), base / "cache")
     assert "goes on from the run's own checkpoint" in " ".join(output.split())
-    assert Path(f"{scratch}.doing").read_text().splitlines()[-1] == "compiled 0"
+    assert Path(f"{scratch}.doing0").read_text().splitlines()[-1] == "compiled 0"
     assert result(scratch) == before
 
 
@@ -171,3 +172,50 @@ def test_phases_on_stored_features_end_the_same_after_sigterm(scratch, base):
     met = killed(command(base, asked, options), asked, base / "cache", KILLS, 2, signal.SIGTERM)
     assert result(asked) == result(whole)
     print(f"asked to end while {dict(met)}")
+
+
+def two_hosts(base, out, options):
+    """The command on two hosts with two devices each."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu"}
+    return [
+        start(command(base, out, [*options, "--hosts", f"{address},{k},2"], host=k), base / "cache", flags)
+        for k in range(2)
+    ]
+
+
+def ended(processes, seconds=240):
+    return [(process.communicate(timeout=seconds)[0], process.returncode) for process in processes]
+
+
+def wait_for_checkpoint(out, newer_than, processes):
+    end = time.monotonic() + 200
+    while max((int(p.name) for p in (out / "checkpoints").glob("*") if p.name.isdecimal()), default=-1) <= newer_than:
+        codes = [process.poll() for process in processes]
+        assert codes == [None, None] and time.monotonic() < end, [codes, *ended(processes)]
+        time.sleep(0.05)
+
+
+@pytest.mark.slow
+def test_two_hosts_one_of_which_dies_go_on_and_end_the_same(base):
+    options = ["--backbone", "lecture_cnn", "--image-size", "48", "--head", "linear", "--method", "scratch", "--stream"]
+    options += ["--batch-size", "8", "--epochs", "20", "--optimizer", "adam", "--augment", "imagenet"]
+    whole, out = base / "hosts", base / "hosts-killed"
+    for output, code in ended(two_hosts(base, whole, options)):
+        assert code == 0, output
+    processes = two_hosts(base, out, options)
+    wait_for_checkpoint(out, 0, processes)
+    processes[1].kill()
+    (output, code), _ = ended(processes)
+    assert code not in (0, EXIT_CODE), output  # the survivor ends too, and says why
+    with Checkpoints(out / "checkpoints") as checkpoints:
+        newest = checkpoints.latest()
+    processes = two_hosts(base, out, options)
+    wait_for_checkpoint(out, newest, processes)
+    processes[0].send_signal(signal.SIGTERM)  # one host alone is asked: both save and end
+    assert [code for _, code in ended(processes)] == [EXIT_CODE, EXIT_CODE]
+    for output, code in ended(two_hosts(base, out, options)):
+        assert code == 0, output
+    assert result(out) == result(whole)

@@ -248,7 +248,7 @@ def _request(ocp: Any, like: Any) -> Any:
 
 def _placed(value: Any, like: Any) -> Any:
     # Without a sharding of its own an array is left uncommitted, as fresh ones are: the step then is the same program.
-    return value if _is_host(like) or _sharding(like) is not None else jax.numpy.asarray(value)
+    return value if _is_host(like) or _sharding(like) is not None else jax.device_put(value, may_alias=False)
 
 
 def _sharding(like: Any) -> Any:

@@ -149,6 +149,8 @@ def fit(config: Fit) -> Path:
             )
         if primary:
             _finish(config, classifier.with_leaves(fitted.leaves, history=fitted.history), fitted, measured, out)
+    if devices:
+        devices.agree(True)  # the other hosts wait for the first one's files
     console.print(_summary(fitted, len(sources["train"])))
     console.print(measured["test"].text())
     if primary and any(source.skipped for source in sources.values()):

@@ -301,13 +301,19 @@ class Run:
 
     def _restore(self, trainer: Trainer, step: int) -> tuple[State, Metrics]:
         assert self.keeping is not None
-        state: Any = jax.eval_shape(trainer.init)
+        state = trainer.abstract_state()
         like: dict[str, Any] = {"state": state, "so_far": _as_arrays(ZERO), "key": self._key()}
         if self._keeps_best and self.at.best_loss is not None:
             like["best"] = {**state.trainable, **state.statistics}
         if self.fitter.devices is not None:
-            where = self.fitter.devices.shardings(like)
-            like = jax.tree.map(lambda x, lies: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=lies), like, where)
+            devices = self.fitter.devices
+            like |= {
+                name: jax.tree.map(
+                    lambda x, lies: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=lies), part, devices.shardings(part)
+                )
+                for name, part in like.items()
+                if name in ("state", "best")
+            }
         found = self.keeping.checkpoints.restore(like, step)
         if not np.array_equal(found["key"], self._key()):
             raise ValueError(f"the checkpoint of step {step} has another seed's random key")
@@ -330,7 +336,8 @@ def _copied(state: State) -> Leaves:
 
 
 def _as_arrays(metrics: Metrics) -> Metrics:
-    return Metrics(*(jnp.asarray(x, jnp.float32) for x in metrics))
+    """On the host: of several hosts all have them."""
+    return Metrics(*(np.asarray(x, np.float32) for x in metrics))
 
 
 @jax.jit
