@@ -5,9 +5,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from cnnjax import sizing
+    from cnnjax.cache import keep_programs
+    from cnnjax.checkpoints import Checkpoints
     from cnnjax.classifier import ImageClassifier
+    from cnnjax.devices import Devices
     from cnnjax.features import FeatureStore
-    from cnnjax.fit import Fitter, Recipe
+    from cnnjax.fit import Fitter, Keeping, Recipe
     from cnnjax.freeze import Freeze, Frozen
     from cnnjax.models import (
         Backbone,
@@ -31,12 +34,15 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Backbone",
+    "Checkpoints",
     "Classifier",
+    "Devices",
     "FeatureStore",
     "Fitter",
     "Freeze",
     "Frozen",
     "ImageClassifier",
+    "Keeping",
     "LogMel",
     "Recipe",
     "SoundClassifier",
@@ -44,6 +50,7 @@ __all__ = [
     "Trainer",
     "cifar_cnn",
     "create",
+    "keep_programs",
     "lecture_cnn",
     "lecture_head",
     "linear_head",
@@ -56,9 +63,12 @@ __all__ = [
 
 # Imported when first asked for: a command or a process that reads pictures needs no Flax, and no JAX.
 _MODULES = {
+    "cnnjax.cache": ("keep_programs",),
+    "cnnjax.checkpoints": ("Checkpoints",),
     "cnnjax.classifier": ("ImageClassifier",),
+    "cnnjax.devices": ("Devices",),
     "cnnjax.features": ("FeatureStore",),
-    "cnnjax.fit": ("Fitter", "Recipe"),
+    "cnnjax.fit": ("Fitter", "Keeping", "Recipe"),
     "cnnjax.freeze": ("Freeze", "Frozen"),
     "cnnjax.staging": ("Staged",),
     "cnnjax.summaries": ("summary",),

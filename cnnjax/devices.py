@@ -32,7 +32,8 @@ class Devices:
         mesh: The devices, those of a host beside each other (made by `all`).
         shard_parameters: Parameters, and what the optimizer keeps of them, are cut as well, so that each device holds a
             part: a leaf of `BIG` numbers or more, along its largest dimension that the devices divide. They are put
-            together for each step (Rajbhandari et al. 2020, ZeRO). Otherwise every device holds all of them.
+            together for each step. That saves memory, not messages: XLA still adds whole gradients up. Otherwise every
+            device holds all of them.
 
     >>> devices = Devices.all()
     >>> batch = devices.batch(np.zeros((devices.count * 2, 4, 4, 3)))

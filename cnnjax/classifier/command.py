@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
+from cnnjax.cache import keep_programs
 from cnnjax.classifier.classifier import ImageClassifier
 from cnnjax.classifier.prediction import Prediction
 from cnnjax.data import Folder, account, holds_records, open_data, splits
@@ -67,6 +68,7 @@ class Predict:
 
 def evaluate(config: Evaluate) -> None:
     """Print the report, and write it to `out`."""
+    keep_programs()
     classifier = ImageClassifier.load(config.classifier)
     source = _source(config, classifier)
     print(f"{config.data}, {config.split}: {account({config.split: source})}")
@@ -92,6 +94,7 @@ def affordable(pictures: int, classes: int) -> int:
 
 def predict(config: Predict) -> None:
     """Print what is on the pictures, as a table or as JSON lines."""
+    keep_programs()
     classifier = ImageClassifier.load(config.classifier)
     found = classifier.predict(config.files, on_bad=config.on_bad, batch_size=config.batch_size)
     if config.json:

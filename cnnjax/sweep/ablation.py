@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from cnnjax.cache import cache_folder
+from cnnjax.cache import cache_folder, keep_programs
 from cnnjax.data import account
 from cnnjax.features import GIB, FeatureStore
 from cnnjax.functional import leaves_of
 from cnnjax.models import Classifier, SoundClassifier
+from cnnjax.preemption import watching
 from cnnjax.progress import Bars
 from cnnjax.runs import RunFolder
 from cnnjax.show import depth
@@ -44,7 +45,7 @@ def sweep(config: Ablation, task: Task, console: Console | None = None) -> Path:
     out = config.out or Path("runs") / f"ablate-{config.backbone}-{digest(repr(sorted(identity.items())))[:8]}"
     run = RunFolder(out, identity)
     store = FeatureStore(config.store or cache_folder() / "features", int(config.store_gib * GIB))
-    with run.locked():
+    with run.locked(), watching():
         _run_missing(config, task, run, wanted, model, store, console)
     if any(source.skipped for source in task.splits.values()):
         account(task.splits).write(run.path / "skipped.csv")
@@ -100,6 +101,7 @@ def _identity(config: Ablation, task: Task) -> dict[str, Any]:
 
 def ablate(config: Ablation) -> Path:
     """The command: open what the options name, sweep, show the table."""
+    keep_programs()
     console = Console(width=None if sys.stdout.isatty() else 120)
     if config.data is None:
         from cnnjax.sweep.pretraining import embedded
