@@ -19,9 +19,10 @@ import numpy as np
 import pytest
 
 from cnnjax.checkpoints import Checkpoints
+from cnnjax.metrics.journal import read
 from cnnjax.preemption import EXIT_CODE
 
-KILLS = int(os.environ.get("CNNJAX_KILLS", "3"))
+KILLS = int(os.environ.get("CNNJAX_KILLS", "2"))
 
 # The command itself, in a process that writes down what it is doing, so that a kill is known to have met it.
 RUNNER = """
@@ -57,10 +58,10 @@ note.write(f"compiled {len(compiled)}\\n")
 """
 
 NETWORK = ["--backbone", "mobilenet", "--alpha", "0.25", "--image-size", "32", "--head", "linear", "--batch-size", "8"]
-SCRATCH = [*NETWORK, "--method", "scratch", "--augment", "lecture", "--epochs", "12", "--optimizer", "adam"]
+SCRATCH = [*NETWORK, "--method", "scratch", "--augment", "lecture", "--epochs", "8", "--optimizer", "adam"]
 SCRATCH += ["--ema", "0.9", "--schedule", "cosine", "--warmup", "0.1", "--keep", "best"]
-TUNED = [*NETWORK, "--method", "gradual", "--stages", "conv_dw_11", "conv_dw_6", "--epochs", "40"]
-TUNED += ["--tune-epochs", "4", "--optimizer", "rmsprop", "--clip", "1.0", "--accumulate", "2"]
+TUNED = [*NETWORK, "--method", "gradual", "--stages", "conv_dw_11", "conv_dw_6", "--epochs", "12"]
+TUNED += ["--tune-epochs", "3", "--optimizer", "rmsprop", "--clip", "1.0", "--accumulate", "2"]
 
 
 def command(base, out, options, host=0):
@@ -106,27 +107,32 @@ def result(out):
     )
 
 
-def killed(words, out, cache, kills, seed, number):
-    """Start the command until it ends by itself, with a signal at `kills` random times; what each of them met."""
-    times, met, lasted = random.Random(seed), Counter(), 12.0
-    for _ in range(kills):
-        process, begun = start(words, cache), time.monotonic()
+def killed(words, out, cache, number, lasts, expected):
+    """Start the command again and again, with a signal at `KILLS` random times; what each of them met.
+
+    A run that gets through ends as `expected`, and another one begins.
+    """
+    times, met = random.Random(number), Counter()
+    for _ in range(KILLS):
+        process = start(words, cache)
         try:
-            process.wait(timeout=times.uniform(0.0, 1.1) * lasted)
+            process.wait(timeout=times.uniform(0.0, lasts))
         except subprocess.TimeoutExpired:
             process.send_signal(number)
-        sent = time.monotonic()
-        output = process.communicate(timeout=60)[0]
+        output = process.communicate(timeout=120)[0]
         notes = Path(f"{out}.doing0").read_text().splitlines() if Path(f"{out}.doing0").exists() else []
-        doing = notes[-1].split()[0] if notes else "starting"
-        met[doing] += 1
+        met[notes[-1].split()[0] if notes else "starting"] += 1
         if process.returncode == 0:
-            lasted = sent - begun
+            assert result(out) == expected
+            shutil.rmtree(out)
         elif number == signal.SIGTERM:
             # Before it listens the signal simply ends it; afterwards it saves and says so.
             assert process.returncode in (EXIT_CODE, -number), output
             assert process.returncode == -number or "saving after this step" in output
+        else:
+            assert process.returncode == -number, output
     finish(words, cache)
+    assert result(out) == expected
     return met
 
 
@@ -157,8 +163,7 @@ def test_a_second_start_compiles_nothing_and_trains_nothing(scratch, base):
 
 def test_a_run_killed_at_random_times_ends_as_one_that_was_not(scratch, base):
     out = base / "scratch-killed"
-    met = killed(command(base, out, SCRATCH), out, base / "cold", KILLS, 1, signal.SIGKILL)
-    assert result(out) == result(scratch)
+    met = killed(command(base, out, SCRATCH), out, base / "cold", signal.SIGKILL, 15.0, result(scratch))
     print(f"killed while {dict(met)}")
 
 
@@ -169,8 +174,7 @@ def test_phases_on_stored_features_end_the_same_after_sigterm(scratch, base):
     assert f"starts from the backbone of {scratch}" in " ".join(
         finish(command(base, whole, options), base / "cache").split()
     )
-    met = killed(command(base, asked, options), asked, base / "cache", KILLS, 2, signal.SIGTERM)
-    assert result(asked) == result(whole)
+    met = killed(command(base, asked, options), asked, base / "cache", signal.SIGTERM, 12.0, result(whole))
     print(f"asked to end while {dict(met)}")
 
 
@@ -194,14 +198,14 @@ def wait_for_checkpoint(out, newer_than, processes):
     end = time.monotonic() + 200
     while max((int(p.name) for p in (out / "checkpoints").glob("*") if p.name.isdecimal()), default=-1) <= newer_than:
         codes = [process.poll() for process in processes]
-        assert codes == [None, None] and time.monotonic() < end, [codes, *ended(processes)]
+        assert not any(code is not None for code in codes) and time.monotonic() < end, [codes, *ended(processes)]
         time.sleep(0.05)
 
 
 @pytest.mark.slow
 def test_two_hosts_one_of_which_dies_go_on_and_end_the_same(base):
     options = ["--backbone", "lecture_cnn", "--image-size", "48", "--head", "linear", "--method", "scratch", "--stream"]
-    options += ["--batch-size", "8", "--epochs", "20", "--optimizer", "adam", "--augment", "imagenet"]
+    options += ["--batch-size", "8", "--epochs", "12", "--optimizer", "adam", "--augment", "imagenet"]
     whole, out = base / "hosts", base / "hosts-killed"
     for output, code in ended(two_hosts(base, whole, options)):
         assert code == 0, output
@@ -219,3 +223,21 @@ def test_two_hosts_one_of_which_dies_go_on_and_end_the_same(base):
     for output, code in ended(two_hosts(base, out, options)):
         assert code == 0, output
     assert result(out) == result(whole)
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_with_another_number_of_devices(base):
+    options = ["--backbone", "lecture_cnn", "--image-size", "48", "--head", "linear", "--method", "scratch", "--stream"]
+    options += ["--batch-size", "8", "--epochs", "12", "--optimizer", "adam", "--augment", "imagenet"]
+    whole, out = base / "one-device", base / "one-device-then-four"
+    finish(command(base, whole, options), base / "cache")
+    process = start(command(base, out, options), base / "cache")
+    wait_for_checkpoint(out, 0, [process])
+    process.send_signal(signal.SIGTERM)
+    assert ended([process])[0][1] == EXIT_CODE
+    four = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
+    ((output, code),) = ended([start(command(base, out, options), base / "cache", four)])
+    assert code == 0 and "goes on from the run's own checkpoint" in output, output
+    losses = [[line["train_loss"] for line in read(path / "metrics.jsonl")] for path in (whole, out)]
+    assert len(losses[0]) == 12
+    np.testing.assert_allclose(*losses, rtol=1e-3)  # twelve epochs of sums in another order

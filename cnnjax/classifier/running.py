@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from flax.traverse_util import flatten_dict
+
 from cnnjax.checkpoints import CheckpointMismatch, Checkpoints
 from cnnjax.checkpoints.nested import strays
 from cnnjax.classifier import folder
@@ -93,5 +95,7 @@ def _read(path: Path) -> tuple[Mapping[str, Any], Path]:
         with Checkpoints(path / "checkpoints") as checkpoints:
             if (step := checkpoints.latest()) is not None:
                 state = checkpoints.read(step)["state"]
-                return {**state["trainable"], **state["statistics"]}, path / "checkpoints" / str(step)
+                # A network without normalisation has no statistics.
+                leaves = flatten_dict(state["trainable"], sep="/") | flatten_dict(state.get("statistics", {}), sep="/")
+                return leaves, path / "checkpoints" / str(step)
     raise FileNotFoundError(f"{path} holds neither a saved classifier nor a checkpoint to start from")
