@@ -42,7 +42,7 @@ POD = Fit(
     running=Running(hosts="auto", keep_checkpoints=3), out=Path("runs/pretrain-imagenet"),
 )  # fmt: skip
 
-EPOCHS, GAPS = 110, (15.0, 150.0)  # of the stand-in; seconds between two kills
+EPOCHS, GAPS = 130, (15.0, 150.0)  # of the stand-in; seconds between two kills
 
 
 def stand_in(data: Path, out: Path) -> Fit:

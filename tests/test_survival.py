@@ -110,18 +110,22 @@ def result(out):
 def killed(words, out, cache, number, lasts, expected):
     """Start the command again and again, with a signal at `KILLS` random times; what each of them met.
 
-    A run that gets through ends as `expected`, and another one begins.
+    A run that gets through ends as `expected`, and another one begins. Two of three signals wait, from their time on,
+    until something short is going on that they would hardly meet by chance.
     """
-    times, met = random.Random(number), Counter()
-    for _ in range(KILLS):
-        process = start(words, cache)
-        try:
-            process.wait(timeout=times.uniform(0.0, lasts))
-        except subprocess.TimeoutExpired:
-            process.send_signal(number)
+    times, met, doing = random.Random(number), Counter(), Path(f"{out}.doing0")
+    for k in range(KILLS):
+        process, wish = start(words, cache), ("saving", "", "evaluating")[k % 3]
+        signalled = time.monotonic() + times.uniform(0.0, lasts)
+        while process.poll() is None:
+            notes = doing.read_text().splitlines() if doing.exists() else []
+            now = notes[-1].split()[0] if notes else "starting"
+            if time.monotonic() > signalled and (now == wish or not wish or time.monotonic() > signalled + lasts):
+                process.send_signal(number)
+                met[now] += 1
+                break
+            time.sleep(0.001)
         output = process.communicate(timeout=120)[0]
-        notes = Path(f"{out}.doing0").read_text().splitlines() if Path(f"{out}.doing0").exists() else []
-        met[notes[-1].split()[0] if notes else "starting"] += 1
         if process.returncode == 0:
             assert result(out) == expected
             shutil.rmtree(out)
