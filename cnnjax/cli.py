@@ -79,8 +79,9 @@ def main(argv: list[str] | None = None) -> None:
         _fail(f"{type(error).__name__}: {error.args[0] if isinstance(error, KeyError) else error}")
     except KeyboardInterrupt:
         _fail("interrupted; the same command of fit, ablate or pack goes on where it stopped, others begin anew", 130)
-    except preemption.Preempted:
-        _fail("ended as asked; the same command goes on from here", preemption.EXIT_CODE)
+    except preemption.Preempted as asked:
+        where = "here" if asked.code == preemption.EXIT_CODE else "the last checkpoint: this state could not be saved"
+        _fail(f"ended as asked; the same command goes on from {where}", int(asked.code or 0))
 
 
 def _fail(message: str, code: int = 2) -> NoReturn:

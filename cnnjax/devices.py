@@ -110,7 +110,10 @@ class Devices:
         if size % self.count:
             below = size // self.count * self.count
             near = f"{below} or {below + self.count}" if below else f"{self.count}"
-            raise ValueError(f"a batch of {size} cannot be spread evenly over {self.count} devices; {near} can")
+            raise ValueError(
+                f"a batch of {size} cannot be spread evenly over {self.count} devices: batch_size {near} can; "
+                "or take fewer devices"
+            )
 
     def own(self, size: int) -> slice:
         """Which of the rows of a batch of that size are this host's: those that `local_batch` wants of it."""

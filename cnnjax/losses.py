@@ -1,5 +1,6 @@
 """What is minimised and what is reported."""
 
+from math import nan
 from typing import Any, NamedTuple
 
 import jax
@@ -16,10 +17,17 @@ class Metrics(NamedTuple):
     count: jax.Array | np.ndarray | float
     skipped: jax.Array | np.ndarray | float = 0.0
 
+    @property
+    def begun(self) -> bool:
+        """Whether any step is in the sums."""
+        return bool(float(self.count) or float(self.skipped))
+
     def summary(self) -> dict[str, float]:
         """Means, as Python numbers."""
         loss, correct, count, skipped = (float(x) for x in jax.device_get(self))
-        means = {"loss": loss / max(count, 1), "accuracy": correct / max(count, 1)}
+        means = (
+            {"loss": loss / count, "accuracy": correct / count} if count else dict.fromkeys(("loss", "accuracy"), nan)
+        )
         return means | ({"skipped_steps": skipped} if skipped else {})
 
 

@@ -7,8 +7,9 @@ import threading
 from collections.abc import Generator
 from contextlib import contextmanager
 
-EXIT_CODE = 75
-"""Of a run that was asked to end, and saved: start the same command again (EX_TEMPFAIL of sysexits.h)."""
+EXIT_CODE, UNSAVED = 75, 74
+"""Of a run that was asked to end, and saved (EX_TEMPFAIL of sysexits.h), or could not save (EX_IOERR): start the same
+command again; the second goes on from an older checkpoint."""
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -17,10 +18,14 @@ _alone = True
 
 
 class Preempted(SystemExit):
-    """The run was asked to end: a script that lets this pass ends with `EXIT_CODE`. No `except Exception` keeps it."""
+    """The run was asked to end: a script that lets this pass ends with `EXIT_CODE`. No `except Exception` keeps it.
 
-    def __init__(self) -> None:
-        super().__init__(EXIT_CODE)
+    Args:
+        saved: whether what was done is saved; otherwise the code is `UNSAVED`.
+    """
+
+    def __init__(self, saved: bool = True) -> None:
+        super().__init__(EXIT_CODE if saved else UNSAVED)
 
 
 def requested() -> bool:

@@ -175,7 +175,8 @@ class Programs:
 
     def _spared(self, before: State, after: State, metrics: Metrics, gradients: Leaves) -> tuple[State, Metrics]:
         """The step undone, and counted, where its loss or a gradient is no finite number."""
-        finite = [jnp.isfinite(x).all() for x in (metrics.loss, *jax.tree.leaves(gradients))]
+        numbers = (metrics.loss, *jax.tree.leaves(gradients), *jax.tree.leaves(after.trainable))
+        finite = [jnp.isfinite(x).all() for x in numbers]
         good = jnp.stack(finite).all()
         kept: Any = jax.tree.map(lambda new, old: jnp.where(good, new, old), after, before)
         sums = Metrics(*(jnp.where(good, x, 0.0) for x in metrics))

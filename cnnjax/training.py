@@ -161,24 +161,28 @@ class Trainer(Programs):
         report = progress or (lambda done, total: None)
         # A state that was trained before goes on with the next step, or with what comes after an epoch's last.
         first, done = divmod(int(state.step), steps)
-        if not done and float(so_far.count):
+        if not done and so_far.begun:
             first, done = first - 1, steps
         loader = self._loader(rows, seed, first, first + epochs, done)
         stream = to_device(loader, devices=self.devices) if loader else None
         state = self._entered(state)
-        for epoch in range(first, first + epochs):
-            start = time.perf_counter()
-            tick = partial(_shifted, report, (epoch - first) * steps, epochs * steps)
-            steered = _Steered(tick, partial(_told, between, epoch * steps))
-            state, metrics, unread = self._run_epoch(state, rows, epoch, np.uint32(seed), stream, steered, done, so_far)
-            self._check(unread, steps, rows, epoch, seed)
-            record = metrics.summary() | {"epoch": epoch, "steps": steps}
-            log.append(record | {"seconds": time.perf_counter() - start})
-            if after and after(state, log[-1]):
-                break
-            done, so_far = 0, ZERO
-        if loader:
-            loader.close()
+        try:
+            for epoch in range(first, first + epochs):
+                start = time.perf_counter()
+                tick = partial(_shifted, report, (epoch - first) * steps, epochs * steps)
+                steered = _Steered(tick, partial(_told, between, epoch * steps))
+                state, metrics, unread = self._run_epoch(
+                    state, rows, epoch, np.uint32(seed), stream, steered, done, so_far
+                )
+                self._check(unread, steps, rows, epoch, seed)
+                record = metrics.summary() | {"epoch": epoch, "steps": steps}
+                log.append(record | {"seconds": time.perf_counter() - start})
+                if after and after(state, log[-1]):
+                    break
+                done, so_far = 0, ZERO
+        finally:
+            if loader:
+                loader.close()
         return state, log
 
     def _run_epoch(

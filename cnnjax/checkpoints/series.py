@@ -66,8 +66,9 @@ class Checkpoints:
         self._metrics: dict[int, float | None] = {}
 
     def save(
-        self, step: int, tree: Any, about: Mapping[str, Any], *, metric: float | None = None, wait: bool = False
-    ) -> bool:
+        self, step: int, tree: Any, about: Mapping[str, Any], *, metric: float | None = None, wait: bool = False,
+        replace: bool = False,
+    ) -> bool:  # fmt: skip
         """Begin to write a checkpoint; waits for the one before to be finished.
 
         Args:
@@ -76,9 +77,10 @@ class Checkpoints:
             about: what JSON can hold: position, configuration. The versions of the libraries are added.
             metric: how good the model is, for `keep_best`; one that is not finite counts as none.
             wait: return when it is whole.
+            replace: write a step that was saved before once more; the new one takes the name when it is whole.
 
         Returns:
-            False if the step was saved before.
+            False if the step was saved before, and not to be replaced.
 
         Raises:
             ValueError: if newer checkpoints exist, `about` is no JSON, or a leaf cannot be saved.
@@ -86,8 +88,13 @@ class Checkpoints:
                 full, say. A later one may succeed.
         """
         self.wait()
-        steps = self.steps()
-        if step in steps or step in self._written:
+        try:
+            steps = self.steps()
+        except OSError as error:
+            self._writing = step
+            self._fail(error)
+        again = step in steps or step in self._written
+        if again and not replace:
             return False
         if newer := [s for s in steps if s > step]:
             raise ValueError(
@@ -103,7 +110,8 @@ class Checkpoints:
                 self._check_shared()
                 trees.remove_partial(self.folder)
                 self._writer = trees.make_writer(self._prune)
-            trees.write(self._writer, self.folder / str(step), given, record)
+            # Under its own name Orbax would remove the old one first.
+            trees.write(self._writer, self.folder / f"{step}{trees.AGAIN if again else ''}", given, record)
         except Exception as error:
             self._fail(error)
         if wait:
@@ -145,10 +153,14 @@ class Checkpoints:
         self.close()
 
     def steps(self) -> tuple[int, ...]:
-        """The steps of whole checkpoints, oldest first."""
+        """The steps of whole checkpoints, oldest first; none where the folder was not made yet.
+
+        Raises:
+            OSError: the folder cannot be read: what is in it is not known.
+        """
         try:
             return tuple(sorted(int(p.name) for p in self.folder.iterdir() if p.name.isdecimal() and p.is_dir()))
-        except OSError:  # not made yet, or lost
+        except FileNotFoundError:  # not made yet
             return ()
 
     def latest(self) -> int | None:
@@ -257,8 +269,10 @@ class Checkpoints:
     def _fail(self, error: Exception) -> None:
         # Orbax may keep the error for the next save too: that one gets a new writer, which also removes what is left.
         step, self._writing, self._writer = self._writing, None, None
-        trees.remove_partial(self.folder)
-        last = self.latest()
+        last = None
+        with suppress(OSError):
+            trees.remove_partial(self.folder)
+            last = self.latest()
         still = "no earlier one is there" if last is None else f"step {last} can still be restored"
         raise SaveFailed(
             f"the checkpoint of step {step} could not be saved in {self.folder}: {reason(error)}; {still}"

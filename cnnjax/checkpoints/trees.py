@@ -18,7 +18,7 @@ from cnnjax.checkpoints.nested import as_nested, named_leaves, strays
 
 ABOUT = "_CHECKPOINT_METADATA"  # Orbax's file of what is known of a checkpoint, ours included
 PARTIAL = ".orbax-checkpoint-tmp"
-_STAGED = f"{PARTIAL}-whole"
+_STAGED, AGAIN = f"{PARTIAL}-whole", ".again"
 _MIB = 1 << 20
 
 
@@ -137,7 +137,7 @@ def make_writer(after: Callable[[], None] = lambda: None) -> Any:
         async def finalize(self) -> None:
             await super().finalize()
             staged = Path(self.get_final())
-            final = staged.with_name(staged.name.removesuffix(_STAGED))
+            final = staged.with_name(staged.name.removesuffix(_STAGED).removesuffix(AGAIN))
             if not (staged / "manifest.ocdbt").is_file():  # of which Orbax only warns
                 raise OSError("Orbax did not join what the processes wrote")
             seal(staged)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import tyro
@@ -27,6 +27,9 @@ from cnnjax.preemption import watching
 from cnnjax.progress import Bars
 from cnnjax.runs import RunFolder, write_whole
 from cnnjax.staging.trace import digest
+
+if TYPE_CHECKING:
+    from cnnjax.devices import Devices
 
 
 @dataclass(frozen=True)
@@ -94,6 +97,11 @@ def fit(config: Fit) -> Path:
     """The command: open, train, measure, save; returns the run folder."""
     keep_programs()
     devices = config.running.start()
+    with watching(devices.hosts if devices else 1):
+        return _fit(config, devices)
+
+
+def _fit(config: Fit, devices: "Devices | None") -> Path:
     primary = devices is None or devices.primary
     console = Console(width=None if sys.stdout.isatty() else 120, highlight=False, quiet=not primary)
     size = (config.image_size, config.image_size)
@@ -110,8 +118,11 @@ def fit(config: Fit) -> Path:
     if config.init_from:
         classifier = classifier.with_leaves(initial_leaves(config.init_from, classifier.leaves, config.init_part))
     store = FeatureStore(config.store or cache_folder() / "features", int(config.store_gib * GIB))
+    recipe = config.recipe
+    if config.find_rate:  # a schedule would multiply the rates that the test sets
+        recipe = replace(recipe, schedule="constant", warmup=0.0)
     fitter = Fitter(
-        classifier.model, config.recipe, size, store=store, workers=config.workers, stream=config.stream,
+        classifier.model, recipe, size, store=store, workers=config.workers, stream=config.stream,
         precision=config.precision, devices=devices,
     )  # fmt: skip
     if not config.find_rate:  # a wrong request leaves no run folder, which would refuse the right one
@@ -119,13 +130,13 @@ def fit(config: Fit) -> Path:
     identity = _identity(config, sources, classifier)
     out = config.out or _default_folder(config, identity)
     run = RunFolder(out, identity) if primary else None
-    with run.locked() if run else nullcontext(), watching(devices.hosts if devices else 1), Bars(console) as bars:
+    with run.locked() if run else nullcontext(), Bars(console) as bars:
 
         def report(name: str) -> Any:
             return bars.bar(name, "images" if name.startswith("features") else "steps")
 
         if config.find_rate:
-            return _range_test(config, classifier, sources, store, out, console, report)
+            return _range_test(config, sources, fitter, out, console, report)
         with Checkpoints(out / "checkpoints", keep=config.running.keep_checkpoints) as checkpoints:
             journal = Journal(out / "metrics.jsonl") if primary else None
             if checkpoints.latest() is None:
@@ -169,17 +180,16 @@ def _origin(config: Fit) -> str:
 
 
 def _range_test(
-    config: Fit, classifier: ImageClassifier, sources: Mapping[str, Any], store: FeatureStore, out: Path,
+    config: Fit, sources: Mapping[str, Any], fitter: Fitter, out: Path,
     console: Console, report: Any,
 ) -> Path:  # fmt: skip
     from cnnjax.show.rates import plot
 
-    # A schedule would multiply the rates that the test sets.
-    recipe = replace(config.recipe, schedule="constant", warmup=0.0)
-    fitter = classifier.fitter(recipe, store=store, workers=config.workers)
     trainer = fitter.trainer(0, len(sources["train"]))
     rows = fitter.rows(trainer, 0, sources["train"], True, report)
     test = find_rate(trainer, rows, seed=config.seed)
+    if console.quiet:  # another host draws it
+        return out
     plot(test, out / "rates.png", f"{config.backbone} on {Path(config.data).name}: {fitter.phases[0].name}")
     found = "the loss never fell" if test.suggested is None else f"the loss falls fastest at {test.suggested:.2g}"
     console.print(f"{found}; {len(test.rates)} steps up to a rate of {test.rates[-1]:.2g}: {out / 'rates.png'}")

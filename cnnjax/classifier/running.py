@@ -62,7 +62,8 @@ def initial_leaves(path: Path, own: Leaves, part: Literal["all", "backbone"]) ->
     """The leaves of a model that starts from another run.
 
     Args:
-        path: a run folder of `cnnjax fit`, finished or not, or a saved classifier.
+        path: a finished run folder of `cnnjax fit`, a saved classifier, or one checkpoint, `RUN/checkpoints/STEP`, of a
+            run whose newest would be another one tomorrow: its weights as they were, no averages.
         own: the model's leaves.
         part: what is taken from there; the rest stays the model's own.
 
@@ -82,6 +83,8 @@ def initial_leaves(path: Path, own: Leaves, part: Literal["all", "backbone"]) ->
     if faults:
         outside = part == "all" and not any(fault.startswith("  backbone/") for fault in faults)
         hint = "; --init-part backbone leaves the head out" if outside else ""
+        if not outside and not given.keys() - wanted.keys() and where.parent.name == "checkpoints":
+            hint = "; a checkpoint lacks what its run froze: finish that run and take its classifier"
         raise CheckpointMismatch(f"{where} does not fit{hint}:\n" + "\n".join(faults))
     return {**own, **given}
 
@@ -91,11 +94,14 @@ def _read(path: Path) -> tuple[Mapping[str, Any], Path]:
     for place in (path / "classifier", path):
         if (place / folder.WEIGHTS).is_file():
             return folder.read(place)[1], place
-    if (path / "checkpoints").is_dir():
-        with Checkpoints(path / "checkpoints") as checkpoints:
-            if (step := checkpoints.latest()) is not None:
-                state = checkpoints.read(step)["state"]
-                # A network without normalisation has no statistics.
-                leaves = flatten_dict(state["trainable"], sep="/") | flatten_dict(state.get("statistics", {}), sep="/")
-                return leaves, path / "checkpoints" / str(step)
+    if path.parent.name == "checkpoints" and path.name.isdecimal():
+        state = Checkpoints(path.parent).read(int(path.name))["state"]
+        # A network without normalisation has no statistics.
+        leaves = flatten_dict(state["trainable"], sep="/") | flatten_dict(state.get("statistics", {}), sep="/")
+        return leaves, path
+    if (path / "checkpoints").is_dir() and (step := Checkpoints(path / "checkpoints").latest()) is not None:
+        raise FileNotFoundError(
+            f"{path} is not finished: its newest weights change under way. Finish it, or give one of its checkpoints, "
+            f"such as {path / 'checkpoints' / str(step)}"
+        )
     raise FileNotFoundError(f"{path} holds neither a saved classifier nor a checkpoint to start from")

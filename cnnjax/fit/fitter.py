@@ -133,8 +133,13 @@ class Fitter:
             validated: whether there are validation pictures.
 
         Raises:
-            ValueError: it goes by validation pictures and there are none, or a phase would not have a step.
+            ValueError: it goes by validation pictures and there are none, a phase would not have a step, batches cannot
+                be spread over the devices, or views are to be stored and nothing is.
         """
+        if self.devices is not None:
+            self.devices.check_batch(self.recipe.batch_size)
+        if self._stream and self.recipe.views:
+            raise ValueError("views are stored, and stream stores nothing: give one of them")
         if not validated and (self.recipe.patience is not None or self.recipe.keep == "best"):
             raise ValueError("patience and keep='best' go by the validation loss: give validation pictures as well")
         for phase in self.phases:

@@ -73,11 +73,12 @@ class Standing:
 
 
 class _Latest(NamedTuple):
-    """The newest state that no step has taken yet, the sums of its epoch, and the steps done."""
+    """The newest state that no step has taken yet, its epoch's sums, the steps done, and at its end how good it is."""
 
     state: State
     so_far: Metrics
     step: int
+    metric: float | None = None
 
 
 class Run:
@@ -93,6 +94,7 @@ class Run:
         self._best: Leaves | None = None
         self._latest: _Latest | None = None
         self._saved = time.monotonic()
+        self._stored: tuple[int, int] | None = None
         self._keeps_best = fitter.recipe.keep == "best" or fitter.recipe.patience is not None
 
     def all_phases(self, leaves: Leaves) -> Leaves:
@@ -124,7 +126,7 @@ class Run:
         done = int(state.step)
         self._latest = _Latest(state, so_far, done)
         rows, held_out = self._rows(trainer, number)
-        first = done // steps - (1 if done % steps == 0 and float(so_far.count) else 0)
+        first = done // steps - (1 if done % steps == 0 and so_far.begun else 0)
         if not self._stopped() and (epochs := self.at.begun + phase.epochs - first) > 0:
             state = self._train(trainer, state, rows, held_out, epochs, so_far)
         self._save(wait=False)
@@ -148,7 +150,8 @@ class Run:
                 between=self._between, so_far=so_far,
             )[0]  # fmt: skip
         except preemption.Preempted:
-            self._save(wait=True)
+            if self.keeping is not None and not self._save(wait=True):
+                raise preemption.Preempted(saved=False) from None
             raise
         except NotFinite as error:
             raise self._explained(error, trainer) from None
@@ -165,6 +168,11 @@ class Run:
         }  # fmt: skip
         if "skipped_steps" in record:
             line["skipped_steps"] = int(record["skipped_steps"])
+        if math.isnan(record["loss"]) and line.get("skipped_steps"):
+            raise ValueError(
+                f"no step of epoch {line['epoch']} had finite numbers: all {line['skipped_steps']} were left out. "
+                "A lower rate or clip=1.0 often helps"
+            )
         improved = False
         if held_out is not None:
             begun = time.perf_counter()
@@ -181,9 +189,13 @@ class Run:
         if self.journal:
             self.journal.write(_untimed(line))
         assert self._latest is not None
-        self._latest = _Latest(state, ZERO, self._latest.step)
-        if self._agreed(self._due(1.0 if not improved else 0.1))[0]:
-            self._save(wait=False, metric=line.get("validation_loss"))
+        self._latest = _Latest(state, ZERO, self._latest.step, line.get("validation_loss"))
+        asked = self._hosts > 1 and preemption.requested()
+        asked, due = self._agreed(asked, self._due(1.0 if not improved else 0.1))
+        if asked:
+            raise preemption.Preempted
+        if due:
+            self._save(wait=False)
 
     def _stopped(self) -> bool:
         """Whether the validation loss has not fallen for as long as the recipe waits."""
@@ -229,13 +241,14 @@ class Run:
 
     def _between(self, state: State, so_far: Metrics, step: int) -> None:
         self._latest = _Latest(state, so_far, step)
-        if self._hosts > 1 and step % _TOGETHER:
+        steps = -(-len(self.train) // self.fitter.recipe.batch_size)
+        if self._hosts > 1 and step % steps and step % _TOGETHER:
             return
         asked, due = self._agreed(self._hosts > 1 and preemption.requested(), self._due())
         if asked:
             raise preemption.Preempted  # on all hosts after the same step
         # At its end the epoch is evaluated first.
-        if due and step % -(-len(self.train) // self.fitter.recipe.batch_size):
+        if due and step % steps:
             self._save(wait=False)
 
     @property
@@ -249,20 +262,28 @@ class Run:
     def _due(self, share: float = 1.0) -> bool:
         return self.keeping is not None and time.monotonic() - self._saved >= share * self.keeping.every
 
-    def _save(self, *, wait: bool, metric: float | None = None) -> None:
+    def _save(self, *, wait: bool) -> bool:
+        """Save the latest state; whether it is saved."""
         if self.keeping is None or self._latest is None:
-            return
-        state, so_far, step = self._latest
+            return False
+        state, so_far, step, metric = self._latest
         if not bool(_finite([so_far.loss, *state.trainable.values()])):
-            return  # the loop will say so; what was good stays the newest
+            return False  # the loop will say so; what was good stays the newest
         checkpoints, about = self.keeping.checkpoints, {**self.keeping.about, "standing": asdict(self.at)}
+        # What failed in the background before must not keep this one from being tried.
+        self._guarded(checkpoints.wait)
+        place = (step, len(self.at.history))
+        if place == self._stored:
+            return True
         tree = {"state": state, "so_far": _as_arrays(so_far), "key": self._key()}
         if self._best is not None:
             tree["best"] = self._best
-        self._guarded(lambda: checkpoints.save(step, tree, about, metric=metric, wait=wait))
-        self._saved = time.monotonic()
+        # One that was saved before the epoch's evaluation gives way to one with it.
+        saved = self._guarded(lambda: checkpoints.save(step, tree, about, metric=metric, wait=wait, replace=True))
+        self._saved, self._stored = time.monotonic(), place if saved else None
+        return saved
 
-    def _guarded(self, action: Callable[[], Any]) -> None:
+    def _guarded(self, action: Callable[[], Any]) -> bool:
         """Does what may fail for want of room: the run goes on, says so, and tries again later."""
         from cnnjax.checkpoints import SaveFailed
 
@@ -270,7 +291,10 @@ class Run:
         try:
             action()
         except SaveFailed as error:
+            self._stored = None
             self.keeping.tell(f"not saved: {error}")
+            return False
+        return True
 
     def _found(self) -> tuple[State, Metrics] | None:
         """State and sums to go on from; takes over where the run stood there."""
@@ -291,6 +315,7 @@ class Run:
                     raise
                 self.keeping.tell(f"passed over: {error}")
                 continue
+            self._stored = (step, len(self.at.history))
             if step != steps[-1]:
                 self.keeping.checkpoints.rewind(step)  # saves count upwards
             if self.journal:

@@ -28,7 +28,8 @@ def run(shapes_folder, tmp_path_factory):
 def test_the_run_folder_holds_classifier_metrics_and_pictures(run):
     out, _ = run
     names = {path.name for path in out.iterdir() if not path.name.startswith(".")}
-    assert names == {"classifier", "config.json", "metrics.jsonl", "report.json", "curves.png", "report.png"}
+    expected = {"classifier", "checkpoints", "config.json", "metrics.jsonl", "report.json", "curves.png", "report.png"}
+    assert names == expected
     assert [record["epoch"] for record in read(out / "metrics.jsonl")] == list(range(6))
     for name in ("curves.png", "report.png"):
         with Image.open(out / name) as picture:

@@ -30,14 +30,21 @@ def test_a_saved_classifier_gives_all_weights_or_its_backbone(two, tmp_path):
         assert np.array_equal(x, (two if p.startswith("backbone/") else other).leaves[p]), p
 
 
-def test_an_unfinished_run_gives_those_of_its_newest_checkpoint(two, tmp_path):
+def test_an_unfinished_run_gives_those_of_one_checkpoint_and_says_so(two, tmp_path):
     leaves = two.leaves
     with Checkpoints(tmp_path / "checkpoints") as checkpoints:
         for step in (1, 2):
             moved = {p: x + step for p, x in leaves.items()}
             checkpoints.save(step, {"state": {"trainable": moved, "statistics": {}}}, {})
-    taken = initial_leaves(tmp_path, make(2, 1).leaves, "all")
+        frozen = {p: x for p, x in leaves.items() if p.startswith("head/")}
+        checkpoints.save(3, {"state": {"trainable": frozen, "statistics": {}}}, {})
+    own = make(2, 1).leaves
+    taken = initial_leaves(tmp_path / "checkpoints" / "2", own, "all")
     assert all(np.array_equal(taken[p], x + 2) for p, x in leaves.items())
+    with pytest.raises(FileNotFoundError, match=r"is not finished.*checkpoints/3"):
+        initial_leaves(tmp_path, own, "all")
+    with pytest.raises(CheckpointMismatch, match="lacks what its run froze"):
+        initial_leaves(tmp_path / "checkpoints" / "3", own, "all")
 
 
 def test_what_does_not_fit_is_listed_and_nothing_is_left_fresh(two, tmp_path):
