@@ -103,7 +103,7 @@ def test_chunked_kernel_gradient_equals_xla(n, window, padding, images):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(convolution, "_LARGE_BYTES", 0)
         patch.setattr(convolution, "_CHUNK_BYTES", images * jax.eval_shape(theirs, x, k).size * 4 // n)
-        _assert_same(lambda x, k: convolution._spatial(x, k, padding, None), theirs, x, k)
+        _assert_same(lambda x, k: convolution._spatial(x, k, padding, None, False), theirs, x, k)
 
 
 def test_kernel_gradient_of_a_large_map_equals_xla():
