@@ -151,8 +151,9 @@ def test_a_host_that_dies_ends_the_other(ended):
 @pytest.mark.slow
 def test_what_devices_cannot_do_is_refused(ended):
     found = told(ended[0], "told")
-    assert found["uneven"] == "a batch of 30 cannot be spread evenly over 8 devices; 24 or 32 can"
-    assert found["small"] == "a batch of 3 cannot be spread evenly over 8 devices; 8 can"
+    text = "a batch of {} cannot be spread evenly over 8 devices: batch_size {} can; or take fewer devices"
+    assert found["uneven"] == text.format(30, "24 or 32")
+    assert found["small"] == text.format(3, "8")
     assert found["too many"] == "devices: expected 1 to 8 (cpu), found 9"
     assert found["late"] == "hosts: JAX was used in this process before; join the hosts first"
 

@@ -204,7 +204,9 @@ def test_on_several_devices_the_gradient_is_added_up():
         assert cut == after == [None, "data"]  # 512 of 192 x 512, and 4 divides it
         assert memory - less == 3 * 192 * 512 * 4 * 3 / 4  # of parameters and two moments, three quarters elsewhere
     assert "all-gather" in found["evaluate False"][2]  # the logits
-    assert found["refused"] == "a batch of 6 cannot be spread evenly over 4 devices; 4 or 8 can"
+    assert found["refused"] == (
+        "a batch of 6 cannot be spread evenly over 4 devices: batch_size 4 or 8 can; or take fewer devices"
+    )
 
 
 def test_bytes_of_messages_are_those_of_their_arrays():
