@@ -116,7 +116,7 @@ class Run:
         """Train one phase; returns its state and its leaves that train, as they are to be kept."""
         phase = self.fitter.phases[number]
         trainer = self.fitter.trainer(number, len(self.train))
-        steps = -(-len(self.train) // trainer.batch_size)
+        steps = self._steps
         if resumed is None:
             state, so_far = self._start(trainer, phase, leaves, before), ZERO
             self.at.phase, self.at.begun, self.at.since, self.at.best_loss = number, int(state.step) // steps, 0, None
@@ -154,7 +154,7 @@ class Run:
                 raise preemption.Preempted(saved=False) from None
             raise
         except NotFinite as error:
-            raise self._explained(error, trainer) from None
+            raise self._explained(error) from None
 
     def _end_epoch(
         self, trainer: Trainer, phase: Phase, state: State, record: dict[str, float], held_out: Rows | None
@@ -221,10 +221,10 @@ class Run:
         # Epochs are counted on, so that each phase draws orders and augmentations of its own.
         return state._replace(step=jnp.array(before[0].step))
 
-    def _explained(self, error: NotFinite, trainer: Trainer) -> NotFinite:
+    def _explained(self, error: NotFinite) -> NotFinite:
         """What a bad loss came from: the step, its rate, the batch's files."""
         names = getattr(self.train, "names", None)
-        steps = -(-len(self.train) // trainer.batch_size)
+        steps = self._steps
         step = error.epoch * steps + error.step
         rate = self.fitter.rate(self.at.phase, step - self.at.begun * steps, steps)
         shown = [str(names[i]) if names else str(i) for i in dict.fromkeys(error.examples.tolist())]
@@ -241,15 +241,19 @@ class Run:
 
     def _between(self, state: State, so_far: Metrics, step: int) -> None:
         self._latest = _Latest(state, so_far, step)
-        steps = -(-len(self.train) // self.fitter.recipe.batch_size)
-        if self._hosts > 1 and step % steps and step % _TOGETHER:
+        if self._hosts > 1 and step % self._steps and step % _TOGETHER:
             return
         asked, due = self._agreed(self._hosts > 1 and preemption.requested(), self._due())
         if asked:
             raise preemption.Preempted  # on all hosts after the same step
         # At its end the epoch is evaluated first.
-        if due and step % steps:
+        if due and step % self._steps:
             self._save(wait=False)
+
+    @property
+    def _steps(self) -> int:
+        """Steps of an epoch."""
+        return -(-len(self.train) // self.fitter.recipe.batch_size)
 
     @property
     def _hosts(self) -> int:
