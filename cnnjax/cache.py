@@ -1,7 +1,11 @@
 """Where what is made once is kept between runs."""
 
 import os
+import time
+from contextlib import suppress
 from pathlib import Path
+
+_KEPT_SECONDS = 30 * 24 * 3600
 
 
 def cache_folder() -> Path:
@@ -17,12 +21,18 @@ def keep_programs() -> None:
     """Keep every compiled program on disk, so that a second start compiles nothing; the commands do so by themselves.
 
     It is JAX's own persistent cache, in `cache_folder()/programs`; a folder that was set before (by
-    `JAX_COMPILATION_CACHE_DIR`, say) stays, and `JAX_ENABLE_COMPILATION_CACHE=false` turns it off.
+    `JAX_COMPILATION_CACHE_DIR`, say) stays, and `JAX_ENABLE_COMPILATION_CACHE=false` turns it off. Programs that were
+    compiled more than 30 days ago are removed: those of former versions would stay for ever.
     """
     import jax
 
     if jax.config.jax_compilation_cache_dir is None:
-        jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "programs"))
+        folder = cache_folder() / "programs"
+        for program in folder.glob("*-cache"):
+            with suppress(OSError):  # removed meanwhile by another process
+                if time.time() - program.stat().st_mtime > _KEPT_SECONDS:
+                    program.unlink()
+        jax.config.update("jax_compilation_cache_dir", str(folder))
         # The many small programs around a step add up to seconds; JAX keeps only what took a second each.
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)

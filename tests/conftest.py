@@ -7,6 +7,14 @@ os.environ.setdefault("KERAS_BACKEND", "jax")
 
 import pytest
 
+_LONGEST = ("test_survival_of_hosts", "test_survival", "test_ablation", "test_devices")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The modules that take minutes come first, so that two test processes end together."""
+    places = {name: place for place, name in enumerate(_LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(places)))
+
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:

@@ -44,6 +44,8 @@ compiled = []
 jax.monitoring.register_event_listener(
     lambda event, **kwargs: compiled.append(event) if event == "/jax/compilation_cache/cache_misses" else None
 )
+from cnnjax import devices
+devices.start.__kwdefaults__["lost"] = 15  # of several hosts a dead one is missed sooner than in a minute and a half
 from cnnjax.cli import main
 main(sys.argv[2:])
 note.write(f"compiled {len(compiled)}\\n")
@@ -61,8 +63,8 @@ def start(words, cache, flags=None):
     return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
 
 
-def finish(words, cache):
-    process = start(words, cache)
+def finish(words, cache, flags=None):
+    process = start(words, cache, flags)
     output = process.communicate(timeout=300)[0]
     assert process.returncode == 0, output
     return output

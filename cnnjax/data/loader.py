@@ -1,5 +1,6 @@
 """Batches of a source, read ahead by Grain: the same batches for any number of workers, hosts and restarts."""
 
+import signal
 import time
 import weakref
 from collections import deque
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 
+from cnnjax import preemption
 from cnnjax.data.order import Order
 from cnnjax.data.source import THREADS, undivided
 
@@ -21,6 +23,8 @@ READ_AHEAD = 2
 
 HEAD_START = 16
 """Batches that threads read while worker processes start."""
+
+_OUTLASTS = 10  # seconds that a worker process goes on after SIGTERM
 
 
 class Readable(Protocol):
@@ -149,7 +153,18 @@ def read_batches(
         indices: Those of every batch.
         start: The first batch.
         workers: Processes that read, each in one thread; 0 reads in threads of this one.
+
+    Raises:
+        Preempted: this process was asked to end, and whoever asked ended its readers too.
     """
+    try:
+        yield from _read_batches(source, indices, start, workers)
+    except Exception:
+        preemption.check()
+        raise
+
+
+def _read_batches(source: Any, indices: Sequence[np.ndarray], start: int, workers: int) -> Generator[np.ndarray]:
     stop = min(start + HEAD_START, len(indices)) if workers else len(indices)
     # The thread ends before the processes are closed: a generator that runs cannot be.
     with closing(_by_processes(source, indices, stop, workers)) as later, ThreadPoolExecutor(1) as beside:
@@ -180,7 +195,7 @@ def _by_processes(source: Any, indices: Sequence[np.ndarray], start: int, worker
         absl.flags.FLAGS.mark_as_parsed()
     wanted = min(workers, len(indices) - start)
     processes = grain.MultiprocessingOptions(num_workers=wanted, per_worker_buffer_size=READ_AHEAD)
-    batches = _reading(source, indices, start, len(indices), 1).mp_prefetch(processes)
+    batches = _reading(source, indices, start, len(indices), 1).mp_prefetch(processes, _outlast)
     with closing(iter(batches)) as running, ThreadPoolExecutor(1) as beside:
 
         def copied() -> np.ndarray | None:
@@ -193,6 +208,12 @@ def _by_processes(source: Any, indices: Sequence[np.ndarray], start: int, worker
         while (batch := coming.result()) is not None:
             coming = beside.submit(copied)
             yield batch
+
+
+def _outlast(worker: int, workers: int) -> None:
+    """Makes a worker outlast the signals that ask all processes of a run to end: who reads still has to save."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(_OUTLASTS))
 
 
 def _reading(source: Any, indices: Sequence[np.ndarray], start: int, stop: int, threads: int) -> Any:

@@ -191,11 +191,7 @@ class FeatureStore:
                 asked = time.perf_counter()
                 images = None
                 if read:
-                    try:
-                        images, first = _padded(first.result() if first else next(read), batch), None
-                    except Exception:
-                        preemption.check()  # Ctrl-C also ends the worker processes, which is no error then
-                        raise
+                    images, first = _padded(first.result() if first else next(read), batch), None
                 waited += time.perf_counter() - asked
                 writer.append([np.asarray(made)[: len(rows)] for made in run(fixed, images, *values)])
                 progress(writer.done, count)

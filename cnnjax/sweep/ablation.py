@@ -45,7 +45,7 @@ def sweep(config: Ablation, task: Task, console: Console | None = None) -> Path:
     out = config.out or Path("runs") / f"ablate-{config.backbone}-{digest(repr(sorted(identity.items())))[:8]}"
     run = RunFolder(out, identity)
     store = FeatureStore(config.store or cache_folder() / "features", int(config.store_gib * GIB))
-    with run.locked(), watching():
+    with run.locked():
         _run_missing(config, task, run, wanted, model, store, console)
     if any(source.skipped for source in task.splits.values()):
         account(task.splits).write(run.path / "skipped.csv")
@@ -103,12 +103,13 @@ def ablate(config: Ablation) -> Path:
     """The command: open what the options name, sweep, show the table."""
     keep_programs()
     console = Console(width=None if sys.stdout.isatty() else 120)
-    if config.data is None:
-        from cnnjax.sweep.pretraining import embedded
+    with watching():
+        if config.data is None:
+            from cnnjax.sweep.pretraining import embedded
 
-        config, task = embedded(config, console)
-    else:
-        config = replace(config, image_size=config.image_size or 160, epochs=config.epochs or 30)
-        config = replace(config, optimizer=config.optimizer or "rmsprop")
-        task = open_task(config, console)
-    return sweep(config, task, console)
+            config, task = embedded(config, console)
+        else:
+            config = replace(config, image_size=config.image_size or 160, epochs=config.epochs or 30)
+            config = replace(config, optimizer=config.optimizer or "rmsprop")
+            task = open_task(config, console)
+        return sweep(config, task, console)

@@ -1,6 +1,9 @@
 """The loader: the same batches for any number of workers, hosts and restarts."""
 
+import multiprocessing
+import os
 import pickle
+import signal
 import threading
 import time
 
@@ -70,6 +73,9 @@ def test_worker_processes_read_the_same_batches_from_any_step(shapes_folder, tmp
         nonlocal by_processes
         for batch in processes(*args):
             by_processes += 1
+            for worker in multiprocessing.active_children():  # as whoever asks a run to end asks all its processes
+                os.kill(worker.pid, signal.SIGINT)
+                os.kill(worker.pid, signal.SIGTERM)
             yield batch
 
     monkeypatch.setattr(loading, "_by_processes", counted)
@@ -85,7 +91,7 @@ def test_worker_processes_read_the_same_batches_from_any_step(shapes_folder, tmp
         for mine, theirs in zip(found, whole[3:], strict=True):
             for a, b in zip(mine, theirs, strict=True):
                 np.testing.assert_array_equal(a, b)
-        # Threads read the first two, processes the rest.
+        # Threads read the first two, processes the rest, also after signals.
         assert by_processes == (len(found) - 2 if workers else 0)
 
 

@@ -19,6 +19,7 @@ from rich.console import Console
 from cnnjax.cli import main
 from cnnjax.data import Folder
 from cnnjax.models import Classifier, lecture_cnn, linear_head, mobilenet, vgg16
+from cnnjax.preemption import EXIT_CODE
 from cnnjax.sweep.ablation import ablate, sweep
 from cnnjax.sweep.grid import cells, default_depths
 from cnnjax.sweep.options import Ablation
@@ -90,22 +91,26 @@ def test_another_configuration_is_refused(finished, config):
         sweep(changed, open_task(changed, QUIET), QUIET)
 
 
-def test_killed_and_started_again_it_goes_on_to_the_same_numbers(finished, config, tmp_path):
+def test_killed_and_asked_to_end_it_goes_on_to_the_same_numbers(finished, config, tmp_path):
     command = [
         sys.executable, "-m", "cnnjax", "ablate", "--data", str(config.data), "--image-size", "48", "--freeze",
         *config.freeze, "--head", "linear", "--seeds", "2", "--epochs", "2", "--batch-size", "16", "--optimizer",
         "adam", "--out", str(tmp_path / "run"), "--store", str(tmp_path / "store"),
     ]  # fmt: skip
     results = tmp_path / "run" / "results.jsonl"
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while process.poll() is None and not (results.exists() and results.read_bytes().count(b"\n") >= 1):
-        time.sleep(0.02)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    interrupted = len(lines(tmp_path / "run"))
-    assert 1 <= interrupted < 6
+    cells_in = 0
+    for number, code in ((signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, EXIT_CODE)):
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        while process.poll() is None and not (results.exists() and results.read_bytes().count(b"\n") > cells_in):
+            time.sleep(0.005)
+        os.kill(process.pid, number)
+        output = process.communicate(timeout=60)[0]
+        assert process.returncode == code, output
+        assert not cells_in or f"{cells_in} of 6 cells are in" in output
+        cells_in, before = len(lines(tmp_path / "run")), cells_in
+        assert before < cells_in < 6
     out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    assert f"{interrupted} of 6 cells are in" in out
+    assert f"{cells_in} of 6 cells are in" in out
     found, expected = lines(tmp_path / "run"), lines(finished)
     assert [r["cell"] for r in found] == [r["cell"] for r in expected]
     for a, b in zip(found, expected, strict=True):
