@@ -3,6 +3,8 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from cnnjax.allocation import keep_freed_memory
+
 if TYPE_CHECKING:
     from cnnjax import sizing
     from cnnjax.cache import keep_programs
@@ -76,6 +78,9 @@ _MODULES = {
     "cnnjax.weights.assign": ("load_weights",),
 }
 _LATER = {name: module for module, names in _MODULES.items() for name in names}
+
+
+keep_freed_memory()
 
 
 def __getattr__(name: str) -> Any:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from jax import lax
 
 from cnnjax import ops
-from cnnjax.ops import convolution
+from cnnjax.ops import convolution, winograd
 
 NHWC = ("NHWC", "HWIO", "NHWC")
 PADDINGS = ("SAME", "VALID", ((0, 1), (0, 1)), ((1, 1), (1, 1)), ((2, 0), (1, 3)))
@@ -103,7 +103,43 @@ def test_chunked_kernel_gradient_equals_xla(n, window, padding, images):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(convolution, "_LARGE_BYTES", 0)
         patch.setattr(convolution, "_CHUNK_BYTES", images * jax.eval_shape(theirs, x, k).size * 4 // n)
-        _assert_same(lambda x, k: convolution._spatial(x, k, padding, None, False), theirs, x, k)
+        _assert_same(lambda x, k: convolution._spatial(x, k, (1, 1), padding, None, False), theirs, x, k)
+
+
+@few
+@given(
+    n=st.integers(1, 6),
+    h=st.integers(1, 9),
+    w=st.integers(1, 9),
+    padding=st.sampled_from([((1, 1), (1, 1)), ((0, 0), (0, 0)), ((2, 0), (1, 2)), ((0, 2), (2, 1))]),
+    images=st.sampled_from([1, 2, 100]),
+)
+def test_winograds_convolution_equals_xla(n, h, w, padding, images):
+    def theirs(x, k):
+        return lax.conv_general_dilated(x, k, (1, 1), padding, dimension_numbers=NHWC)
+
+    x, k = _normal(0, n, h, w, 5), _normal(1, 3, 3, 5, 7)
+    if 0 in jax.eval_shape(theirs, x, k).shape:
+        return
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(convolution, "winograd_pays", lambda x, k, pads: True)
+        patch.setattr(winograd, "_CHUNK_BYTES", images * 16 * 4 * -(-h // 2) * -(-w // 2) * 12)
+        _assert_same(lambda x, k: convolution._spatial(x, k, (1, 1), padding, None, False), theirs, x, k)
+
+
+def test_winograds_rounding_errors_are_those_of_xla():
+    """Of sums of 1,152 products, against double precision."""
+    options = dict(window_strides=(1, 1), padding="SAME", dimension_numbers=NHWC)
+    x, k = _normal(0, 4, 32, 32, 128), _normal(1, 3, 3, 128, 128)
+    wide, taps = np.pad(np.asarray(x, np.float64), ((0, 0), (1, 1), (1, 1), (0, 0))), np.asarray(k, np.float64)
+    true = sum(wide[:, i : i + 32, j : j + 32] @ taps[i, j] for i in range(3) for j in range(3))
+    errors = [
+        np.abs(np.asarray(jax.jit(partial(f, **options))(x, k), np.float64) - true).mean()
+        for f in (ops.conv_general_dilated, lax.conv_general_dilated)
+    ]
+    assert 0 < errors[0] < 2 * errors[1]
+    text = jax.jit(partial(ops.conv_general_dilated, **options)).lower(x, k).as_text()
+    assert text.count("stablehlo.convolution") == 0 and text.count("stablehlo.dot_general") >= 16
 
 
 def test_kernel_gradient_of_a_large_map_equals_xla():

@@ -16,12 +16,13 @@ import numpy as np
 from cnnjax import preemption
 from cnnjax.data.loader import read_batches
 from cnnjax.features.partial import DiskWriter, Half, MemoryWriter, claimed, clear, discard, mapped
-from cnnjax.staging import Feature, Staged
+from cnnjax.staging import Feature, Maker, Staged
 from cnnjax.staging.trace import digest
 
 Progress = Callable[[int, int], None]
 GIB = 1 << 30
 PASS_BATCH = 32
+_PROGRAMS = 4  # compiled passes that are kept at hand
 
 
 class Pictures(Protocol):
@@ -79,6 +80,7 @@ class FeatureStore:
         self.passes: list[Pass] = []
         self._memory: dict[str, np.ndarray] = {}
         self._in_use: set[str] = set()
+        self._programs: dict[str, Any] = {}
         if self.root is not None:
             if self.root.exists() and not self.root.is_dir():
                 raise NotADirectoryError(f"the feature store {self.root} is a file; give a folder")
@@ -183,7 +185,7 @@ class FeatureStore:
             first: Any = beside.submit(next, read) if read else None
             image = jax.ShapeDtypeStruct((batch, *staged.image.shape), staged.image.dtype) if read else None
             values = [jax.ShapeDtypeStruct((batch, *x.shape[1:]), x.dtype) for x in stored]
-            run = jax.jit(maker.run).lower(fixed, image, *values).compile()
+            run = self._compiled(maker, [f.key for f in missing], fixed, image, values)
             if begun:
                 progress(begun, count)
             for rows, values in zip(batches, ahead(features, batches), strict=True):
@@ -196,6 +198,16 @@ class FeatureStore:
                 writer.append([np.asarray(made)[: len(rows)] for made in run(fixed, images, *values)])
                 progress(writer.done, count)
         return Pass(count - begun, maker.reads_images, maker.equations, time.perf_counter() - start, waited)
+
+    def _compiled(self, maker: Maker, wanted: Sequence[str], fixed: Any, image: Any, values: Sequence[Any]) -> Any:
+        """A pass's program; one serves all sources (training, validation, test) that want the same features."""
+        given = jax.tree.map(lambda x: (x.shape, str(x.dtype)), fixed)
+        key = repr((wanted, [f.key for f in maker.reads], given, image, values, _precision()))
+        if key not in self._programs:
+            while len(self._programs) >= _PROGRAMS:
+                self._programs.pop(next(iter(self._programs)))
+            self._programs[key] = jax.jit(maker.run).lower(fixed, image, *values).compile()
+        return self._programs[key]
 
     def _claim(
         self, missing: Sequence[Feature], source: Pictures, progress: Progress, claims: ExitStack
@@ -223,8 +235,7 @@ class FeatureStore:
 
     def _name(self, feature: Feature, source: Pictures) -> str:
         # All that decides a bit of the result and does not stand in the program.
-        precision = str(jax.config.jax_default_matmul_precision)
-        return digest(feature.key, source.digest, jax.default_backend(), jax.__version__, precision)[:40]
+        return digest(feature.key, source.digest, jax.default_backend(), jax.__version__, _precision())[:40]
 
     def _path(self, feature: Feature, source: Pictures) -> Path:
         assert self.root is not None
@@ -287,6 +298,10 @@ class FeatureStore:
             raise StoreTooSmall(
                 f"features of {wanted / GIB:.2f} GiB do not fit: {max(free, 0) / GIB:.2f} GiB are free in {where}"
             )
+
+
+def _precision() -> str:
+    return str(jax.config.jax_default_matmul_precision)
 
 
 def _status(path: Path) -> tuple[float, int]:

@@ -21,6 +21,8 @@ from cnnjax.ops.shifts import (
     tap_views,
     wide_type,
 )
+from cnnjax.ops.winograd import pays as winograd_pays
+from cnnjax.ops.winograd import winograd
 
 _SPREAD: ContextVar[bool] = ContextVar("spread", default=False)
 
@@ -42,7 +44,7 @@ def spread_over_devices() -> Generator[None]:
 _NHWC = ("NHWC", "HWIO", "NHWC")
 
 # Beyond the first size of output XLA's kernel gradient leaves its fast path; chunks of the second keep it.
-_LARGE_BYTES, _CHUNK_BYTES, _MOST_CHUNKS = 12 << 20, 4 << 20, 16
+_LARGE_BYTES, _CHUNK_BYTES, _MOST_CHUNKS = 4 << 20, 5 << 18, 32
 
 
 def conv_general_dilated(
@@ -62,8 +64,8 @@ def conv_general_dilated(
     """`jax.lax.conv_general_dilated` with faster CPU lowerings, for `nnx.Conv(conv_general_dilated=...)`.
 
     Values, shapes, types and errors are those of `jax.lax.conv_general_dilated`, to rounding. On CPU,
-    undilated NHWC/HWIO depthwise and 1x1 convolutions and kernel gradients on large maps are lowered
-    otherwise; all else is passed on.
+    undilated NHWC/HWIO depthwise and 1x1 convolutions, 3x3 ones with many channels, and kernel gradients on large maps
+    are lowered otherwise; all else is passed on.
 
     Args:
       lhs: images, `f32[N, H, W, C]` (or bfloat16, float16).
@@ -109,11 +111,11 @@ def conv_general_dilated(
         sized = min(*pads[0], *pads[1]) >= 0 and min(out_size(lhs.shape[1:3], window, strides, pads)) > 0
         if sized and feature_group_count == channels == rhs.shape[3] and rhs.shape[2] == 1:
             return _depthwise_op(lhs, rhs, strides, pads, precision, _SPREAD.get())
-        if sized and feature_group_count == 1 and rhs.shape[2] == channels and strides == (1, 1):
-            if window == (1, 1) and pads == ((0, 0), (0, 0)):
+        if sized and feature_group_count == 1 and rhs.shape[2] == channels:
+            if window == (1, 1) and strides == (1, 1) and pads == ((0, 0), (0, 0)):
                 return _pointwise_op(lhs, rhs, precision)
-            if channels >= 16:
-                return _spatial_op(lhs, rhs, pads, precision, _SPREAD.get())
+            # Of any size: whether a model is the same program at every batch size must not depend on it.
+            return _spatial_op(lhs, rhs, strides, pads, precision, _SPREAD.get())
     return lax.conv_general_dilated(
         lhs,
         rhs,
@@ -241,32 +243,47 @@ def _pointwise_backward(precision: Any, kept: tuple[jax.Array, jax.Array], g: ja
     )
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
-def _spatial(x: jax.Array, k: jax.Array, pads: Pads, precision: Any, spread: bool) -> jax.Array:
-    return _native(x, k, (1, 1), pads, precision)
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4, 5))
+def _spatial(x: jax.Array, k: jax.Array, strides: Pair, pads: Pads, precision: Any, spread: bool) -> jax.Array:
+    def on_cpu(x: jax.Array, k: jax.Array) -> jax.Array:
+        pays = not spread and strides == (1, 1) and winograd_pays(x, k, pads)
+        return winograd(x, k, pads) if pays else native(x, k)
+
+    native = partial(_native, strides=strides, pads=pads, precision=precision)
+    return lax.platform_dependent(x, k, cpu=on_cpu, default=native)
 
 
 def _spatial_forward(
-    x: jax.Array, k: jax.Array, pads: Pads, precision: Any, spread: bool
+    x: jax.Array, k: jax.Array, strides: Pair, pads: Pads, precision: Any, spread: bool
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return _spatial(x, k, pads, precision, spread), (x, k)
+    return _spatial(x, k, strides, pads, precision, spread), (x, k)
 
 
 def _spatial_backward(
-    pads: Pads, precision: Any, spread: bool, kept: tuple[jax.Array, jax.Array], g: jax.Array
+    strides: Pair, pads: Pads, precision: Any, spread: bool, kept: tuple[jax.Array, jax.Array], g: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    def in_chunks(x: jax.Array, k: jax.Array, g: jax.Array) -> jax.Array:
-        n = x.shape[0]
-        step = max(_CHUNK_BYTES * n // (g.size * g.dtype.itemsize), -(-n // _MOST_CHUNKS), 1)
+    def input_on_cpu(x: jax.Array, k: jax.Array, g: jax.Array) -> jax.Array:
+        # The output's gradient, convolved with the kernel turned around.
+        turned = k[::-1, ::-1].swapaxes(2, 3)
+        beyond = tuple((m - 1 - low, m - 1 - high) for m, (low, high) in zip(k.shape, pads, strict=False))
+        fits = not spread and strides == (1, 1) and min(*beyond[0], *beyond[1]) >= 0
+        return winograd(g, turned, beyond) if fits and winograd_pays(g, turned, beyond) else of_input(x, k, g)
+
+    def kernel_on_cpu(x: jax.Array, k: jax.Array, g: jax.Array) -> jax.Array:
+        n, size = x.shape[0], g.size * g.dtype.itemsize
+        if spread or size <= _LARGE_BYTES:
+            return of_kernel(x, k, g)
+        step = max(_CHUNK_BYTES * n // size, -(-n // _MOST_CHUNKS), 1)
         parts = [of_kernel(x[i : i + step], k, g[i : i + step]) for i in range(0, n, step)]
         sums = [p.astype(wide_type(k.dtype)) for p in parts]
         return sum(sums[1:], sums[0]).astype(k.dtype)
 
     x, k = kept
-    of_input, of_kernel = _native_gradients((1, 1), pads, precision)
-    large = g.size * g.dtype.itemsize > _LARGE_BYTES and not spread
-    kernel = lax.platform_dependent(x, k, g, cpu=in_chunks, default=of_kernel) if large else of_kernel(x, k, g)
-    return of_input(x, k, g), kernel
+    of_input, of_kernel = _native_gradients(strides, pads, precision)
+    return (
+        lax.platform_dependent(x, k, g, cpu=input_on_cpu, default=of_input),
+        lax.platform_dependent(x, k, g, cpu=kernel_on_cpu, default=of_kernel),
+    )
 
 
 _depthwise.defvjp(_depthwise_forward, _depthwise_backward)
@@ -276,4 +293,4 @@ _spatial.defvjp(_spatial_forward, _spatial_backward)
 # Jitted, an operation is one equation whatever surrounds it, and is traced once for each shape.
 _depthwise_op = jax.jit(_depthwise, static_argnums=(2, 3, 4, 5))
 _pointwise_op = jax.jit(_pointwise, static_argnums=(2,))
-_spatial_op = jax.jit(_spatial, static_argnums=(2, 3, 4))
+_spatial_op = jax.jit(_spatial, static_argnums=(2, 3, 4, 5))

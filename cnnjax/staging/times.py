@@ -148,13 +148,21 @@ def _fixed(eqn: Any, ins: list[Known], axes: tuple[int, ...] | None) -> Known:
 
 
 def _call(x: Any, y: Any, ins: list[Known], sizes: tuple[int, int]) -> list[Known] | None:
-    """A call, or a choice among branches: as its bodies say, if they agree."""
+    """A call, or a choice among branches: as its bodies say, if they agree.
+
+    Of `jax.lax.platform_dependent` the default speaks for all: they mean the same, and another platform's may be
+    written so that it tells less.
+    """
     name = x.primitive.name
     if name == "cond" and ins[0].time is not Time.FIXED:
         return None
     args = ins[1:] if name == "cond" else ins
     answers = []
-    for body, twin in _pairs(inner_jaxprs(x.params), inner_jaxprs(y.params)):
+    bodies, twins = list(inner_jaxprs(x.params)), list(inner_jaxprs(y.params))
+    platforms = x.params.get("branches_platforms") or ()
+    if None in platforms:
+        bodies, twins = [bodies[platforms.index(None)]], [twins[platforms.index(None)]]
+    for body, twin in _pairs(bodies, twins):
         p, q = open_jaxpr(body), open_jaxpr(twin)
         if len(p.invars) != len(args):
             return None
