@@ -28,7 +28,7 @@ Precision = Literal["float32", "bfloat16"]
 
 _AUGMENT = 0x617567  # folded into a step's key, so that augmentation and dropout draw apart
 # XLA's CPU backend leaves its fast convolutions inside a loop, so epochs with any are run step by step there.
-_SLOW_IN_LOOPS_ON_CPU = {"conv_general_dilated", "reduce_window_max", "select_and_scatter_add", "custom_vjp_call"}
+_SLOW_IN_LOOPS_ON_CPU = {"conv_general_dilated", "reduce_window_max", "select_and_scatter_add"}
 
 
 class Programs:

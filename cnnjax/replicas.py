@@ -17,7 +17,6 @@ from cnnjax.rows import Rows
 from cnnjax.state import State
 from cnnjax.training import Trainer
 
-_CONVOLUTIONS = {"conv_general_dilated", "custom_vjp_call"}  # the latter are those of cnnjax.ops
 _COPIES = 4  # weights, gradients, updates, and what the optimizer makes on the way
 _AXIS = "replicas"
 
@@ -53,7 +52,7 @@ class Replicas:
     def __init__(self, trainer: Trainer, devices: Sequence[jax.Device] | None = None):
         self.trainer = trainer
         self.devices = tuple(devices or jax.local_devices())
-        self.together = not trainer.staged.late_primitives & _CONVOLUTIONS
+        self.together = "conv_general_dilated" not in trainer.staged.late_primitives
         spread, shared = PartitionSpec(_AXIS), PartitionSpec()
         specs = (spread, shared, shared, shared, spread, spread, spread, spread)
         inner = jax.vmap(trainer._scan, in_axes=(0, None, None, None, 0, 0, 0, 0)) if self.together else self._alone

@@ -14,12 +14,13 @@ and started again with the same command.
     cnnjax pack cats_and_dogs_small --out packed
     python experiments/pretrain_mobilenet.py stand-in packed runs/pretrain
 
-2026-11-23, two cores of an AMD EPYC with other work on them, no accelerator, Python 3.12, jax 0.12.0.1: 110 epochs, 20
-minutes alone; 29.8 minutes with 18 kills (13 by SIGKILL; four of the five SIGTERMs ended with exit code 75, one met a
-process that did not listen yet or any more). Lines of metrics and final weights are the same to the last byte, so the
-curve is one curve: training loss from 0.735 down to 0.485, validation loss 0.590, test accuracy 71.2 % (cats and dogs,
-from scratch). A longer run (130 epochs) was broken off after 26 minutes and 15 kills, its 48 lines equal to the other
-run's. bfloat16 buys little here: a TPU multiplies float32 in it by default, and `scripts/aot_tpu.py` shows 0.71 against
+2026-11-23, two cores of an AMD EPYC with other work on them, no accelerator, Python 3.12, jax 0.12.0.1: 110 epochs,
+48.9 minutes (all processes were paused for 17 of them, while something else was measured) with 27 kills: 20 by
+SIGKILL, seven by SIGTERM, which all ended with exit code 75. Lines of metrics and final weights are the same to the
+last byte, so the curve is one curve: training loss from 0.735 down to 0.485, validation loss 0.590, test accuracy
+71.2 % (cats and dogs, from scratch).
+
+bfloat16 buys little here: a TPU multiplies float32 in it by default, and `scripts/aot_tpu.py` shows 0.71 against
 0.75 GiB a chip.
 """
 

@@ -1,202 +1,77 @@
 """Measurements for people who work on the library: ratios of medians, side by side in one run.
 
+    python scripts/benchmark.py jobs [JOB ...] [--against PYTHON]
+    python scripts/benchmark.py sweep FOLDER --weights mobilenet_7_5_224_tf_no_top.h5 --against PYTHON
+    python scripts/benchmark.py start
+    python scripts/benchmark.py growth [pictures|depths|seeds|size ...]
     python scripts/benchmark.py data FOLDER --weights mobilenet_7_5_224_tf_no_top.h5 --against PYTHON
 
-`data` reads a folder of pictures (SPLIT/CLASS/FILE or CLASS/FILE; the training split) again and again: as files,
-packed, packed with decoded (and resized) pixels, from memory, with 0, 1 and 2 worker processes, and with `--against`
-(the Python of an environment that holds Keras) `keras.utils.image_dataset_from_directory` on the same files. All take
-turns, so that a busy machine slows them alike; the table gives each one's median rate, its range, and its ratio to
-Keras's (or to the folder's).
-With `--weights` it also tells how long a feature pass of MobileNet waits for pictures.
+PYTHON is that of an environment with Keras on TensorFlow, PyTorch and JAX, and PyTorch. All sides take turns, theirs,
+ours, theirs, ours, each in a process of its own that stays, so that a busy machine slows them alike.
+
+`jobs` does the same work in every system, float32, random pixels:
+
+    features-mobilenet    MobileNet 1.0, 160x160, no top, inference, batch 20               images/s
+    features-vgg16        VGG16, 180x180, no top, inference, batch 8                        images/s
+    train-lecture         the lecture's 150x150 network, RMSprop, batch 32                  images/s
+    train-mobilenet       MobileNet 1.0, 160x160, all trained, BatchNorm live, batch 16     images/s
+    head-mobilenet        the lecture's head on 2,000 stored 5x5x1024 features, batch 20    rows/s
+    augmented-vgg16       Method 2: flip, rotation .1, zoom .2, frozen VGG16, batch 16      images/s
+    finetune-vgg16        block5 of VGG16 and the head trained, 180x180, batch 16           images/s
+    finetune-vgg16-later  the same from the second epoch on, where ours reads stored features
+
+For each system it prints one JSON line (median, lowest and highest rate, the first call's seconds, which compile, the
+import's, the peak memory of the process) and then a table of ratios to the best peer. `sweep` times five frozen depths,
+three seeds of each, against Keras in a loop; `start` the import, the first step, and both in a second process; `growth`
+time and memory against pictures, depths, seeds and image size; `data` reads pictures (see `benchmarks/reading.py`).
 """
 
 import argparse
-import json
-import statistics
-import subprocess
 import sys
-import tempfile
-import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-
-# Runs in the peer's environment: one line asks for a pass, one line answers with its seconds.
-_PEER = """
-import json, sys, time, warnings
-import keras
-root, size, batch = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
-pictures = keras.utils.image_dataset_from_directory(root, image_size=(size, size), batch_size=batch, verbose=False)
-for line in sys.stdin:
-    start, count = time.perf_counter(), 0
-    for images, labels in pictures:
-        count += len(labels)
-        images.numpy()
-    print(json.dumps({"seconds": time.perf_counter() - start, "pictures": count}), flush=True)
-"""
-
-
-class Peer:
-    """`image_dataset_from_directory` in another environment, one pass at a time."""
-
-    def __init__(self, python: str, root: Path, size: int, batch: int):
-        command = [python, "-c", _PEER, str(root), str(size), str(batch)]
-        self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-        )
-
-    def __call__(self) -> float:
-        """Pictures a second of one pass."""
-        assert self._process.stdin and self._process.stdout
-        self._process.stdin.write("go\n")
-        self._process.stdin.flush()
-        line = self._process.stdout.readline()
-        if not line:
-            raise SystemExit(
-                f"{self._process.args[0]} has no keras that can read pictures (exit {self._process.wait()})"
-            )
-        found = json.loads(line)
-        return found["pictures"] / found["seconds"]
-
-
-def passes(source: Any, workers: int, batch: int) -> Callable[[], float]:
-    """One epoch after another through the loader, worker processes kept: each call is one of them."""
-    from cnnjax.data import Loader
-    from cnnjax.data.loader import HEAD_START, READ_AHEAD
-
-    def epochs() -> Iterator[float]:
-        loader = Loader(source, batch, epochs=10_000, workers=workers)
-        steps = loader.order.steps_per_epoch
-        while True:
-            for _ in range(
-                HEAD_START + 3 * READ_AHEAD * max(workers, 1)
-            ):  # what was read while other jobs ran does not count
-                next(loader)
-            start = time.perf_counter()
-            count = sum(int(next(loader).weights.sum()) for _ in range(steps))
-            yield count / (time.perf_counter() - start)
-
-    running = epochs()
-    return lambda: next(running)
-
-
-def memory(source: Any, batch: int) -> Callable[[], float]:
-    """Batches of uint8 pictures that lie on the device, shuffled there."""
-    import jax
-    import jax.numpy as jnp
-
-    from cnnjax.data import in_memory
-    from cnnjax.data.order import epoch_batches
-
-    kept = in_memory(source, 8 << 30)
-    if kept is None:
-        raise SystemExit("these pictures take more than 8 GiB of memory; give fewer or smaller ones")
-    images = jnp.asarray(kept.images)
-    take = jax.jit(lambda images, index: images[index].astype(jnp.float32))
-    epoch = iter(range(1_000_000))
-
-    def once() -> float:
-        start = time.perf_counter()
-        for index in epoch_batches(len(source), batch, 0, next(epoch))[0]:
-            take(images, index).block_until_ready()
-        return len(source) / (time.perf_counter() - start)
-
-    return once
-
-
-def waiting(source: Any, weights: Path, alpha: float, workers: int) -> Callable[[], float]:
-    """Share of a MobileNet feature pass that is spent waiting for pictures."""
-    from flax import nnx
-
-    from cnnjax import Classifier, FeatureStore, Freeze, Trainer, linear_head
-    from cnnjax.pretrained import open_backbone
-
-    size = source.image_size
-    backbone, preprocessing = open_backbone(
-        "mobilenet", image_size=size[0], alpha=alpha, weights=weights, include_top=False
-    )
-    model = Classifier(backbone, linear_head(backbone.output_shape(), 2, rngs=nnx.Rngs(0)), preprocessing)
-
-    def once() -> float:
-        store = FeatureStore()
-        trainer = Trainer(model, Freeze.all().resolve(model, "backbone"), size, store=store, workers=workers)
-        trainer.rows(source)
-        (made,) = store.passes
-        return made.waited / made.seconds
-
-    return once
-
-
-def measure(jobs: dict[str, Callable[[], float]], repeats: int) -> dict[str, list[float]]:
-    """Every job once to warm up, then all in turn, `repeats` times."""
-    for job in jobs.values():
-        job()
-    found: dict[str, list[float]] = {name: [] for name in jobs}
-    for _ in range(repeats):
-        for name, job in jobs.items():
-            found[name].append(job())
-    return found
-
-
-def data(options: argparse.Namespace) -> None:
-    """The subcommand `data`."""
-    from cnnjax.data import open_data, pack_folder
-    from cnnjax.data.decoded import Kept
-
-    size = (options.image_size, options.image_size)
-    folder = open_data(options.folder, size)["train"]
-    with tempfile.TemporaryDirectory() as scratch:
-        sources = {"folder": folder}
-        for name, kept in (("packed", None), ("packed, decoded", Kept()), ("packed, decoded and resized", Kept(size))):
-            pack_folder(options.folder, Path(scratch) / name, decoded=kept)
-            sources[name] = open_data(Path(scratch) / name, size)["train"]
-            # Also hashes each picture once, as a process does when it first reads it.
-            for start in range(0, len(folder), 64):
-                rows = range(start, min(start + 64, len(folder)))
-                assert np.array_equal(folder.read(rows), sources[name].read(rows))
-        jobs: dict[str, Callable[[], float]] = {}
-        if options.against:
-            jobs["keras, folder"] = Peer(options.against, folder.root, options.image_size, options.batch_size)
-        for workers in (0, 1, 2):
-            for name, source in sources.items():
-                jobs[f"{name}, {workers} workers"] = passes(source, workers, options.batch_size)
-        jobs["memory (uint8, on the device)"] = memory(folder, options.batch_size)
-        found = measure(jobs, options.repeats)
-        base = statistics.median(found[next(iter(jobs))])
-        print(f"{len(folder)} pictures of {folder.root} at {size[0]}x{size[1]}, batches of {options.batch_size}")
-        print(f"| read from | pictures a second, median (range) | ratio to {next(iter(jobs))} |")
-        print("| --- | ---: | ---: |")
-        for name, rates in found.items():
-            middle = statistics.median(rates)
-            print(f"| {name} | {middle:,.0f} ({min(rates):,.0f} to {max(rates):,.0f}) | {middle / base:.2f} |")
-        if options.weights:
-            jobs = {
-                f"{kind}, {workers} workers": waiting(source, options.weights, options.alpha, workers)
-                for workers in (0, 1, 2)
-                for kind, source in list(sources.items())[:2]
-            }
-            print("\n| MobileNet feature pass from | time spent waiting for pictures, median (range) |")
-            print("| --- | ---: |")
-            for name, shares in measure(jobs, max(1, options.repeats // 2)).items():
-                low, high = (100 * f(shares) for f in (min, max))
-                print(f"| {name} | {100 * statistics.median(shares):.0f} % ({low:.0f} to {high:.0f} %) |")
+from benchmarks import growth, jobs, reading, start, sweep
 
 
 def main() -> None:
     """Read the options and run the job."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    jobs = parser.add_subparsers(dest="job", required=True)
-    job = jobs.add_parser("data", help="pictures a second from folder, packed and memory")
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    job = commands.add_parser("jobs", help="the same work in every system")
+    job.add_argument("jobs", nargs="*", metavar="JOB", help=f"of {', '.join(jobs.JOBS)}; all if none is named")
+    job.add_argument("--against", metavar="PYTHON", help="the Python of an environment that holds the peers")
+    job.add_argument("--systems", nargs="+", choices=jobs.SYSTEMS, default=list(jobs.SYSTEMS))
+    job.add_argument("--repeats", type=int, default=5)
+    job.set_defaults(run=jobs.run)
+
+    job = commands.add_parser("sweep", help="a sweep over frozen depth")
     job.add_argument("folder", type=Path)
-    job.add_argument("--against", help="the Python of an environment that holds Keras")
+    job.add_argument("--weights", type=Path, required=True, help="MobileNet 0.75's HDF5 file, no top")
+    job.add_argument("--against", metavar="PYTHON", help="the Python of an environment that holds Keras on TensorFlow")
+    job.add_argument("--seeds", type=int, default=3)
+    job.add_argument("--keras-seeds", type=int, help="how many of them Keras really trains; all if not given")
+    job.add_argument("--epochs", type=int, default=5)
+    job.set_defaults(run=sweep.run)
+
+    job = commands.add_parser("start", help="import, first step, second process")
+    job.add_argument("--repeats", type=int, default=3)
+    job.set_defaults(run=start.run)
+
+    job = commands.add_parser("growth", help="time and memory against pictures, depths, seeds, image size")
+    job.add_argument("axes", nargs="*", metavar="AXIS", help=f"of {', '.join(growth.AXES)}; all if none is named")
+    job.set_defaults(run=growth.run)
+
+    job = commands.add_parser("data", help="pictures a second from folder, packed and memory")
+    job.add_argument("folder", type=Path)
+    job.add_argument("--against", metavar="PYTHON", help="the Python of an environment that holds Keras")
     job.add_argument("--weights", type=Path, help="MobileNet's HDF5 file: also measure how long a feature pass waits")
     job.add_argument("--alpha", type=float, default=0.75)
     job.add_argument("--image-size", type=int, default=160)
     job.add_argument("--batch-size", type=int, default=32)
     job.add_argument("--repeats", type=int, default=5)
-    job.set_defaults(run=data)
+    job.set_defaults(run=reading.data)
+
     options = parser.parse_args()
     options.run(options)
 

@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax import lax
 
 from cnnjax import ops
 
@@ -77,7 +78,20 @@ class DepthwiseConv2D(nnx.Conv):
 
 
 class BatchNormalization(nnx.BatchNorm):
-    """`nnx.BatchNorm` under Keras's name. Made by `batch_normalization`."""
+    """`nnx.BatchNorm` under Keras's name, by `cnnjax.ops.batch_norm`. Made by `batch_normalization`."""
+
+    def __call__(
+        self, x: jax.Array, use_running_average: bool | None = None, *, mask: jax.Array | None = None
+    ) -> jax.Array:
+        """f32[..., C] to the same, or in the type of `x`: the statistics, of float32, do not widen it."""
+        running = self.use_running_average if use_running_average is None else use_running_average
+        if running or mask is not None:
+            return super().__call__(x, use_running_average, mask=mask).astype(x.dtype)
+        assert self.scale is not None and self.bias is not None
+        y, mean, variance = ops.batch_norm(x, self.scale[...], self.bias[...], self.epsilon)
+        for kept, found in ((self.mean, mean), (self.var, variance)):
+            kept[...] = self.momentum * kept[...] + (1 - self.momentum) * lax.stop_gradient(found)
+        return y
 
 
 def conv2d(

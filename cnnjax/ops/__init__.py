@@ -31,6 +31,7 @@ its kernel gradient in chunks of images.
 """
 
 from cnnjax.ops.convolution import conv_general_dilated, spread_over_devices
+from cnnjax.ops.normalization import batch_norm
 from cnnjax.ops.pooling import max_pool
 
-__all__ = ["conv_general_dilated", "max_pool", "spread_over_devices"]
+__all__ = ["batch_norm", "conv_general_dilated", "max_pool", "spread_over_devices"]

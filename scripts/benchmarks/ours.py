@@ -1,0 +1,114 @@
+"""cnnjax's side of the jobs, through its public API: `python ours.py JOB`, driven by `scripts/benchmark.py`.
+
+The process says when it is ready, then does the job once for each line it is sent, and answers with its seconds.
+Pictures are random and uint8, as cnnjax keeps them (the peers get theirs as floats, ready to be used).
+"""
+
+import json
+import resource
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+START = time.perf_counter()
+
+import numpy as np  # noqa: E402
+from flax import nnx  # noqa: E402
+
+import cnnjax  # noqa: E402
+from cnnjax import Classifier, Freeze, Trainer  # noqa: E402
+from cnnjax.augment import Augmentation  # noqa: E402
+from cnnjax.data import InMemory  # noqa: E402
+
+RANDOM = np.random.default_rng(0)
+LECTURE = Augmentation(flip="horizontal", rotation=0.1, zoom=0.2)
+
+Job = tuple[Callable[[], Any], Callable[[Any], Any], int]
+"""What is prepared before the clock runs, what is timed (it is given what was prepared), and of how many examples."""
+
+
+def pictures(count: int, size: int) -> InMemory:
+    """Random pictures of two classes."""
+    pixels = RANDOM.integers(0, 256, (count, size, size, 3), np.uint8)
+    return InMemory(pixels, RANDOM.integers(0, 2, count), ("no", "yes"))
+
+
+def mobilenet(head: Any = cnnjax.linear_head) -> Classifier:
+    """MobileNet 1.0 at 160x160 with random weights."""
+    backbone = cnnjax.mobilenet(1.0, (160, 160, 3), include_top=False, rngs=nnx.Rngs(0))
+    return Classifier(backbone, head(backbone.output_shape(), 2, rngs=nnx.Rngs(1)), "tf")
+
+
+def vgg16() -> Classifier:
+    """VGG16 at 180x180 under the lecture's head, with random weights."""
+    backbone = cnnjax.vgg16((180, 180, 3), include_top=False, rngs=nnx.Rngs(0))
+    return Classifier(backbone, cnnjax.lecture_head(backbone.output_shape(), 2, rngs=nnx.Rngs(1)), "caffe")
+
+
+def features(model: Classifier, size: int, count: int, batch: int) -> Job:
+    """The frozen backbone's features of pictures that no store has seen."""
+    trainer = Trainer(model, Freeze.all().resolve(model, "backbone"), (size, size), batch_size=batch)
+
+    def work(source: InMemory) -> None:
+        trainer.store.get(trainer.staged, trainer.fixed, source, batch=batch)
+
+    return lambda: pictures(count, size), work, count
+
+
+def epochs(model: nnx.Module, freeze: Freeze, size: int, count: int, batch: int, **options: Any) -> Job:
+    """An epoch on what is stored already."""
+    trainer = Trainer(model, freeze.resolve(model, "backbone"), (size, size), batch_size=batch, **options)
+    rows, state = trainer.rows(pictures(count, size)), trainer.init()
+
+    def work(_: None) -> None:
+        nonlocal state
+        state, _log = trainer.fit(state, rows, epochs=1)
+
+    return lambda: None, work, count
+
+
+def first_epoch(model: Classifier, freeze: Freeze, size: int, count: int, batch: int) -> Job:
+    """An epoch on pictures that no store has seen: their features, then the steps."""
+    trainer = Trainer(model, freeze.resolve(model, "backbone"), (size, size), batch_size=batch)
+    state = trainer.init()
+
+    def work(source: InMemory) -> None:
+        nonlocal state
+        state, _log = trainer.fit(state, trainer.rows(source), epochs=1)
+
+    return lambda: pictures(count, size), work, count
+
+
+JOBS: dict[str, Callable[[], Job]] = {
+    "features-mobilenet": lambda: features(mobilenet(), 160, 160, 20),
+    "features-vgg16": lambda: features(vgg16(), 180, 24, 8),
+    "train-lecture": lambda: epochs(
+        Classifier(cnnjax.lecture_cnn(classifier_activation=None, rngs=nnx.Rngs(0)), None, "unit"),
+        Freeze.none(), 150, 128, 32,
+    ),
+    "train-mobilenet": lambda: epochs(mobilenet(), Freeze.none(), 160, 64, 16),
+    "head-mobilenet": lambda: epochs(mobilenet(cnnjax.lecture_head), Freeze.all(), 160, 2000, 20),
+    "augmented-vgg16": lambda: epochs(vgg16(), Freeze.all(), 180, 32, 16, augment=LECTURE),
+    "finetune-vgg16": lambda: first_epoch(vgg16(), Freeze.slice(None, -4), 180, 32, 16),
+    "finetune-vgg16-later": lambda: epochs(vgg16(), Freeze.slice(None, -4), 180, 32, 16),
+}  # fmt: skip
+
+
+def main() -> None:
+    """Serve one job."""
+    imported = time.perf_counter() - START
+    prepare, work, units = JOBS[sys.argv[1]]()
+    given, begun = prepare(), time.perf_counter()
+    work(given)
+    print(json.dumps({"import_s": imported, "first_call_s": time.perf_counter() - begun, "units": units}), flush=True)
+    for _ in sys.stdin:
+        given, begun = prepare(), time.perf_counter()
+        work(given)
+        seconds = time.perf_counter() - begun
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
+        print(json.dumps({"seconds": seconds, "peak_bytes": peak}), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,73 @@
+"""Cold start: the import, the first step, and both in a second process that finds its compiled programs."""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+
+_IMPORTS = {
+    "import jax": "import jax",
+    "import jax, cnnjax": "import jax, cnnjax",
+    "import jax, flax.nnx": "import jax; from flax import nnx",
+    "all of cnnjax's names": "import jax, cnnjax; [getattr(cnnjax, name) for name in cnnjax.__all__]",
+}
+_FIRST_STEP = """
+import time
+start = time.perf_counter()
+from flax import nnx
+import numpy as np
+import jax
+import cnnjax
+from cnnjax.data import InMemory
+cnnjax.keep_programs()
+misses = []
+jax.monitoring.register_event_listener(
+    lambda event, **kwargs: misses.append(event) if event == "/jax/compilation_cache/cache_misses" else None
+)
+imported = time.perf_counter() - start
+backbone = cnnjax.mobilenet(0.25, (96, 96, 3), include_top=False, rngs=nnx.Rngs(0))
+model = cnnjax.Classifier(backbone, cnnjax.linear_head(backbone.output_shape(), 2, rngs=nnx.Rngs(1)), "tf")
+pictures = InMemory(np.random.default_rng(0).integers(0, 256, (32, 96, 96, 3), np.uint8), np.arange(32) % 2, ("a", "b"))
+trainer = cnnjax.Trainer(model, cnnjax.Freeze.none().resolve(model, "backbone"), (96, 96))
+built = time.perf_counter() - start
+trainer.fit(trainer.init(), trainer.rows(pictures), epochs=1)
+import json, resource
+print(json.dumps({"import": imported, "model and trainer": built - imported, "first step": time.perf_counter() - start
+    - built, "programs compiled": len(misses), "peak MiB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}))
+"""
+
+
+def _seconds(code: str) -> float:
+    timed = f"import time; start = time.perf_counter()\n{code}\nprint(time.perf_counter() - start)"
+    return float(subprocess.run([sys.executable, "-c", timed], capture_output=True, text=True, check=True).stdout)
+
+
+def run(options: argparse.Namespace) -> None:
+    """The command `start`."""
+    found: dict[str, list[float]] = {name: [] for name in _IMPORTS}
+    for name, code in _IMPORTS.items():
+        _seconds(code)  # from the disk
+        assert found[name] == []
+    for _ in range(options.repeats):
+        for name, code in _IMPORTS.items():
+            found[name].append(_seconds(code))
+    base = statistics.median(found["import jax"])
+    print("| statement | seconds, median (range) | more than importing jax |\n| --- | ---: | ---: |")
+    for name, seconds in found.items():
+        middle = statistics.median(seconds)
+        print(f"| {name} | {middle:.2f} ({min(seconds):.2f} to {max(seconds):.2f}) | {middle - base:+.2f} |")
+    print("\nMobileNet 0.25 at 96x96 from scratch, an epoch of one batch, in seconds:\n")
+    starts: dict[str, list[dict[str, float]]] = {"first process": [], "second process": []}
+    for _ in range(options.repeats):
+        with tempfile.TemporaryDirectory() as cache:
+            for processes in starts.values():
+                words, where = [sys.executable, "-c", _FIRST_STEP], os.environ | {"CNNJAX_CACHE": cache}
+                out = subprocess.run(words, capture_output=True, text=True, check=True, env=where).stdout
+                processes.append(json.loads(out.splitlines()[-1]))
+    parts = list(starts["first process"][0])
+    print(f"| | {' | '.join(parts)} |\n| --- |{' ---: |' * len(parts)}")
+    for name, processes in starts.items():
+        print(f"| {name} | {' | '.join(f'{statistics.median(p[part] for p in processes):.2f}' for part in parts)} |")
