@@ -15,7 +15,8 @@ def keep_freed_memory() -> bool:
     XLA's CPU backend allocates the temporary memory of a program (half a GiB for a step of MobileNet with 16 pictures)
     each time it runs. By default glibc gets blocks of that size from the kernel and gives them back, and each of their
     pages is then zeroed at its first use: 136,000 page faults a step, a third of its time. One arena, since the heaps
-    of the others end at 64 MiB. XLA's threads must not have begun before, so `import cnnjax` calls this.
+    of the others end at 64 MiB. `import cnnjax` calls this; it helps in full where no thread of NumPy's or JAX's has
+    begun before, each with an arena of its own: import cnnjax first.
 
     Settings of the user's own (`MALLOC_ARENA_MAX` and the like in the environment) stay as they are.
 

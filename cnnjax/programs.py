@@ -17,6 +17,7 @@ from cnnjax.functional import Leaves, functionalize, leaves_of
 from cnnjax.losses import Metrics, count_logits, losses, targets
 from cnnjax.ops import spread_over_devices
 from cnnjax.optim import make_optimizer
+from cnnjax.precision import Precision, resolved
 from cnnjax.staging import Staged
 from cnnjax.state import State, checked_leaves, fresh_state
 
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from cnnjax.augment import Augmentation
 
 NotFiniteChoice = Literal["stop", "skip", "keep"]
-Precision = Literal["float32", "bfloat16"]
 
 _AUGMENT = 0x617567  # folded into a step's key, so that augmentation and dropout draw apart
 # XLA's CPU backend leaves its fast convolutions inside a loop, so epochs with any are run step by step there.
@@ -45,15 +45,15 @@ class Programs:
         augment: "Augmentation | None" = None,
         label_smoothing: float = 0.0,
         not_finite: NotFiniteChoice = "stop",
-        precision: Precision = "float32",
+        precision: Precision = "auto",
         devices: Devices | None = None,
     ):
         if not 0 <= label_smoothing < 1:
             raise ValueError(f"label_smoothing: expected 0 or more and less than 1, found {label_smoothing}")
-        for name, value, kind in (("not_finite", not_finite, NotFiniteChoice), ("precision", precision, Precision)):
-            if value not in get_args(kind):
-                raise ValueError(f"{name}: expected one of {', '.join(get_args(kind))}, found {value!r}")
-        self.label_smoothing, self.not_finite, self.precision = label_smoothing, not_finite, precision
+        if not_finite not in get_args(NotFiniteChoice):
+            choices = ", ".join(get_args(NotFiniteChoice))
+            raise ValueError(f"not_finite: expected one of {choices}, found {not_finite!r}")
+        self.label_smoothing, self.not_finite, self.precision = label_smoothing, not_finite, resolved(precision)
         self.augment = augment or None
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, not {batch_size}")

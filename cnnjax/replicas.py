@@ -11,6 +11,7 @@ import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
 from cnnjax import preemption
+from cnnjax.compiling import compile_seconds
 from cnnjax.features import Progress, free_bytes
 from cnnjax.losses import ZERO, Metrics
 from cnnjax.rows import Rows
@@ -142,7 +143,7 @@ class Replicas:
         logs: list[list[dict[str, float]]] = [[] for _ in states]
         for epoch in range(first, first + epochs):
             preemption.check()
-            start = time.perf_counter()
+            start, compiled = time.perf_counter(), compile_seconds()
             orders = [trainer._order(rows, epoch, key)[1:] for key in keys]
             index, weights, views = (np.stack(parts) for parts in zip(*orders, strict=True))
             arguments = ((trainer.constants, None), rows.arrays, rows.labels)
@@ -155,10 +156,11 @@ class Replicas:
                     stacked, metrics = self._program(stacked, *arguments, index[:, k], weights[:, k], views[:, k], keys)
                     sums = Metrics(*(a + b for a, b in zip(sums, metrics, strict=True)))
                 total = jax.device_get(sums)
-            seconds = (time.perf_counter() - start) / count
+            spent = {"seconds": time.perf_counter() - start, "compile_seconds": compile_seconds() - compiled}
+            shares = {name: seconds / count for name, seconds in spent.items()}
             for r, log in enumerate(logs):
                 found = Metrics(*(np.asarray(part)[r] for part in total)).summary()
-                log.append(found | {"epoch": epoch, "steps": steps, "seconds": seconds})
+                log.append(found | {"epoch": epoch, "steps": steps} | shares)
             if progress:
                 progress((epoch - first + 1) * steps, epochs * steps)
         return [jax.tree.map(lambda x, r=r: x[r], stacked) for r in range(count)], logs

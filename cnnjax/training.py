@@ -15,6 +15,7 @@ import optax
 from flax import nnx
 
 from cnnjax import preemption
+from cnnjax.compiling import compile_seconds
 from cnnjax.data.loader import Batch, Loader, to_device
 from cnnjax.data.order import epoch_batches, epoch_views
 from cnnjax.data.views import Views
@@ -22,7 +23,8 @@ from cnnjax.devices import Devices
 from cnnjax.features import FeatureStore, Progress, ahead
 from cnnjax.freeze import Frozen
 from cnnjax.losses import ZERO, Metrics
-from cnnjax.programs import NotFiniteChoice, Precision, Programs
+from cnnjax.precision import Precision
+from cnnjax.programs import NotFiniteChoice, Programs
 from cnnjax.rows import LabelledPictures, Own, Rows, checked_labels, feature_rows, image_rows
 from cnnjax.state import State
 
@@ -63,7 +65,8 @@ class Trainer(Programs):
         label_smoothing: how much of a label's probability is spread evenly over all classes while training.
         not_finite: what happens where a loss is NaN or infinite: "stop" raises `NotFinite`, "skip" leaves the step out
             (also where only a gradient is) and counts it, "keep" goes on.
-        precision: "float32", or "bfloat16" to compute with; parameters, statistics and the loss stay float32.
+        precision: "float32" or "bfloat16" to compute with; parameters, statistics and the loss stay float32. "auto" is
+            bfloat16 where the hardware is made for it (TPUs, GPUs from NVIDIA's Ampere on).
         devices: what to spread batches over, which these must divide; one device if not given. With several hosts each
             makes the features for itself, or finds them in its store, and reads its own part of what is read anew.
 
@@ -98,7 +101,7 @@ class Trainer(Programs):
         stream: bool = False,
         label_smoothing: float = 0.0,
         not_finite: NotFiniteChoice = "stop",
-        precision: Precision = "float32",
+        precision: Precision = "auto",
         devices: Devices | None = None,
     ):
         if views < 0 or (views and not augment):
@@ -151,7 +154,7 @@ class Trainer(Programs):
             so_far: those sums, of a state that stands in the middle of an epoch, or at its end before `after`.
 
         Returns:
-            The new state, and one record an epoch: loss, accuracy, steps, seconds.
+            The new state, and one record an epoch: loss, accuracy, steps, seconds, those of them that compiled.
 
         Raises:
             NotFinite: a loss is NaN or infinite, and `not_finite` says to stop.
@@ -168,7 +171,7 @@ class Trainer(Programs):
         state = self._entered(state)
         try:
             for epoch in range(first, first + epochs):
-                start = time.perf_counter()
+                start, compiled = time.perf_counter(), compile_seconds()
                 tick = partial(_shifted, report, (epoch - first) * steps, epochs * steps)
                 steered = _Steered(tick, partial(_told, between, epoch * steps))
                 state, metrics, unread = self._run_epoch(
@@ -176,7 +179,8 @@ class Trainer(Programs):
                 )
                 self._check(unread, steps, rows, epoch, seed)
                 record = metrics.summary() | {"epoch": epoch, "steps": steps}
-                log.append(record | {"seconds": time.perf_counter() - start})
+                spent = {"seconds": time.perf_counter() - start, "compile_seconds": compile_seconds() - compiled}
+                log.append(record | spent)
                 if after and after(state, log[-1]):
                     break
                 done, so_far = 0, ZERO

@@ -23,6 +23,7 @@ from cnnjax.features import GIB, FeatureStore
 from cnnjax.fit import Fitted, Fitter, Recipe, find_rate
 from cnnjax.metrics import Journal, Report
 from cnnjax.metrics import report as measure
+from cnnjax.precision import Precision, resolved
 from cnnjax.preemption import watching
 from cnnjax.progress import Bars
 from cnnjax.runs import RunFolder, write_whole
@@ -67,8 +68,9 @@ class Fit:
     """A run folder or a saved classifier whose weights it starts from, in place of the published ones."""
     init_part: Literal["all", "backbone"] = "all"
     """What is taken from there: all weights (the same classes), or the backbone's."""
-    precision: Literal["float32", "bfloat16"] = "float32"
-    """What is computed with; parameters, statistics and the loss stay float32."""
+    precision: Precision = "auto"
+    """What is computed with; parameters, statistics and the loss stay float32. auto: bfloat16 on TPUs and on GPUs from
+    NVIDIA's Ampere on, float32 elsewhere."""
     stream: bool = False
     """Read the pictures anew in every epoch, and keep neither them nor features: for sets that nothing holds."""
     running: Annotated[Running, tyro.conf.arg(name="")] = field(default_factory=Running)
@@ -102,6 +104,7 @@ def fit(config: Fit) -> Path:
 
 
 def _fit(config: Fit, devices: "Devices | None") -> Path:
+    config = replace(config, precision=resolved(config.precision))  # a run does not change it on another machine
     primary = devices is None or devices.primary
     console = Console(width=None if sys.stdout.isatty() else 120, highlight=False, quiet=not primary)
     size = (config.image_size, config.image_size)
@@ -220,8 +223,10 @@ def _summary(fitted: Fitted, pictures: int) -> str:
     lines = []
     for phase in dict.fromkeys(line["phase"] for line in fitted.history):
         own = [line for line in fitted.history if line["phase"] == phase]
-        seconds = sum(line["seconds"] for line in own)
-        text = f"{phase}: {len(own)} epochs in {seconds:.1f} s, {len(own) * pictures / seconds:,.0f} pictures a second"
+        seconds, compiling = (sum(line[name] for line in own) for name in ("seconds", "compile_seconds"))
+        rate = len(own) * pictures / max(seconds - compiling, 1e-9)
+        text = f"{phase}: {len(own)} epochs in {seconds:.1f} s, {compiling:.1f} of them compiling"
+        text += f"; {rate:,.0f} pictures a second without"
         text += f"; training {100 * own[-1]['train_accuracy']:.1f} %"
         if "validation_accuracy" in own[-1]:
             text += f", validation {100 * own[-1]['validation_accuracy']:.1f} %"

@@ -14,7 +14,7 @@ from cnnjax.freeze import layer_names
 from cnnjax.functional import Leaves, lasting_leaves
 from cnnjax.metrics import Journal
 from cnnjax.optim import by_depth, by_groups, make_optimizer, warmup_cosine, warmup_linear
-from cnnjax.programs import Precision
+from cnnjax.precision import Precision
 from cnnjax.rows import LabelledPictures, Rows
 from cnnjax.training import Trainer
 
@@ -31,7 +31,8 @@ class Fitted(NamedTuple):
     Attributes:
         leaves: every leaf by path, random keys left out.
         history: one record an epoch: phase, epoch, train_loss, train_accuracy, validation_loss, validation_accuracy,
-            learning_rate (the phase's, before schedule and factors), seconds (training alone), pictures_per_second.
+            learning_rate (the phase's, before schedule and factors), seconds (training alone), compile_seconds (of
+            those), pictures_per_second.
         seconds: wall-clock time by what took it: "features", "training", "evaluation".
         best: the epoch whose weights the last phase ended with.
     """
@@ -91,7 +92,7 @@ class Fitter:
         within: str = "backbone",
         workers: int = 0,
         stream: bool = False,
-        precision: Precision = "float32",
+        precision: Precision = "auto",
         devices: "Devices | None" = None,
     ):
         self.devices, self._stream, self._precision = devices, stream, precision

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from cnnjax.fit.fitter import Fitter, Report
 
 Record = dict[str, Any]
-_TIMES = ("seconds", "pictures_per_second")
+_TIMES = ("seconds", "compile_seconds", "pictures_per_second")
 _TOGETHER = 8  # steps between two agreements of all hosts
 
 
@@ -164,7 +164,8 @@ class Run:
         line: Record = {
             "phase": phase.name, "epoch": int(record["epoch"]), "train_loss": record["loss"],
             "train_accuracy": record["accuracy"], "learning_rate": phase.learning_rate,
-            "seconds": record["seconds"], "pictures_per_second": len(self.train) / record["seconds"],
+            "seconds": record["seconds"], "compile_seconds": record["compile_seconds"],
+            "pictures_per_second": len(self.train) / record["seconds"],
         }  # fmt: skip
         if "skipped_steps" in record:
             line["skipped_steps"] = int(record["skipped_steps"])

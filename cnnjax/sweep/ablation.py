@@ -13,6 +13,7 @@ from cnnjax.data import account
 from cnnjax.features import GIB, FeatureStore
 from cnnjax.functional import leaves_of
 from cnnjax.models import Classifier, SoundClassifier
+from cnnjax.precision import resolved
 from cnnjax.preemption import watching
 from cnnjax.progress import Bars
 from cnnjax.runs import RunFolder
@@ -36,6 +37,7 @@ def sweep(config: Ablation, task: Task, console: Console | None = None) -> Path:
         The run folder: `config.json`, `results.jsonl`, `table.csv`, `accuracy.png`.
     """
     console = console or Console()
+    config = replace(config, precision=resolved(config.precision))  # the cells of a run are not told apart by machine
     assert config.image_size and config.epochs and config.optimizer
     model = task.classifier(make_head(config, task, config.first_seed))
     wanted = cells(config, model)

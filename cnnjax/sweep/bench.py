@@ -112,6 +112,7 @@ class Bench:
                 self.model, cell.frozen, self.task.example, batch_size=self.config.batch_size,
                 optimizer=self.config.optimizer, store=self.store, augment=augmentation,
                 views=self.config.views if augmentation else 0, workers=self.config.workers,
+                precision=self.config.precision,
                 not_finite="keep",  # a cell that diverges is a result: the others go on
             ),
             cell.program,
@@ -162,6 +163,7 @@ class Bench:
             "epoch_seconds": [r["seconds"] for r in log],
             "seconds_per_step": statistics.median(later),
             "seconds": sum(r["seconds"] for r in log) + sum(head.values()),
+            "compile_seconds": sum(r["compile_seconds"] for r in log),
             **head,
             **self._costs,
             "stored_bytes_per_image": trainer.staged.bytes_per_image,

@@ -8,6 +8,7 @@ from cnnjax.data.pixels import Resizing
 from cnnjax.freeze import Freeze
 from cnnjax.models import BACKBONES, create
 from cnnjax.optim import make_optimizer
+from cnnjax.precision import Precision
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,9 @@ class Ablation:
     views: int = 0
     """With --augment: 0 augments in every step, with the frozen part inside; K stores the features of K views of
     each picture, and shows a random one in each epoch."""
+    precision: Precision = "auto"
+    """What is computed with; parameters, statistics and the loss stay float32. auto: bfloat16 on TPUs and on GPUs from
+    NVIDIA's Ampere on, float32 elsewhere."""
     workers: int = 0
     """Processes that read pictures; 0 reads in threads of this one."""
     on_bad: Literal["refuse", "skip"] = "refuse"

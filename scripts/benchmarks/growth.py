@@ -1,5 +1,7 @@
 """Time and memory against pictures, depths, seeds and image size."""
 
+import cnnjax  # first: see cnnjax/allocation.py  # isort: skip
+
 import argparse
 import json
 import subprocess
@@ -23,7 +25,6 @@ def once(axis: str, value: int) -> dict[str, float]:
     import numpy as np
     from flax import nnx
 
-    import cnnjax
     from cnnjax.data import InMemory
     from cnnjax.freeze import Freeze, deepest
     from cnnjax.replicas import Replicas

@@ -4,22 +4,26 @@ The process says when it is ready, then does the job once for each line it is se
 Pictures are random and uint8, as cnnjax keeps them (the peers get theirs as floats, ready to be used).
 """
 
-import json
-import resource
-import sys
+# ruff: noqa: E402
+
 import time
-from collections.abc import Callable
-from typing import Any
 
 START = time.perf_counter()
 
-import numpy as np  # noqa: E402
-from flax import nnx  # noqa: E402
+import cnnjax  # before NumPy's and JAX's threads begin: see cnnjax/allocation.py  # isort: skip
 
-import cnnjax  # noqa: E402
-from cnnjax import Classifier, Freeze, Trainer  # noqa: E402
-from cnnjax.augment import Augmentation  # noqa: E402
-from cnnjax.data import InMemory  # noqa: E402
+import json
+import resource
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from flax import nnx
+
+from cnnjax import Classifier, Freeze, Trainer
+from cnnjax.augment import Augmentation
+from cnnjax.data import InMemory
 
 RANDOM = np.random.default_rng(0)
 LECTURE = Augmentation(flip="horizontal", rotation=0.1, zoom=0.2)

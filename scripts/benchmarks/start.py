@@ -17,10 +17,10 @@ _IMPORTS = {
 _FIRST_STEP = """
 import time
 start = time.perf_counter()
-from flax import nnx
-import numpy as np
-import jax
 import cnnjax
+import jax
+import numpy as np
+from flax import nnx
 from cnnjax.data import InMemory
 cnnjax.keep_programs()
 misses = []
