@@ -5,12 +5,12 @@ import os
 
 # Of glibc's malloc.h.
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8
-_LARGEST = 1 << 30
+_MOST = (1 << 31) - 1  # the largest number that malloc takes
 _OF_THE_USER = ("GLIBC_TUNABLES", "MALLOC_ARENA_MAX", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_")
 
 
 def keep_freed_memory() -> bool:
-    """Let glibc's malloc keep blocks of up to 1 GiB that are freed, and up to 2 GiB in all at the heap's end.
+    """Let glibc's malloc keep blocks of up to 2 GiB that are freed, and as much in all at the heap's end.
 
     XLA's CPU backend allocates the temporary memory of a program (half a GiB for a step of MobileNet with 16 pictures)
     each time it runs. By default glibc gets blocks of that size from the kernel and gives them back, and each of their
@@ -29,5 +29,5 @@ def keep_freed_memory() -> bool:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):  # another C library, or another system
         return False
-    settings = {_MMAP_THRESHOLD: _LARGEST, _TRIM_THRESHOLD: (1 << 31) - 1, _ARENA_MAX: 1}
+    settings = {_MMAP_THRESHOLD: _MOST, _TRIM_THRESHOLD: _MOST, _ARENA_MAX: 1}
     return sum(mallopt(name, value) for name, value in settings.items()) == len(settings)

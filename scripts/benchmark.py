@@ -2,6 +2,7 @@
 
     python scripts/benchmark.py jobs [JOB ...] [--against PYTHON]
     python scripts/benchmark.py sweep FOLDER --weights mobilenet_7_5_224_tf_no_top.h5 --against PYTHON
+    python scripts/benchmark.py ops
     python scripts/benchmark.py start
     python scripts/benchmark.py growth [pictures|depths|seeds|size ...]
     python scripts/benchmark.py data FOLDER --weights mobilenet_7_5_224_tf_no_top.h5 --against PYTHON
@@ -22,15 +23,16 @@ ours, theirs, ours, each in a process of its own that stays, so that a busy mach
 
 For each system it prints one JSON line (median, lowest and highest rate, the first call's seconds, which compile, the
 import's, the peak memory of the process) and then a table of ratios to the best peer. `sweep` times five frozen depths,
-three seeds of each, against Keras in a loop; `start` the import, the first step, and both in a second process; `growth`
-time and memory against pictures, depths, seeds and image size; `data` reads pictures (see `benchmarks/reading.py`).
+three seeds of each, against Keras in a loop; `ops` each of `cnnjax.ops` beside XLA's own; `start` the import, the first
+step, and both in a second process; `growth` time and memory against pictures, depths, seeds and image size; `data`
+reads pictures (see `benchmarks/reading.py`).
 """
 
 import argparse
 import sys
 from pathlib import Path
 
-from benchmarks import growth, jobs, reading, start, sweep
+from benchmarks import growth, jobs, operations, reading, start, sweep
 
 
 def main() -> None:
@@ -53,6 +55,10 @@ def main() -> None:
     job.add_argument("--keras-seeds", type=int, help="how many of them Keras really trains; all if not given")
     job.add_argument("--epochs", type=int, default=5)
     job.set_defaults(run=sweep.run)
+
+    job = commands.add_parser("ops", help="each operation beside XLA's own")
+    job.add_argument("--repeats", type=int, default=5)
+    job.set_defaults(run=operations.run)
 
     job = commands.add_parser("start", help="import, first step, second process")
     job.add_argument("--repeats", type=int, default=3)
