@@ -12,13 +12,14 @@ RESULT
 import sys
 from pathlib import Path
 
-import cnnjax
 import numpy as np
+from flax import nnx
+
+import cnnjax
 from cnnjax.data import open_data
 from cnnjax.fit import Fitter, Recipe
 from cnnjax.metrics.intervals import interval
 from cnnjax.pretrained import open_backbone
-from flax import nnx
 
 SIZE, SEEDS = (96, 96), range(5)
 RECIPES = {

@@ -8,26 +8,29 @@ Each operation is one `jax.custom_vjp` in a named `jax.jit`: it shows in a jaxpr
 depends on shapes and static arguments alone. Reverse mode works to any order; forward mode (`jax.jvp`) does
 not.
 
-Times as fast as XLA's own lowering on two shared CPU cores, float32, batch 16, on layers of MobileNet 0.75 at
-160x160, of VGG16 and of small CNNs, each alone (2026-11-23, jax 0.12):
+Times as fast as XLA's own lowering on two shared CPU cores, float32, batch 16, each layer alone (`python
+scripts/benchmark.py ops`, 2026-11-23, jax 0.12):
 
-| operation | lowering on CPU | times as fast |
-| --- | --- | --- |
-| depthwise 3x3, stride 1 (2) | shifted multiply-adds | 11 to 37 (6 to 14) |
-| its input gradient | the same, a phase of the stride at a time | 16 to 33 (90 to 150) |
-| its kernel gradient | summed over images in a scan | 3.5 to 76 (4.6 to 18) |
-| forward and both gradients | | 10 to 29 (35 to 48) |
-| 1x1 | matrix product | 0.7 to 1.9 |
-| its input gradient | matrix product | 0.8 to 2.1 |
-| its kernel gradient | matrix product | 2.4 to 12 |
-| forward and both gradients | | 1.5 to 4.3 |
-| kernel gradient, output over 12 MiB | a few images at a time | 1.2 to 4.7 |
-| gradient of max pooling | first maximum marked | 8 to 30 |
-| MobileNet without BatchNorm, forward | | 5 |
-| the same, forward and backward | | 8 |
+| layer | forward | input gradient | weight gradient |
+| --- | ---: | ---: | ---: |
+| depthwise 3x3, 80x80x32 | 6.1 | 22 | 2.4 |
+| the same, 80x80x64, stride 2 | 8.7 | 120 | 2.3 |
+| 40x40x128, 20x20x256, 10x10x512, 5x5x1024 | 15, 14, 17, 12 | 20, 10, 16, 12 | 8.6, 14, 29, 55 |
+| 1x1, 80x80x32 to 64 | 1.2 | 1.4 | 4.0 |
+| 40x40x128, 20x20x256, 10x10x512, 5x5x1024, as many out | 1.0, 1.0, 1.1, 1.3 | 1.0, 1.1, 1.0, 1.2 | 2.1, 2.8, 1.5, 2.4 |
+| 3x3, 150x150x3 to 32 | | | 2.4 |
+| 74x74x32 to 64, 36x36x64 to 128, 17x17x128 to 128 | | | 1.7, 1.1, 1.0 |
+| 180x180x64 to 64, 90x90x64 to 128, 90x90x128 to 128 | | | 2.6, 5.3, 6.0 |
+| 45x45x256 to 256, by Winograd | 1.3 | 1.1 | 5.6 |
+| 22x22x512 to 512, by Winograd | 2.1 | 1.5 | 2.9 |
+| 11x11x512 to 512, by Winograd | 1.7 | 0.8 | 1.0 |
+| max pooling 2x2, 148x148x32 | 1 | 16 | |
+| batch normalisation, 80x80x64, alone | 1 | 1 | 1 |
 
-Patches and matrix products were never over a tenth faster than XLA's own 3x3 convolution, nor faster than
-its kernel gradient in chunks of images.
+Depthwise convolutions are shifted multiply-adds, their kernel gradient a scan over images; 1x1 are matrix products;
+kernel gradients of outputs over 4 MiB are summed a few images at a time; max pooling's gradient marks the first
+maximum. Winograd's products gained nothing with fewer channels (90x90x128: 1.0; the input gradient of 90x90x64 to 128:
+0.7). BatchNorm's gradient gains where it stands in a network: a fifth of the elementwise work of MobileNet's step.
 """
 
 from cnnjax.ops.convolution import conv_general_dilated, spread_over_devices

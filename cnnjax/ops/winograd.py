@@ -14,7 +14,7 @@ from cnnjax.ops.shifts import Pads, out_size, pad_space
 _B = ((1, 0, -1, 0), (0, 1, 1, 0), (0, -1, 1, 0), (0, 1, 0, -1))  # its rows: what becomes of an input tile's
 _A = ((1, 1, 1, 0), (0, 1, -1, -1))
 
-_CHANNELS, _WIDE, _TILES = 64, 128, 512
+_CHANNELS, _WIDE, _TILES = 128, 256, 512
 _CHUNK_BYTES = 160 << 20  # of transformed inputs and outputs at a time
 
 
