@@ -6,7 +6,16 @@ the loss are float32 in both; what differs is what convolutions and products com
 
     python experiments/precision.py cats_and_dogs_small mobilenet_2_5_224_tf_no_top.h5
 
-RESULT
+2026-11-23, two cores of an AMD EPYC, no accelerator (bfloat16 is emulated there), Python 3.12, jax 0.12.0.1:
+
+| method | computed in | test accuracy, 95 % interval | of each seed |
+| --- | --- | ---: | --- |
+| features | float32 | 84.8 ± 0.6 % | 84.5, 84.4, 84.5, 85.6, 84.8 |
+| features | bfloat16 | 84.6 ± 0.3 % | 84.8, 84.2, 84.7, 84.7, 84.4 |
+| finetune | float32 | 84.7 ± 1.0 % | 83.9, 83.8, 85.0, 85.8, 85.0 |
+| finetune | bfloat16 | 84.7 ± 0.9 % | 83.9, 83.9, 85.4, 85.1, 85.1 |
+
+The accuracies are the same within the intervals.
 """
 
 import sys
