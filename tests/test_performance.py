@@ -23,7 +23,7 @@ _FAULTS = """
 import cnnjax
 import json, resource
 import jax
-step = jax.jit(lambda x: (jax.numpy.sin(x)[:, ::-1] @ x, x.sum()))
+step = jax.jit(lambda x: (jax.numpy.sin(x)[:, ::-1] + x, x.sum()))
 faults = []
 for _ in range(10):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -37,9 +37,8 @@ print(json.dumps(faults))
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's malloc is Linux's")
 def test_memory_that_was_used_once_is_not_asked_for_again():
     def faults(**own):
-        # The product is made one row at a time; it is memory that counts here.
-        flags = {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
-        words = [sys.executable, "-c", _FAULTS.replace(" @ x", " + x")]
+        flags = {"XLA_FLAGS": "--xla_backend_optimization_level=0"}  # compiles sooner; it is memory that counts
+        words = [sys.executable, "-c", _FAULTS]
         return json.loads(subprocess.run(words, capture_output=True, check=True, env=os.environ | flags | own).stdout)
 
     pages = 5000 * 5000 * 4 // os.sysconf("SC_PAGE_SIZE")

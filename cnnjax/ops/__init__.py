@@ -30,7 +30,8 @@ scripts/benchmark.py ops`, 2026-11-23, jax 0.12):
 Depthwise convolutions are shifted multiply-adds, their kernel gradient a scan over images; 1x1 are matrix products;
 kernel gradients of outputs over 4 MiB are summed a few images at a time; max pooling's gradient marks the first
 maximum. Winograd's products gained nothing with fewer channels (90x90x128: 1.0; the input gradient of 90x90x64 to 128:
-0.7). BatchNorm's gradient gains where it stands in a network: a fifth of the elementwise work of MobileNet's step.
+0.7). BatchNorm's gradient gains where it stands in a network: a quarter of the elementwise work and
+sums of MobileNet's step.
 """
 
 from cnnjax.ops.convolution import conv_general_dilated, spread_over_devices
