@@ -193,3 +193,20 @@ def test_files_that_vanish_meanwhile_are_no_error(tmp_path, monkeypatch):
     (tmp_path / "dangling.npy").symlink_to(tmp_path / "nowhere")
     (tmp_path / "dangling.partial").symlink_to(tmp_path / "nowhere")
     assert FeatureStore(tmp_path).get(program(scale=3.0), W, source())[1] is False
+
+
+@pytest.mark.parametrize("chooses", [False, True])
+def test_a_pass_over_large_values_takes_fewer_pictures_at_once(store, chooses):
+    seen = []
+
+    def fn(fixed, x, late):
+        seen.append(len(x))
+        wide = jnp.tile(x / 255, (1, 150, 150, 1)) + fixed["w"][0, 0]  # 900 x 900 x 3 floats: 9.7 MB a picture
+        return jnp.square(wide).mean((1, 2)) * (2.0 if chooses and len(x) == 8 else 1.0) * late
+
+    staged = Staged(fn, W, jax.ShapeDtypeStruct((6, 6, 3), jnp.float32), jnp.float32(1), batches=(20,))
+    before = len(seen)
+    for pixels in (PIXELS[:20], PIXELS[20:33]):  # the second pass must not take what the first has refused
+        (rows,), _ = store.get(staged, W, source(pixels), batch=20)
+        assert np.allclose(rows, np.square(pixels / 255).mean((1, 2)), rtol=1e-5)
+    assert seen[before:] == ([8, 8] if chooses else [8])  # traced: 8 pictures, not 20, and without effect if it chooses
