@@ -1,11 +1,15 @@
 """What all tests share."""
 
+import gc
 import os
 from pathlib import Path
 
 os.environ.setdefault("KERAS_BACKEND", "jax")
 
 import pytest
+
+# What JAX traces and caches lives to the end; the collector need not walk it all the time.
+gc.set_threshold(50_000, 20, 100)
 
 _LONGEST = ("test_survival_of_hosts", "test_survival", "test_ablation", "test_devices")
 

@@ -15,8 +15,8 @@ KILLS = int(os.environ.get("CNNJAX_KILLS", "2"))
 NETWORK = ["--backbone", "mobilenet", "--alpha", "0.25", "--image-size", "32", "--head", "linear", "--batch-size", "8"]
 SCRATCH = [*NETWORK, "--method", "scratch", "--augment", "lecture", "--epochs", "8", "--optimizer", "adam"]
 SCRATCH += ["--ema", "0.9", "--schedule", "cosine", "--warmup", "0.1", "--keep", "best"]
-TUNED = [*NETWORK, "--method", "gradual", "--stages", "conv_dw_11", "conv_dw_6", "--epochs", "12"]
-TUNED += ["--tune-epochs", "3", "--optimizer", "rmsprop", "--clip", "1.0", "--accumulate", "2"]
+TUNED = [*NETWORK, "--method", "gradual", "--stages", "conv_dw_11", "conv_dw_6", "--epochs", "8"]
+TUNED += ["--tune-epochs", "2", "--optimizer", "rmsprop", "--clip", "1.0", "--accumulate", "2"]
 
 
 @pytest.fixture(scope="module")

@@ -316,7 +316,7 @@ class FeatureStore:
 def _maker(staged: Staged, wanted: list[Feature], batch: int, stored: list[Feature]) -> tuple[Maker, int]:
     """The pass's program, and its batch size."""
     largest = max((f.nbytes for f in staged.intermediates), default=0)
-    smaller = max(_LEAST, _CACHE_BYTES // max(largest, 1))
+    smaller = max(1, _CACHE_BYTES // max(largest, 1) // _LEAST) * _LEAST
     if jax.default_backend() == "cpu" and smaller < batch:
         with suppress(ProgramDiffers):  # a model that chooses by batch size: it was looked at with the size given
             return staged.maker(wanted, smaller, stored=stored), smaller
