@@ -2,6 +2,7 @@
 
     python scripts/benchmark.py jobs [JOB ...] [--against PYTHON]
     python scripts/benchmark.py sweep FOLDER --weights mobilenet_7_5_224_tf_no_top.h5 --against PYTHON
+    python scripts/benchmark.py accelerator [--against PYTHON]
     python scripts/benchmark.py ops
     python scripts/benchmark.py start
     python scripts/benchmark.py growth [pictures|depths|seeds|size ...]
@@ -23,7 +24,9 @@ ours, theirs, ours, each in a process of its own that stays, so that a busy mach
 
 For each system it prints one JSON line (median, lowest and highest rate, the first call's seconds, which compile, the
 import's, the peak memory of the process) and then a table of ratios to the best peer. `sweep` times five frozen depths,
-three seeds of each, against Keras in a loop; `ops` each of `cnnjax.ops` beside XLA's own; `start` the import, the first
+three seeds of each, against Keras in a loop; `accelerator`, on a GPU or TPU, fine-tunes ResNet-50 and VGG16 beside
+PyTorch, compiled and channels last, trains 64 heads together and in turn, and gives the FLOP/s that are reached and the
+most that products reach; `ops` each of `cnnjax.ops` beside XLA's own; `start` the import, the first
 step, and both in a second process; `growth` time and memory against pictures, depths, seeds and image size; `data`
 reads pictures (see `benchmarks/reading.py`).
 """
@@ -32,7 +35,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from benchmarks import growth, jobs, operations, reading, start, sweep
+from benchmarks import accelerator, growth, jobs, operations, reading, start, sweep
 
 
 def main() -> None:
@@ -55,6 +58,14 @@ def main() -> None:
     job.add_argument("--keras-seeds", type=int, help="how many of them Keras really trains; all if not given")
     job.add_argument("--epochs", type=int, default=5)
     job.set_defaults(run=sweep.run)
+
+    job = commands.add_parser("accelerator", help="what a GPU or TPU reaches")
+    job.add_argument("--against", metavar="PYTHON", help="the Python of an environment with PyTorch for the same card")
+    job.add_argument("--image-size", type=int, default=224)
+    job.add_argument("--batch-size", type=int, default=64)
+    job.add_argument("--precision", choices=("bfloat16", "float32"), default="bfloat16")
+    job.add_argument("--repeats", type=int, default=5)
+    job.set_defaults(run=accelerator.run)
 
     job = commands.add_parser("ops", help="each operation beside XLA's own")
     job.add_argument("--repeats", type=int, default=5)

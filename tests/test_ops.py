@@ -127,6 +127,30 @@ def test_winograds_convolution_equals_xla(n, h, w, padding, images):
         _assert_same(lambda x, k: convolution._spatial(x, k, (1, 1), padding, None, False), theirs, x, k)
 
 
+@few
+@given(
+    n=st.integers(1, 4),
+    h=st.integers(1, 4),
+    w=st.integers(1, 9),
+    window=st.sampled_from([(3, 3), (5, 5), (5, 2), (3, 1)]),
+    strides=st.sampled_from([(1, 1), (2, 2), (1, 2), (3, 2)]),
+    padding=st.sampled_from([*PADDINGS, ((3, 4), (4, 3))]),
+)
+def test_maps_narrower_than_the_window_equal_xla(n, h, w, window, strides, padding):
+    options = dict(window_strides=strides, padding=padding, dimension_numbers=NHWC)
+    theirs, x, k = partial(lax.conv_general_dilated, **options), _normal(0, n, h, w, 5), _normal(1, *window, 5, 7)
+    if 0 not in jax.eval_shape(theirs, x, k).shape:
+        _assert_same(partial(ops.conv_general_dilated, **options), theirs, x, k)
+
+
+def test_a_map_narrower_than_the_window_takes_no_convolution_of_xlas():
+    conv = partial(ops.conv_general_dilated, window_strides=(1, 1), padding="SAME", dimension_numbers=NHWC)
+    for size, convolutions in ((2, 1), (3, 3)):  # at 2x2 the kernel gradient alone, which is no slower
+        x, k = _normal(0, 4, size, size, 8), _normal(1, 3, 3, 8, 8)
+        text = jax.jit(jax.grad(lambda x, k: (conv(x, k) ** 2).sum(), (0, 1))).lower(x, k).as_text()
+        assert text.count("stablehlo.convolution") == convolutions
+
+
 def test_winograds_rounding_errors_are_those_of_xla():
     """Of sums of 1,152 products, against double precision."""
     options = dict(window_strides=(1, 1), padding="SAME", dimension_numbers=NHWC)

@@ -24,14 +24,15 @@ scripts/benchmark.py ops`, 2026-11-23, jax 0.12):
 | 45x45x256 to 256, by Winograd | 1.3 | 1.1 | 5.6 |
 | 22x22x512 to 512, by Winograd | 2.1 | 1.5 | 2.9 |
 | 11x11x512 to 512, by Winograd | 1.7 | 0.8 | 1.0 |
+| 2x2x512 to 512, as products | 51 | 21 | 1 |
 | max pooling 2x2, 148x148x32 | 1 | 16 | |
 | batch normalisation, 80x80x64, alone | 1 | 1 | 1 |
 
 Depthwise convolutions are shifted multiply-adds, their kernel gradient a scan over images; 1x1 are matrix products;
 kernel gradients of outputs over 4 MiB are summed a few images at a time; max pooling's gradient marks the first
-maximum. Winograd's products gained nothing with fewer channels (90x90x128: 1.0; the input gradient of 90x90x64 to 128:
-0.7). BatchNorm's gradient gains where it stands in a network: a quarter of the elementwise work and
-sums of MobileNet's step.
+maximum; where a map is narrower than the window, forward and input gradient are products with its patches. Winograd's
+products gained nothing with fewer channels (90x90x128: 1.0; the input gradient of 90x90x64 to 128: 0.7). BatchNorm's
+gradient gains where it stands in a network: a quarter of the elementwise work and sums of MobileNet's step.
 """
 
 from cnnjax.ops.convolution import conv_general_dilated, spread_over_devices

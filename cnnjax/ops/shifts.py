@@ -72,8 +72,9 @@ def scatter(
     shift, so a phase is one fused sum; the phases are interleaved at the end.
 
     Args:
-      term: from a tap's index and shifted views of `arrays`, `[N, M, M', C]`; zero where the last array is.
-      arrays: each `[N, H', W', C]`.
+      term: from a tap's index and shifted views of `arrays`, `[N, M, M', D]`, to `[N, M, M', C]`; zero where the last
+        array is.
+      arrays: each `[N, H', W', D]`.
       size: height and width of the input.
       window: height and width of the window.
       strides: strides over height and width.
@@ -82,7 +83,7 @@ def scatter(
     Returns:
       `[N, H, W, C]`.
     """
-    n, c = arrays[0].shape[0], arrays[0].shape[3]
+    n, d = arrays[0].shape[0], arrays[0].shape[3]
     reach = [-(-k // s) for k, s in zip(window, strides, strict=True)]
     blocks = [-(-(m + p[0]) // s) for m, s, p in zip(size, strides, pads, strict=True)]
     margins = [(r - 1, b - a) for r, b, a in zip(reach, blocks, arrays[0].shape[1:3], strict=True)]
@@ -90,7 +91,7 @@ def scatter(
 
     def view(a: jax.Array, i: int, j: int) -> jax.Array:
         top, left = reach[0] - 1 - i // strides[0], reach[1] - 1 - j // strides[1]
-        return lax.slice(a, (0, top, left, 0), (n, top + blocks[0], left + blocks[1], c))
+        return lax.slice(a, (0, top, left, 0), (n, top + blocks[0], left + blocks[1], d))
 
     def phase(a: int, b: int) -> jax.Array:
         terms = [
@@ -98,13 +99,13 @@ def scatter(
             for i in range(a, window[0], strides[0])
             for j in range(b, window[1], strides[1])
         ]
-        return sum(terms[1:], terms[0]) if terms else jnp.zeros((n, *blocks, c), empty)
+        return sum(terms[1:], terms[0]) if terms else jnp.zeros((n, *blocks, made.shape[3]), made.dtype)
 
-    empty = jax.eval_shape(partial(term, 0), *arrays).dtype
+    made = jax.eval_shape(partial(term, 0), *arrays)
     phases = [jnp.stack([phase(a, b) for b in range(strides[1])], 3) for a in range(strides[0])]
-    whole = jnp.stack(phases, 2).reshape(n, blocks[0] * strides[0], blocks[1] * strides[1], c)
+    whole = jnp.stack(phases, 2).reshape(n, blocks[0] * strides[0], blocks[1] * strides[1], made.shape[3])
     (top, _), (left, _) = pads
-    return lax.slice(whole, (0, top, left, 0), (n, top + size[0], left + size[1], c))
+    return lax.slice(whole, (0, top, left, 0), (n, top + size[0], left + size[1], made.shape[3]))
 
 
 def wide_type(dtype: Any) -> Any:

@@ -99,13 +99,13 @@ JOBS: dict[str, Callable[[], Job]] = {
 }  # fmt: skip
 
 
-def main() -> None:
-    """Serve one job."""
-    imported = time.perf_counter() - START
-    prepare, work, units = JOBS[sys.argv[1]]()
+def serve(job: Job, imported: float, **about: Any) -> None:
+    """Do the job once for each line of the input; `imported` is how many seconds the imports took."""
+    prepare, work, units = job
     given, begun = prepare(), time.perf_counter()
     work(given)
-    print(json.dumps({"import_s": imported, "first_call_s": time.perf_counter() - begun, "units": units}), flush=True)
+    first = {"import_s": imported, "first_call_s": time.perf_counter() - begun, "units": units}
+    print(json.dumps(first | about), flush=True)
     for _ in sys.stdin:
         given, begun = prepare(), time.perf_counter()
         work(given)
@@ -115,4 +115,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    imported = time.perf_counter() - START
+    serve(JOBS[sys.argv[1]](), imported)
