@@ -64,8 +64,8 @@ def main(argv: list[str] | None = None) -> None:
     given = [word.partition("=")[0] for word in rest if word.startswith("--")]
     if twice := sorted({option for option in given if given.count(option) > 1}):
         _fail(f"{twice[0]} is given more than once; give its values together: {twice[0]} A B C")
-    # Traced programs are large graphs of Python objects that live to the end: walked at Python's usual pace, they take
-    # the collector a sixth of a short command's time.
+    # Traced programs are large graphs of Python objects that are needed to the end: walked at Python's usual pace, they
+    # take the collector a sixth of a short command's time.
     gc.set_threshold(50_000, 20, 100)
     import tyro
 

@@ -116,7 +116,7 @@ class FeatureStore:
 
         Raises:
             StoreTooSmall: they do not fit.
-            Preempted: the process was asked to end; what is done is kept.
+            Preempted: the process was asked to end; all is kept but the batch on its way.
         """
         missing = self._missing(staged.features, source)
         report = progress or (lambda done, total: None)
@@ -315,12 +315,12 @@ class FeatureStore:
 
 def _maker(staged: Staged, wanted: list[Feature], batch: int, stored: list[Feature]) -> tuple[Maker, int]:
     """The pass's program, and its batch size."""
-    largest = max((f.nbytes for f in staged.intermediates), default=0)
-    smaller = max(1, _CACHE_BYTES // max(largest, 1) // _LEAST) * _LEAST
+    maker = staged.maker(wanted, batch, stored=stored)
+    smaller = max(1, _CACHE_BYTES // max(maker.largest, 1) // _LEAST) * _LEAST
     if jax.default_backend() == "cpu" and smaller < batch:
         with suppress(ProgramDiffers):  # a model that chooses by batch size: it was looked at with the size given
             return staged.maker(wanted, smaller, stored=stored), smaller
-    return staged.maker(wanted, batch, stored=stored), batch
+    return maker, batch
 
 
 def _precision() -> str:

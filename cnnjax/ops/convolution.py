@@ -1,5 +1,6 @@
 """Convolution: XLA's own, but for what the CPU does faster otherwise."""
 
+import math
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -45,6 +46,7 @@ _NHWC = ("NHWC", "HWIO", "NHWC")
 
 # Beyond the first size of output XLA's kernel gradient leaves its fast path; chunks of the second keep it.
 _LARGE_BYTES, _CHUNK_BYTES, _MOST_CHUNKS = 4 << 20, 5 << 18, 32
+_MOST_TAPS = 49
 
 
 def conv_general_dilated(
@@ -64,8 +66,8 @@ def conv_general_dilated(
     """`jax.lax.conv_general_dilated` with faster CPU lowerings, for `nnx.Conv(conv_general_dilated=...)`.
 
     Values, shapes, types and errors are those of `jax.lax.conv_general_dilated`, to rounding. On CPU,
-    undilated NHWC/HWIO depthwise and 1x1 convolutions, 3x3 ones with many channels, and kernel gradients on large maps
-    are lowered otherwise; all else is passed on.
+    undilated NHWC/HWIO depthwise and 1x1 convolutions, 3x3 ones with many channels, maps narrower than the window,
+    and kernel gradients on large maps are lowered otherwise; all else is passed on.
 
     Args:
       lhs: images, `f32[N, H, W, C]` (or bfloat16, float16).
@@ -244,8 +246,11 @@ def _pointwise_backward(precision: Any, kept: tuple[jax.Array, jax.Array], g: ja
 
 
 def _narrow(size: Sequence[int], window: Sequence[int]) -> bool:
-    """Whether a map is narrower than the window: there XLA's CPU convolution takes up to fifty times as long."""
-    return any(1 < m < k for m, k in zip(size, window, strict=True))
+    """Whether a map is narrower than the window: there XLA's CPU convolution takes up to fifty times as long.
+
+    Not for patch embeddings, whose many taps would each be an operation of their own.
+    """
+    return any(1 < m < k for m, k in zip(size, window, strict=True)) and math.prod(window) <= _MOST_TAPS
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4, 5))

@@ -1,8 +1,9 @@
 """A program cut at its frontier."""
 
 from collections.abc import Callable, Sequence
+from contextvars import copy_context
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import jax
@@ -73,6 +74,8 @@ class Staged:
         self._late = jax.tree.map(_abstract, late)
         self._fixed_count = len(jax.tree.leaves(fixed))
         self._traces: dict[int, tuple[Any, list[Any], Any]] = {}
+        # Sizes that are asked for later are traced as the first one is: operations may go by the context.
+        self._context = copy_context()
         try:
             self._split(jax.tree.leaves(fixed), batches)
         except ProgramDiffers:
@@ -102,15 +105,19 @@ class Staged:
         self.features = tuple(self._feature(v) for v in self._stored)
 
     def _feature(self, var: Any) -> Feature:
+        return Feature(self._keys[var], self._shape(var), np.dtype(var.aval.dtype))
+
+    def _shape(self, var: Any) -> tuple[int, ...]:
+        """The shape of a value for one image."""
         known = self.times[var]
         shape = tuple(n for k, n in enumerate(var.aval.shape) if k != known.axis)
-        shape = shape if known.repeat == 1 else (known.repeat, *shape)
-        return Feature(self._keys[var], shape, np.dtype(var.aval.dtype))
+        return shape if known.repeat == 1 else (known.repeat, *shape)
 
     def _trace(self, batch: int) -> tuple[Any, list[Any], Any]:
         if batch not in self._traces:
             images = jax.ShapeDtypeStruct((batch, *self.image.shape), self.image.dtype)
-            self._traces[batch] = flat_trace(self._fn, self._fixed, images, self._late, opened=self._opened)
+            trace = partial(flat_trace, self._fn, self._fixed, images, self._late, opened=self._opened)
+            self._traces[batch] = self._context.copy().run(trace)
             first = self._traces[next(iter(self._traces))][0]
             names = [e.primitive for e in self._traces[batch][0].eqns]
             if names != [e.primitive for e in first.eqns]:
@@ -234,7 +241,9 @@ class Staged:
             values += [_from_rows(x, known) for x, known in zip(features, known_rows, strict=True)]
             return tuple(_to_rows(y, known) for y, known in zip(run(*values), known_goals, strict=True))
 
-        return Maker(make, tuple(at_hand[v] for v in rows), image in base, len(eqns))
+        made = [v for k in eqns for v in first.eqns[k].outvars if self.times[v].time is Time.IMAGE]
+        sizes = [int(np.prod(self._shape(v), dtype=np.int64)) * v.aval.dtype.itemsize for v in made]
+        return Maker(make, tuple(at_hand[v] for v in rows), image in base, len(eqns), max(sizes, default=0))
 
     def late(self, constants: Sequence[Any], features: Sequence[Any], late: Any) -> Any:
         """The part of the program that runs in every step.
@@ -267,12 +276,14 @@ class Maker:
         reads: the stored features it starts from, in the order of its arguments.
         reads_images: whether it needs the images (they may be None otherwise).
         equations: how many equations it runs; 0 if what is wanted is there already.
+        largest: bytes of the largest value that it makes for an image.
     """
 
     run: Callable[..., tuple[jax.Array, ...]]
     reads: tuple[Feature, ...]
     reads_images: bool
     equations: int
+    largest: int
 
     def __call__(self, fixed: Any, images: Any, *stored: jax.Array) -> tuple[jax.Array, ...]:
         return self.run(fixed, images, *stored)

@@ -1,5 +1,6 @@
 """What runs the cells of a sweep: trainers, features and replicas, each made once."""
 
+import gc
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -105,6 +106,9 @@ class Bench:
         passes = len(self.store.passes)
         self._rows.clear()  # the last depth's features leave memory before the next one's come
         self.store.release()
+        # A trainer's programs hold the trainer: only the collector frees it, and commands call it rarely.
+        self._trainer = self._replicas = None
+        gc.collect()
         assert self.config.optimizer
         augmentation = AUGMENTATIONS[cell.augment]
         self._trainer, self._program = (

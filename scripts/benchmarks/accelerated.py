@@ -1,14 +1,16 @@
-"""cnnjax's side of the jobs for a GPU or TPU: `python accelerated.py JOB SIZE BATCH`, driven by `accelerator.py`.
+"""cnnjax's side of the jobs for a GPU or TPU: `accelerated.py JOB SIZE BATCH PRECISION`, driven by `accelerator.py`.
 
 Pictures and features lie in the device's memory, and an epoch is one compiled loop. `flops` is XLA's count of a step
-before it optimises, times the steps; padding that nobody computes counts too.
+before it optimises, times the steps.
 """
 
 # ruff: noqa: E402
 
+import os
 import time
 
 START = time.perf_counter()
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # the other side's process needs memory as well
 
 import cnnjax  # before NumPy's and JAX's threads begin  # isort: skip
 
@@ -62,10 +64,9 @@ def heads(size: int, batch: int, together: bool) -> tuple[Job, float]:
     trainer = Trainer(model, freeze, (size, size), batch_size=batch, precision=PRECISION)
     rows, replicas = trainer.rows(pictures(STEPS * batch, size)), Replicas(trainer)
 
-    rates = np.geomspace(1e-5, 1e-3, HEADS)
+    rates, most = np.geomspace(1e-5, 1e-3, HEADS), min(replicas.most(), HEADS) if together else 1
 
     def work(_: None) -> None:
-        most = replicas.most() if together else 1
         for first in range(0, HEADS, most):
             seeds = range(first, min(first + most, HEADS))
             states = [trainer.init(learning_rate=float(rates[seed])) for seed in seeds]
@@ -77,8 +78,8 @@ def heads(size: int, batch: int, together: bool) -> tuple[Job, float]:
 def products(size: int) -> tuple[Job, float]:
     """What the device reaches at most: products of square matrices, 32 times `size` wide, one after another."""
     count, width, kind = 32, 32 * size, jnp.dtype(PRECISION)
-    a = jnp.full((width, width), 1 / width, kind)
-    run = jax.jit(lambda x: jax.lax.fori_loop(0, count, lambda _, x: x @ a, x))
+    a = (jax.random.normal(jax.random.key(0), (width, width)) / width**0.5).astype(kind)
+    run = jax.jit(lambda a: jax.lax.fori_loop(0, count, lambda _, x: x @ a, a))
     return (lambda: None, lambda _: jax.block_until_ready(run(a)), count), count * 2.0 * width**3
 
 

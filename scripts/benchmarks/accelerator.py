@@ -11,7 +11,7 @@ from benchmarks.jobs import Side
 
 HERE = Path(__file__).parent
 JOBS = ("products", "resnet50", "vgg16", "vgg16-stored", "heads-together", "heads-in-turn")
-_IN_TORCH = {"resnet50": "resnet50", "vgg16": "vgg16", "vgg16-stored": "vgg16"}
+_IN_TORCH = ("resnet50", "vgg16", "vgg16-stored")
 
 
 def run(options: argparse.Namespace) -> None:
@@ -23,7 +23,7 @@ def run(options: argparse.Namespace) -> None:
             words = [sys.executable, str(HERE / "accelerated.py"), job, *shape]
             running = [sides.enter_context(Side("cnnjax", words))]
             if options.against and job in _IN_TORCH:
-                words = [options.against, str(HERE / "compiled_torch.py"), _IN_TORCH[job], *shape]
+                words = [options.against, str(HERE / "compiled_torch.py"), job, *shape]
                 running.append(sides.enter_context(Side("torch, compiled", words)))
             for _ in range(options.repeats):
                 for side in running:

@@ -18,6 +18,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import numpy as np
 from flax import nnx
 
@@ -110,7 +111,8 @@ def serve(job: Job, imported: float, **about: Any) -> None:
         given, begun = prepare(), time.perf_counter()
         work(given)
         seconds = time.perf_counter() - begun
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
+        on_device = jax.devices()[0].memory_stats() or {}
+        peak = on_device.get("peak_bytes_in_use") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
         print(json.dumps({"seconds": seconds, "peak_bytes": peak}), flush=True)
 
 

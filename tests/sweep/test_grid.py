@@ -1,6 +1,8 @@
 """The sweep's grid: which cells there are, and that what they share is computed once."""
 
+import gc
 import json
+import weakref
 
 import jax
 import numpy as np
@@ -12,6 +14,7 @@ from cnnjax import FeatureStore, Fitter, Freeze, Recipe, Staged
 from cnnjax.data import InMemory
 from cnnjax.functional import functionalize, leaves_of
 from cnnjax.models import Classifier, lecture_cnn, linear_head, mobilenet
+from cnnjax.sweep import bench
 from cnnjax.sweep.ablation import sweep
 from cnnjax.sweep.bench import make_head
 from cnnjax.sweep.grid import cells, subset
@@ -51,6 +54,26 @@ def test_every_combination_is_a_cell(shapes_folder, tmp_path):
     assert tuned.name == "2 rate 0.0001 seed 0 augment none size 10 method head-first"
     # Names of a sweep over depth alone stay as they were, so that its run folders are still understood.
     assert cells(options(shapes_folder, tmp_path), abstract())[0].name == "2 rate 0.001 seed 0"
+
+
+def test_a_depths_trainer_leaves_memory_when_the_next_comes(shapes_folder, tmp_path, monkeypatch):
+    held, most = weakref.WeakSet(), 0
+
+    class Counted(bench.Trainer):
+        def __init__(self, *args, **kwargs):
+            nonlocal most
+            super().__init__(*args, **kwargs)
+            held.add(self)
+            most = max(most, len(held))
+
+    monkeypatch.setattr(bench, "Trainer", Counted)
+    gc.disable()  # as rarely as commands collect
+    try:
+        config = options(shapes_folder, tmp_path, freeze=("none", "2", "all"), seeds=1)
+        sweep(config, open_task(config, QUIET), QUIET)
+    finally:
+        gc.enable()
+    assert most == 1
 
 
 def test_a_grid_is_trained_and_told_apart(shapes_folder, tmp_path):
