@@ -74,4 +74,5 @@ def test_a_run_goes_on_with_another_number_of_devices(base, whole):
     assert code == 0 and "goes on from the run's own checkpoint" in output, output
     losses = [[line["train_loss"] for line in read(path / "metrics.jsonl")] for path in (whole, out)]
     assert len(losses[0]) == 16
-    np.testing.assert_allclose(*losses, rtol=1e-2)  # epochs of sums in another order
+    # Sums in another order, over epochs; of the last losses, a millionth of the first, rounding is a good part.
+    np.testing.assert_allclose(*losses, rtol=1e-2, atol=1e-3)
