@@ -5,7 +5,8 @@ import os
 
 # Of glibc's malloc.h.
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8
-_MOST, _NEVER = (1 << 31) - 1, -1  # the largest number that malloc takes
+_MOST = (1 << 31) - 1  # the largest number that malloc takes
+_NEVER = -1  # switches trimming off
 _OF_THE_USER = ("GLIBC_TUNABLES", "MALLOC_ARENA_MAX", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_")
 
 
