@@ -15,6 +15,7 @@ import numpy as np
 
 from cnnjax import preemption
 from cnnjax.data.loader import read_batches
+from cnnjax.data.source import as_kept
 from cnnjax.features.partial import DiskWriter, Half, MemoryWriter, claimed, clear, discard, mapped
 from cnnjax.staging import Feature, Maker, ProgramDiffers, Staged
 from cnnjax.staging.trace import digest
@@ -22,9 +23,9 @@ from cnnjax.staging.trace import digest
 Progress = Callable[[int, int], None]
 GIB = 1 << 30
 PASS_BATCH = 32
-# On CPU a pass is fastest while its largest value stays in the cache that cores share: MobileNet at 160x160 makes 269
-# pictures a second 8 at a time, 261 with 4, 238 with 20; VGG16 13 with 8 to 24, but 11 with 4.
-_CACHE_BYTES, _LEAST = 16 << 20, 8
+# On CPU a pass is fastest while its values stay in the caches: at once as many pictures as make 16 MiB of the largest
+# one, or 8, and fewer where many are larger than 512 KiB.
+_CACHE_BYTES, _ROUND = 8 << 20, 8
 _PROGRAMS = 4  # compiled passes that are kept at hand
 
 
@@ -173,7 +174,7 @@ class FeatureStore:
         stored = [_present(self._load(f, source)) for f in maker.reads]
         # Rows of two programs may differ in their last bits: only what this very pass has made is gone on with.
         made, read_from = ([self._name(f, source) for f in some] for some in (missing, maker.reads))
-        made_by = digest(*made, "from", *read_from, "by", str(batch), jax.devices()[0].device_kind)
+        made_by = digest(*made, "from", *read_from, "by", str(batch), str(maker.few), jax.devices()[0].device_kind)
         writer = self._writer(missing, halves, source, made_by)
         begun = writer.done
         batches = [np.arange(k, min(k + batch, count)) for k in range(begun, count, batch)]
@@ -181,12 +182,13 @@ class FeatureStore:
         def features(rows: np.ndarray) -> tuple[Any, ...]:
             return tuple(_padded(x[rows], batch) for x in stored)
 
-        read = read_batches(source, batches, workers=workers) if maker.reads_images else None
+        pictures, kind = as_kept(source, staged.image.dtype)
+        read = read_batches(pictures, batches, workers=workers) if maker.reads_images else None
         waited = 0.0
         with closing(read) if read else nullcontext(), ThreadPoolExecutor(1) as beside, writer:
             # Reading begins, and its worker processes start, while the program is compiled.
             first: Any = beside.submit(next, read) if read else None
-            image = jax.ShapeDtypeStruct((batch, *staged.image.shape), staged.image.dtype) if read else None
+            image = jax.ShapeDtypeStruct((batch, *staged.image.shape), kind) if read else None
             values = [jax.ShapeDtypeStruct((batch, *x.shape[1:]), x.dtype) for x in stored]
             run = self._compiled(maker, [f.key for f in missing], fixed, image, values)
             if begun:
@@ -315,12 +317,15 @@ class FeatureStore:
 
 def _maker(staged: Staged, wanted: list[Feature], batch: int, stored: list[Feature]) -> tuple[Maker, int]:
     """The pass's program, and its batch size."""
-    maker = staged.maker(wanted, batch, stored=stored)
-    smaller = max(1, _CACHE_BYTES // max(maker.largest, 1) // _LEAST) * _LEAST
-    if jax.default_backend() == "cpu" and smaller < batch:
+    if jax.default_backend() == "cpu":
         with suppress(ProgramDiffers):  # a model that chooses by batch size: it was looked at with the size given
-            return staged.maker(wanted, smaller, stored=stored), smaller
-    return maker, batch
+            size = batch // _ROUND * _ROUND or batch  # so that it can be cut into equal parts
+            maker = staged.maker(wanted, size, stored=stored, cache=_CACHE_BYTES)
+            smaller = max(1, 2 * _CACHE_BYTES // max(maker.largest, 1) // _ROUND) * _ROUND
+            if smaller < size:
+                maker, size = staged.maker(wanted, smaller, stored=stored, cache=_CACHE_BYTES), smaller
+            return maker, size
+    return staged.maker(wanted, batch, stored=stored), batch
 
 
 def _precision() -> str:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from jax.extend import core
 
-from cnnjax.staging.times import ELEMENTWISE, Known, Time
+from cnnjax.staging.times import ELEMENTWISE, FIXED, Known, Time
 from cnnjax.staging.trace import GROUPS, describe, describe_literal, digest, inner_jaxprs, open_jaxpr
 
 # Equations that cost next to nothing: they may run in every step if that lets us store fewer bytes.
@@ -111,6 +111,46 @@ def _cheap(eqn: Any) -> bool:
     if eqn.primitive.name != "custom_jvp_call" and eqn.primitive.name not in GROUPS:
         return False
     return all(_cheap(e) for body in inner_jaxprs(eqn.params) for e in open_jaxpr(body).eqns)
+
+
+def after_large(
+    jaxpr: Any, eqns: Sequence[int], wanted: Iterable[Any], times: dict[Any, Known], most: int
+) -> tuple[list[Any], int]:
+    """Where a program can be cut after the equations that make large values of small weights.
+
+    They may be run over a few images at a time, so that what they make stays in a cache. Where weights are larger
+    than what is made with them for an image, it would be the weights that come from memory again for every few.
+
+    Args:
+        jaxpr: a flat jaxpr.
+        eqns: the equations that run, in order.
+        wanted: what they are run for.
+        times: what is known of the values.
+        most: bytes of an image's share of a value, beyond which it is large.
+
+    Returns:
+        The values that are handed over at the earliest such cut, of images alone (none: nothing is large), and the
+        bytes of an image's share of the largest value that is handed over or made after it.
+    """
+    steps = [jaxpr.eqns[k] for k in eqns]
+
+    def share(values: Iterable[Any]) -> list[int]:
+        return [row_bytes(v, times[v]) for v in values if times[v].time is Time.IMAGE]
+
+    def heavy(eqn: Any) -> bool:
+        weights = sum(row_bytes(v, times[v]) for v in variables(eqn.invars) if times[v] == FIXED)
+        return weights > max(share(eqn.outvars), default=weights)
+
+    reach = next((n for n, eqn in enumerate(steps) if heavy(eqn)), len(steps))
+    large = [n for n, eqn in enumerate(steps[:reach]) if max(share(eqn.outvars), default=0) > most]
+    handed, cut = [], 0
+    for cut in range(large[-1] + 1, reach + 1) if large else ():
+        made = {v for eqn in steps[:cut] for v in eqn.outvars if times[v].time is Time.IMAGE}
+        read = variables([*(a for eqn in steps[cut:] for a in eqn.invars), *wanted])
+        handed = [v for v in read if v in made]
+        if max(share(handed), default=0) <= most:
+            break
+    return handed, max(share([*handed, *(v for eqn in steps[cut:] for v in eqn.outvars)]), default=0)
 
 
 def fingerprints(jaxpr: Any, wanted: Sequence[Any], leaves: dict[Any, str]) -> dict[Any, str]:

@@ -1,6 +1,6 @@
 """A program cut at its frontier."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextvars import copy_context
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -11,9 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend import core
 
-from cnnjax.staging.cut import fingerprints, frontier, needed
+from cnnjax.staging.cut import after_large, fingerprints, frontier, needed, row_bytes
 from cnnjax.staging.times import ELEMENTWISE, FIXED, LATE, Known, ProgramDiffers, Time, binding_times, same
 from cnnjax.staging.trace import describe, digest, flat_trace, inner_jaxprs, open_jaxpr, part
+
+_Run = Callable[[dict[Any, Any]], list[jax.Array]]
+
+# A value is large if this many images' shares of it fill the cache that is made room for.
+_TOGETHER = 16
 
 # Two unequal batch sizes that no layer is likely to have; keys are made at the first.
 _SIZES = (5, 7)
@@ -209,41 +214,80 @@ class Staged:
         run = part(jaxpr, ins, wanted, (jaxpr.eqns[k] for k in eqns))
         return list(jax.jit(run)(*(given[v] for v in ins)))
 
-    def maker(self, wanted: Sequence[Feature], batch: int, stored: Sequence[Feature] = ()) -> "Maker":
+    def maker(self, wanted: Sequence[Feature], batch: int, stored: Sequence[Feature] = (), cache: int = 0) -> "Maker":
         """The program that makes features, from images or from features that are stored already.
 
         Args:
             wanted: features to make, of this program's `features`.
             batch: its batch size.
             stored: features of any program that are at hand; those on the way to `wanted` are used.
+            cache: bytes of a cache in which large values should stay: the equations that make them are run over a
+                few images at a time. 0 runs all of them over the whole batch.
+
+        Raises:
+            ProgramDiffers: the model computes something else at this batch size, or for those few images.
         """
-        jaxpr, consts, _, own = self._at(batch)
+        first, consts, _, _ = self._at(_SIZES[0])
         keys = {key: var for var, key in self._keys.items() if self.times[var].time is Time.IMAGE}
         goals = [keys[f.key] for f in wanted]
         at_hand = {keys[f.key]: f for f in stored if f.key in keys}
-        first = self._trace(_SIZES[0])[0]
         eqns, ins = needed(first, goals, at_hand)
         image = first.invars[self._fixed_count]
         rows = [v for v in ins if v in at_hand]
-        base = [v for v in ins if v not in at_hand]
-        run = part(jaxpr, [own[v] for v in (*base, *rows)], [own[v] for v in goals], (jaxpr.eqns[k] for k in eqns))
-        known_rows, known_goals = [self.times[v] for v in rows], [self.times[v] for v in goals]
         constants = dict(zip(first.constvars, consts, strict=True))
-        places = {v: k for k, v in enumerate(first.invars[: self._fixed_count])}
+        run, few, largest = self._pass(batch, goals, ins, eqns, cache)
 
         def make(fixed: Any, images: Any, *features: jax.Array) -> tuple[jax.Array, ...]:
-            leaves = jax.tree.leaves(fixed)
-            values = [
-                jnp.asarray(images, image.aval.dtype) if v is image
-                else constants[v] if v in constants else leaves[places[v]]
-                for v in base
-            ]  # fmt: skip
-            values += [_from_rows(x, known) for x, known in zip(features, known_rows, strict=True)]
-            return tuple(_to_rows(y, known) for y, known in zip(run(*values), known_goals, strict=True))
+            leaves = dict(zip(first.invars[: self._fixed_count], jax.tree.leaves(fixed), strict=True))
+            return tuple(run({**constants, **leaves, image: images, **dict(zip(rows, features, strict=True))}))
 
-        made = [v for k in eqns for v in first.eqns[k].outvars if self.times[v].time is Time.IMAGE]
-        sizes = [int(np.prod(self._shape(v), dtype=np.int64)) * v.aval.dtype.itemsize for v in made]
-        return Maker(make, tuple(at_hand[v] for v in rows), image in base, len(eqns), max(sizes, default=0))
+        return Maker(make, tuple(at_hand[v] for v in rows), image in ins, len(eqns), few, largest)
+
+    def _pass(self, batch: int, goals: list[Any], ins: list[Any], eqns: list[int], cache: int) -> tuple[_Run, int, int]:
+        """What makes `goals`, how many images are together while values are large, and the largest one after that."""
+        whole = self._run(batch, goals, ins)
+        first = self._trace(_SIZES[0])[0]
+        made = [v for k in eqns for v in first.eqns[k].outvars]
+        shares = [row_bytes(v, self.times[v]) for v in made if self.times[v].time is Time.IMAGE]
+        largest = max(shares, default=0)
+        handed, later = after_large(first, eqns, goals, self.times, cache // _TOGETHER)
+        # A lone image is avoided: programs often are others for it. Half the cache: each value is made from another.
+        parts = [n for n in range(2, batch) if batch % n == 0]
+        few = max((n for n in parts if 2 * n * largest <= cache), default=min(parts, default=batch))
+        if not (cache and handed) or few == batch:
+            return whole, batch, largest
+        # What frozen weights alone decide is computed once, not for every part of the batch.
+        once = [v for v in made if self.times[v].time is Time.FIXED and not self.times[v].spread]
+        prepare, large = self._run(batch, once, ()), self._run(few, handed, [*ins, *once])
+        rest = self._run(batch, goals, [*ins, *once, *handed])
+        rows = [v for v in ins if self.times[v].time is Time.IMAGE]
+
+        def run(values: dict[Any, Any]) -> list[jax.Array]:
+            values = values | dict(zip(once, prepare(values), strict=True))
+
+            def some(images: list[jax.Array]) -> list[jax.Array]:
+                return large(values | dict(zip(rows, images, strict=True)))
+
+            parts = [values[v].reshape(batch // few, few, *values[v].shape[1:]) for v in rows]
+            joined = [x.reshape(batch, *x.shape[2:]) for x in jax.lax.map(some, parts)]
+            return rest(values | dict(zip(handed, joined, strict=True)))
+
+        return run, few, later
+
+    def _run(self, batch: int, wanted: Sequence[Any], given: Iterable[Any]) -> _Run:
+        """What makes values from other ones, both by their variable in the canonical trace, images as `[N, ...]`."""
+        jaxpr, _, _, own = self._at(batch)
+        eqns, ins = needed(self._trace(_SIZES[0])[0], wanted, given)
+        run = part(jaxpr, [own[v] for v in ins], [own[v] for v in wanted], (jaxpr.eqns[k] for k in eqns))
+
+        def value(v: Any, x: Any) -> Any:
+            is_rows = self.times[v].time is Time.IMAGE
+            return _from_rows(jnp.asarray(x, v.aval.dtype), self.times[v]) if is_rows else x
+
+        def rows(v: Any, x: Any) -> Any:
+            return _to_rows(x, self.times[v]) if self.times[v].time is Time.IMAGE else x
+
+        return lambda values: list(map(rows, wanted, run(*(value(v, values[v]) for v in ins))))
 
     def late(self, constants: Sequence[Any], features: Sequence[Any], late: Any) -> Any:
         """The part of the program that runs in every step.
@@ -276,13 +320,15 @@ class Maker:
         reads: the stored features it starts from, in the order of its arguments.
         reads_images: whether it needs the images (they may be None otherwise).
         equations: how many equations it runs; 0 if what is wanted is there already.
-        largest: bytes of the largest value that it makes for an image.
+        few: how many images at a time go through the part of it that makes large values; the batch where all do.
+        largest: bytes of an image's share of the largest value that is made for the whole batch.
     """
 
     run: Callable[..., tuple[jax.Array, ...]]
     reads: tuple[Feature, ...]
     reads_images: bool
     equations: int
+    few: int
     largest: int
 
     def __call__(self, fixed: Any, images: Any, *stored: jax.Array) -> tuple[jax.Array, ...]:

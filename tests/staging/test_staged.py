@@ -55,6 +55,10 @@ def test_the_frontier_of_a_residual_network(resnet, spec, shapes):
     assert set(cut.blocked) <= {"reduce_sum"}  # the statistics of a live BatchNorm, over the batch
     images = 255 * jax.random.uniform(jax.random.key(1), (6, 16, 16, 3))
     rows = jax.jit(cut.maker(cut.features, 6).run)(fixed, images)
+    sliced = cut.maker(cut.features, 6, cache=9_000)  # 1.5 kB an image are large: two images at a time
+    assert sliced.few == 2
+    for a, b in zip(jax.jit(sliced.run)(fixed, images), rows, strict=True):
+        assert jnp.allclose(a, b, rtol=1e-5, atol=1e-5)
     whole = jax.jit(program)(fixed, images, late)
     for a, b in zip(
         jax.tree.leaves(jax.jit(cut.late)(cut.constants(fixed), rows, late)), jax.tree.leaves(whole), strict=True
