@@ -225,7 +225,8 @@ def test_pictures_go_to_the_device_as_they_are_kept(store):
 
 
 @pytest.mark.parametrize("chooses", [False, True])
-def test_a_pass_over_large_values_takes_fewer_pictures_at_once(store, chooses):
+def test_a_pass_over_large_values_takes_fewer_pictures_at_once(store, chooses, monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)  # whose caches hold 8 MiB
     seen = []
 
     def fn(fixed, x, late):

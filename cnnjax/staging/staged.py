@@ -79,6 +79,7 @@ class Staged:
         self._late = jax.tree.map(_abstract, late)
         self._fixed_count = len(jax.tree.leaves(fixed))
         self._traces: dict[int, tuple[Any, list[Any], Any]] = {}
+        self._makers: dict[tuple[str | int, ...], Maker] = {}
         # Sizes that are asked for later are traced as the first one is: operations may go by the context.
         self._context = copy_context()
         try:
@@ -227,6 +228,12 @@ class Staged:
         Raises:
             ProgramDiffers: the model computes something else at this batch size, or for those few images.
         """
+        asked = (*(f.key for f in wanted), batch, *(f.key for f in stored), cache)
+        if asked not in self._makers:
+            self._makers[asked] = self._maker(wanted, batch, stored, cache)
+        return self._makers[asked]
+
+    def _maker(self, wanted: Sequence[Feature], batch: int, stored: Sequence[Feature], cache: int) -> "Maker":
         first, consts, _, _ = self._at(_SIZES[0])
         keys = {key: var for var, key in self._keys.items() if self.times[var].time is Time.IMAGE}
         goals = [keys[f.key] for f in wanted]
