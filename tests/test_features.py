@@ -226,7 +226,7 @@ def test_pictures_go_to_the_device_as_they_are_kept(store):
 
 @pytest.mark.parametrize("chooses", [False, True])
 def test_a_pass_over_large_values_takes_fewer_pictures_at_once(store, chooses, monkeypatch):
-    monkeypatch.setattr(os, "cpu_count", lambda: 2)  # whose caches hold 8 MiB
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 1}, raising=False)  # whose caches hold 8 MiB
     seen = []
 
     def fn(fixed, x, late):
@@ -239,5 +239,20 @@ def test_a_pass_over_large_values_takes_fewer_pictures_at_once(store, chooses, m
     for pixels in (PIXELS[:20], PIXELS[20:33]):  # the second pass must not take what the first has refused
         (rows,), _ = store.get(staged, W, source(pixels), batch=20)
         assert np.allclose(rows, np.square(pixels / 255).mean((1, 2)), rtol=1e-5)
-    # Traced: batches of 16, of which 2 at a time are wide; that is tried again, and refused again, if it chooses.
-    assert seen[before:] == ([16, 2, 2] if chooses else [16, 2])
+    # Traced: 2 of the 20 at a time; or, if it chooses at 2 (which the second pass asks again), batches of 8.
+    assert seen[before:] == ([2, 8, 2] if chooses else [2])
+
+
+def test_a_pass_takes_fewer_pictures_where_large_weights_make_large_values(store, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0}, raising=False)
+    weights, seen = {"heavy": jnp.ones((108, 400_000)) / 255}, []  # 173 MB, which make 1.6 MB of a picture
+
+    def fn(fixed, x, late):
+        seen.append(len(x))
+        return (x.reshape(len(x), -1) @ fixed["heavy"]).reshape(len(x), 4, -1).max(2) * late
+
+    staged = Staged(fn, weights, jax.ShapeDtypeStruct((6, 6, 3), jnp.float32), jnp.float32(1), batches=(20,))
+    before = len(seen)
+    (rows,), _ = store.get(staged, weights, source(PIXELS[:20]), batch=20)
+    assert np.allclose(rows, np.repeat(PIXELS[:20].sum((1, 2, 3))[:, None] / 255, 4, 1), rtol=1e-5)
+    assert seen[before:] == [8]

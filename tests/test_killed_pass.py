@@ -234,10 +234,10 @@ def test_killed_while_the_names_are_given(tmp_path, unbroken, monkeypatch):
 
 def test_an_error_keeps_what_was_saved(tmp_path, unbroken, monkeypatch):
     class Away(InMemory):
-        def read(self, indices):
+        def read_kept(self, indices):
             if 60 in indices:
                 raise OSError("disk gone")
-            return super().read(indices)
+            return super().read_kept(indices)
 
     monkeypatch.setattr(halves, "SAVE_SECONDS", 0.0)
     with pytest.raises(OSError, match="disk gone"):
@@ -248,11 +248,11 @@ def test_an_error_keeps_what_was_saved(tmp_path, unbroken, monkeypatch):
 
 def test_readers_that_a_signal_ended_are_no_error(tmp_path, unbroken, monkeypatch):
     class Ended(InMemory):
-        def read(self, indices):
+        def read_kept(self, indices):
             if 60 in indices:
                 monkeypatch.setattr(preemption, "requested", lambda: True)
                 raise RuntimeError("worker process was terminated")
-            return super().read(indices)
+            return super().read_kept(indices)
 
     with pytest.raises(preemption.Preempted):
         get(tmp_path, read=Ended)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from cnnjax.data.listing import EXTENSIONS, existing_folder, shown
-from cnnjax.data.pixels import PictureError, Resizing, load, read_bytes
+from cnnjax.data.pixels import PictureError, Resizing, keeps_as_is, load, read_bytes
 from cnnjax.data.source import map_threaded
 
 SEARCHED = (*EXTENSIONS, ".webp")
@@ -123,8 +123,8 @@ def check_source(source: Any, size: tuple[int, int], resizing: Resizing) -> None
             f"open it with image_size={size}"
         )
     way = getattr(source, "resizing", resizing)
-    # In memory at that size, nothing is resized; only "center_crop" takes something away even so.
-    same = getattr(getattr(source, "images", None), "shape", (0, 0, 0))[1:3] == size and way != "center_crop"
+    # In memory at that size, nothing is resized.
+    same = keeps_as_is(getattr(getattr(source, "images", None), "shape", (0, 0, 0))[1:3], size, way)
     if way != resizing and not same:
         raise ValueError(
             f"the classifier takes pictures resized by {resizing!r}, the source resizes by {way!r}: "

@@ -15,7 +15,7 @@ import os
 import stat
 import threading
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Literal, cast
 
@@ -204,6 +204,15 @@ def resize(image: np.ndarray, size: tuple[int, int], resizing: Resizing = "bilin
         top, left, rows, columns = _crop_to_aspect_ratio((height, width), size)
         return _bilinear(image[top : top + rows, left : left + columns], size)
     return _antialiased(image, size, size) if resizing == "antialias" else _bilinear(image, size)
+
+
+def keeps_as_is(own: Sequence[int], size: Sequence[int], resizing: Resizing) -> bool:
+    """Whether `resize` leaves a picture of its own size as it is: "center_crop" cuts something off even so.
+
+    >>> keeps_as_is((4, 9), (4, 9), "bilinear"), keeps_as_is((4, 9), (4, 9), "center_crop")
+    (True, False)
+    """
+    return tuple(own) == tuple(size) and resizing != "center_crop"
 
 
 def checked_resizing(name: str) -> Resizing:

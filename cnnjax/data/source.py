@@ -14,7 +14,7 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 import numpy as np
 
 from cnnjax.data.listing import Selection
-from cnnjax.data.pixels import PIXEL_CHOICES, RESIZINGS, Resizing, checked_resizing, resize
+from cnnjax.data.pixels import PIXEL_CHOICES, RESIZINGS, Resizing, checked_resizing, keeps_as_is, resize
 
 THREADS = min(4, max(2, os.cpu_count() or 2))
 """Threads of a process that read pictures."""
@@ -140,7 +140,7 @@ class InMemory:
     def read_kept(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
         """As `read`, but as uint8 where the pictures are kept so and not resized: a quarter of the bytes."""
         wanted = as_indices(indices, len(self))
-        if self.images.shape[1:3] == self.image_size:
+        if keeps_as_is(self.images.shape[1:3], self.image_size, self.resizing):
             return self.images[wanted]
         pictures = np.empty((len(wanted), *self.image_size, 3), np.float32)
         for slot, index in enumerate(wanted):

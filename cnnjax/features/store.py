@@ -26,7 +26,7 @@ PASS_BATCH = 32
 # On CPU a pass is fastest while its values stay in the caches. Two cores, pictures a second with all made for 8 at a
 # time, and with large values made for 2: MobileNet at 160x160 259 and 278, at 224x224 126 and 138, VGG16 at 96x96 39
 # and 48, at 180x180 (where two pictures' values leave the caches too) 13 and 13.
-_CACHE_BYTES, _ROUND = 4 << 20, 8  # a core
+_CORE_BYTES, _MOST_CORES, _ROUND = 4 << 20, 8, 8
 _PROGRAMS = 4  # compiled passes that are kept at hand
 
 
@@ -67,9 +67,10 @@ class FeatureStore:
 
     A feature's file is named by the digest of the program and weights that made it, the digest of the
     pictures, the platform and the versions of the libraries: a wrong hit is impossible. A pass that was killed
-    goes on where it stopped, when the same features are asked for again in the same way, and gives the same bits
-    as an unbroken one; features in memory are made anew. A process that asks for what another is making waits for
-    it. Where the budget is exceeded, the features not used for the longest time are removed, half-made ones too.
+    goes on where it stopped, when the same features are asked for again in the same way (on CPU: with as many cores),
+    and gives the same bits as an unbroken one; features in memory are made anew. A process that asks for what another
+    is making waits for it. Where the budget is exceeded, the features not used for the longest time are removed,
+    half-made ones too.
 
     Args:
         root: the folder; None keeps the features in this process only.
@@ -173,9 +174,19 @@ class FeatureStore:
         at_hand = [f for f in staged.intermediates if self._load(f, source) is not None]
         maker, batch = _maker(staged, missing, batch, at_hand)
         stored = [_present(self._load(f, source)) for f in maker.reads]
+        pictures, kind = as_kept(source, staged.image.dtype)
         # Rows of two programs may differ in their last bits: only what this very pass has made is gone on with.
         made, read_from = ([self._name(f, source) for f in some] for some in (missing, maker.reads))
-        made_by = digest(*made, "from", *read_from, "by", str(batch), str(maker.few), jax.devices()[0].device_kind)
+        made_by = digest(
+            *made,
+            "from",
+            *read_from,
+            "by",
+            str(batch),
+            str(maker.few),
+            str(np.dtype(kind)),
+            jax.devices()[0].device_kind,
+        )
         writer = self._writer(missing, halves, source, made_by)
         begun = writer.done
         batches = [np.arange(k, min(k + batch, count)) for k in range(begun, count, batch)]
@@ -183,7 +194,6 @@ class FeatureStore:
         def features(rows: np.ndarray) -> tuple[Any, ...]:
             return tuple(_padded(x[rows], batch) for x in stored)
 
-        pictures, kind = as_kept(source, staged.image.dtype)
         read = read_batches(pictures, batches, workers=workers) if maker.reads_images else None
         waited = 0.0
         with closing(read) if read else nullcontext(), ThreadPoolExecutor(1) as beside, writer:
@@ -218,7 +228,7 @@ class FeatureStore:
     def _compiled(self, maker: Maker, wanted: Sequence[str], fixed: Any, image: Any, values: Sequence[Any]) -> Any:
         """A pass's program; one serves all sources (training, validation, test) that want the same features."""
         given = jax.tree.map(lambda x: (x.shape, str(x.dtype)), fixed)
-        key = repr((wanted, [f.key for f in maker.reads], given, image, values, _precision()))
+        key = repr((wanted, [f.key for f in maker.reads], maker.few, given, image, values, _precision()))
         if key not in self._programs:
             while len(self._programs) >= _PROGRAMS:
                 self._programs.pop(next(iter(self._programs)))
@@ -319,15 +329,21 @@ class FeatureStore:
 def _maker(staged: Staged, wanted: list[Feature], batch: int, stored: list[Feature]) -> tuple[Maker, int]:
     """The pass's program, and its batch size."""
     if jax.default_backend() == "cpu":
-        with suppress(ProgramDiffers):  # a model that chooses by batch size: it was looked at with the size given
-            size = batch // _ROUND * _ROUND or batch  # so that it can be cut into equal parts
-            cache = _CACHE_BYTES * (os.cpu_count() or 1)
-            maker = staged.maker(wanted, size, stored=stored, cache=cache)
-            smaller = max(1, 2 * cache // max(maker.largest, 1) // _ROUND) * _ROUND
-            if smaller < size:
-                maker, size = staged.maker(wanted, smaller, stored=stored, cache=cache), smaller
-            return maker, size
+        cache = _CORE_BYTES * min(_cores(), _MOST_CORES)
+        for slices in (cache, 0):
+            with suppress(ProgramDiffers):  # a model that chooses by batch size: it was looked at with the size given
+                maker = staged.maker(wanted, batch, stored=stored, cache=slices)
+                # Twice as much: these values are fewer, and some of them may wait in the cache that all cores share.
+                smaller = max(1, 2 * cache // max(maker.largest, 1) // _ROUND) * _ROUND
+                if smaller >= batch:
+                    return maker, batch
+                return staged.maker(wanted, smaller, stored=stored, cache=slices), smaller
     return staged.maker(wanted, batch, stored=stored), batch
+
+
+def _cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _precision() -> str:

@@ -118,8 +118,8 @@ def after_large(
 ) -> tuple[list[Any], int]:
     """Where a program can be cut after the equations that make large values of small weights.
 
-    They may be run over a few images at a time, so that what they make stays in a cache. Where weights are larger
-    than what is made with them for an image, it would be the weights that come from memory again for every few.
+    They may be run over a few images at a time, so that what they make stays in a cache. Where weights are large, and
+    larger than what is made with them for an image, it would be the weights that come from memory again for every few.
 
     Args:
         jaxpr: a flat jaxpr.
@@ -129,28 +129,32 @@ def after_large(
         most: bytes of an image's share of a value, beyond which it is large.
 
     Returns:
-        The values that are handed over at the earliest such cut, of images alone (none: nothing is large), and the
-        bytes of an image's share of the largest value that is handed over or made after it.
+        The values of images that are handed over (none: nothing is large) at the earliest cut after which nothing
+        large is made or handed over, or before the first large weights if there is none such; and the bytes of an
+        image's share of the largest value that is handed over or made after it.
     """
     steps = [jaxpr.eqns[k] for k in eqns]
 
-    def share(values: Iterable[Any]) -> list[int]:
+    def shares(values: Iterable[Any]) -> list[int]:
         return [row_bytes(v, times[v]) for v in values if times[v].time is Time.IMAGE]
 
     def heavy(eqn: Any) -> bool:
         weights = sum(row_bytes(v, times[v]) for v in variables(eqn.invars) if times[v] == FIXED)
-        return weights > max(share(eqn.outvars), default=weights)
+        made = shares(eqn.outvars)
+        return bool(made) and weights > max(most, *made)
 
     reach = next((n for n, eqn in enumerate(steps) if heavy(eqn)), len(steps))
-    large = [n for n, eqn in enumerate(steps[:reach]) if max(share(eqn.outvars), default=0) > most]
-    handed, cut = [], 0
-    for cut in range(large[-1] + 1, reach + 1) if large else ():
-        made = {v for eqn in steps[:cut] for v in eqn.outvars if times[v].time is Time.IMAGE}
-        read = variables([*(a for eqn in steps[cut:] for a in eqn.invars), *wanted])
-        handed = [v for v in read if v in made]
-        if max(share(handed), default=0) <= most:
+    large = [n for n, eqn in enumerate(steps[:reach]) if max(shares(eqn.outvars), default=0) > most]
+    last = {v: n for n, eqn in enumerate(steps) for v in variables(eqn.invars)} | dict.fromkeys(wanted, len(steps))
+    handed: list[Any] = []
+    cut = 0
+    for eqn in steps[:reach] if large else ():
+        made = [v for v in eqn.outvars if times[v].time is Time.IMAGE]
+        handed = [v for v in (*handed, *made) if last.get(v, -1) > cut]
+        cut += 1
+        if cut > large[-1] and max(shares(handed), default=0) <= most:
             break
-    return handed, max(share([*handed, *(v for eqn in steps[cut:] for v in eqn.outvars)]), default=0)
+    return handed, max(shares([*handed, *(v for eqn in steps[cut:] for v in eqn.outvars)]), default=0)
 
 
 def fingerprints(jaxpr: Any, wanted: Sequence[Any], leaves: dict[Any, str]) -> dict[Any, str]:

@@ -79,7 +79,6 @@ class Staged:
         self._late = jax.tree.map(_abstract, late)
         self._fixed_count = len(jax.tree.leaves(fixed))
         self._traces: dict[int, tuple[Any, list[Any], Any]] = {}
-        self._makers: dict[tuple[str | int, ...], Maker] = {}
         # Sizes that are asked for later are traced as the first one is: operations may go by the context.
         self._context = copy_context()
         try:
@@ -138,14 +137,14 @@ class Staged:
         fresh = batch not in self._traces
         jaxpr, consts, tree = self._trace(batch)
         first = self._trace(_SIZES[0])[0]
-        if fresh and self._opened:
-            self._check_early(jaxpr, consts, batch)
         own = dict(zip([*first.constvars, *first.invars], [*jaxpr.constvars, *jaxpr.invars], strict=True))
         for a, b in zip(first.eqns, jaxpr.eqns, strict=True):
             own.update(zip(a.outvars, b.outvars, strict=True))
+        if fresh and self._opened:
+            self._check_early(jaxpr, consts, batch, own)
         return jaxpr, consts, tree, own
 
-    def _check_early(self, jaxpr: Any, consts: list[Any], batch: int) -> None:
+    def _check_early(self, jaxpr: Any, consts: list[Any], batch: int, own: dict[Any, Any]) -> None:
         """Early equations must mean the same at every batch size: a model may choose a number by its size."""
         first, constants, _ = self._trace(_SIZES[0])
         early = [self.times[v].time is not Time.LATE for v in first.constvars]
@@ -153,8 +152,11 @@ class Staged:
         for a, b in zip(first.eqns, jaxpr.eqns, strict=True):
             if any(self.times[v].time is Time.LATE for v in a.outvars):
                 continue
-            literals = [(p, q) for p, q in zip(a.invars, b.invars, strict=True) if isinstance(p, core.Literal)]
-            fine &= all(isinstance(q, core.Literal) and same(p.val, q.val) for p, q in literals)
+            for p, q in zip(a.invars, b.invars, strict=True):
+                if isinstance(p, core.Literal):
+                    fine &= isinstance(q, core.Literal) and same(p.val, q.val)
+                else:
+                    fine &= own[p] is q
             if a.primitive.name in ELEMENTWISE:
                 fine &= describe(dict(a.params)) == describe(dict(b.params))
         if not fine:
@@ -228,12 +230,6 @@ class Staged:
         Raises:
             ProgramDiffers: the model computes something else at this batch size, or for those few images.
         """
-        asked = (*(f.key for f in wanted), batch, *(f.key for f in stored), cache)
-        if asked not in self._makers:
-            self._makers[asked] = self._maker(wanted, batch, stored, cache)
-        return self._makers[asked]
-
-    def _maker(self, wanted: Sequence[Feature], batch: int, stored: Sequence[Feature], cache: int) -> "Maker":
         first, consts, _, _ = self._at(_SIZES[0])
         keys = {key: var for var, key in self._keys.items() if self.times[var].time is Time.IMAGE}
         goals = [keys[f.key] for f in wanted]
@@ -254,18 +250,17 @@ class Staged:
         """What makes `goals`, how many images are together while values are large, and the largest one after that."""
         whole = self._run(batch, goals, ins)
         first = self._trace(_SIZES[0])[0]
-        made = [v for k in eqns for v in first.eqns[k].outvars]
-        shares = [row_bytes(v, self.times[v]) for v in made if self.times[v].time is Time.IMAGE]
-        largest = max(shares, default=0)
         handed, later = after_large(first, eqns, goals, self.times, cache // _TOGETHER)
+        largest = self._largest(needed(first, handed, ins)[0])
         # A lone image is avoided: programs often are others for it. Half the cache: each value is made from another.
         parts = [n for n in range(2, batch) if batch % n == 0]
         few = max((n for n in parts if 2 * n * largest <= cache), default=min(parts, default=batch))
         if not (cache and handed) or few == batch:
-            return whole, batch, largest
+            return whole, batch, self._largest(eqns)
         # What frozen weights alone decide is computed once, not for every part of the batch.
-        once = [v for v in made if self.times[v].time is Time.FIXED and not self.times[v].spread]
-        prepare, large = self._run(batch, once, ()), self._run(few, handed, [*ins, *once])
+        alone = [k for k in eqns if all(self.times[v] == FIXED for v in first.eqns[k].outvars)]
+        once = [v for k in alone for v in first.eqns[k].outvars]
+        prepare, large = self._run(batch, once, ins), self._run(few, handed, [*ins, *once])
         rest = self._run(batch, goals, [*ins, *once, *handed])
         rows = [v for v in ins if self.times[v].time is Time.IMAGE]
 
@@ -280,6 +275,11 @@ class Staged:
             return rest(values | dict(zip(handed, joined, strict=True)))
 
         return run, few, later
+
+    def _largest(self, eqns: Iterable[int]) -> int:
+        """Bytes of an image's share of the largest value that equations make."""
+        made = [v for k in eqns for v in self._trace(_SIZES[0])[0].eqns[k].outvars]
+        return max((row_bytes(v, self.times[v]) for v in made if self.times[v].time is Time.IMAGE), default=0)
 
     def _run(self, batch: int, wanted: Sequence[Any], given: Iterable[Any]) -> _Run:
         """What makes values from other ones, both by their variable in the canonical trace, images as `[N, ...]`."""

@@ -44,6 +44,8 @@ def test_resizes_as_told(resizing: Resizing) -> None:
     source = InMemory(IMAGES, LABELS, ["a", "b"], image_size=(4, 9), resizing=resizing)
     expected = [resize(image, (4, 9), resizing) for image in IMAGES]
     np.testing.assert_array_equal(source.read(range(5)), expected)
+    same = InMemory(IMAGES, LABELS, ["a", "b"], resizing=resizing)
+    np.testing.assert_array_equal(same.read(range(5)), [resize(x, IMAGES.shape[1:3], resizing) for x in IMAGES])
     plain = InMemory(IMAGES, LABELS, ["a", "b"], image_size=(4, 9))
     assert (source.digest == plain.digest) == (resizing == "bilinear")
 

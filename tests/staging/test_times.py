@@ -139,6 +139,16 @@ def test_a_number_chosen_by_the_batch_size_is_not_stored():
         unnamed.maker(unnamed.features, 32)
 
 
+def test_a_program_of_the_same_operations_wired_otherwise_is_another():
+    def fn(fixed, x, scale):
+        a, b = jnp.sin(x @ fixed["w"]), jnp.cos(x @ fixed["w"])
+        return (b - a if len(x) == 2 else a - b) * scale
+
+    cut = Staged(fn, W, IMAGE, jnp.float32(1))
+    with pytest.raises(ProgramDiffers, match="something else at batch size 2"):
+        cut.maker(cut.features, 2)
+
+
 def test_what_a_callback_gives_is_never_stored():
     def early(fixed, x):
         return jax.pure_callback(lambda y: np.asarray(y) * 2, jax.ShapeDtypeStruct(x.shape, x.dtype), x)
