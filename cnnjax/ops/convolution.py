@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from cnnjax.ops import winograd
 from cnnjax.ops.shifts import (
     Pads,
     Pair,
@@ -22,8 +23,6 @@ from cnnjax.ops.shifts import (
     tap_views,
     wide_type,
 )
-from cnnjax.ops.winograd import pays as winograd_pays
-from cnnjax.ops.winograd import winograd
 
 _SPREAD: ContextVar[bool] = ContextVar("spread", default=False)
 
@@ -45,7 +44,7 @@ def spread_over_devices() -> Generator[None]:
 _NHWC = ("NHWC", "HWIO", "NHWC")
 
 # Beyond the first size of output XLA's kernel gradient leaves its fast path; chunks of the second keep it.
-_LARGE_BYTES, _CHUNK_BYTES, _MOST_CHUNKS = 4 << 20, 5 << 18, 32
+_LARGE_BYTES, _CHUNK_BYTES, _MOST_CHUNKS = 2 << 20, 5 << 18, 32
 _MOST_TAPS = 49
 
 
@@ -262,8 +261,8 @@ def _spatial(x: jax.Array, k: jax.Array, strides: Pair, pads: Pads, precision: A
             return lax.dot_general(
                 patches, taps, (((3,), (0,)), ((), ())), precision=precision, preferred_element_type=wide
             ).astype(x.dtype)
-        pays = not spread and strides == (1, 1) and winograd_pays(x, k, pads)
-        return winograd(x, k, pads) if pays else native(x, k)
+        pays = not spread and strides == (1, 1) and winograd.pays(x, k, pads)
+        return winograd.convolution(x, k, pads) if pays else native(x, k)
 
     native = partial(_native, strides=strides, pads=pads, precision=precision)
     return lax.platform_dependent(x, k, cpu=on_cpu, default=native)
@@ -287,14 +286,14 @@ def _spatial_backward(
                 return lax.dot_general(g, taps[tap], contracted, precision=precision, preferred_element_type=wide)
 
             return scatter(tapped, [g], x.shape[1:3], k.shape[:2], strides, pads).astype(x.dtype)
-        # The output's gradient, convolved with the kernel turned around.
-        turned = k[::-1, ::-1].swapaxes(2, 3)
-        beyond = tuple((m - 1 - low, m - 1 - high) for m, (low, high) in zip(k.shape, pads, strict=False))
-        fits = not spread and strides == (1, 1) and min(*beyond[0], *beyond[1]) >= 0
-        return winograd(g, turned, beyond) if fits and winograd_pays(g, turned, beyond) else of_input(x, k, g)
+        if alone and winograd.pays_for_inputs(x, k, pads):
+            return winograd.input_gradient(x, k, g, pads)
+        return of_input(x, k, g)
 
     def kernel_on_cpu(x: jax.Array, k: jax.Array, g: jax.Array) -> jax.Array:
         n, size = x.shape[0], g.size * g.dtype.itemsize
+        if alone and winograd.pays_for_kernel(x, k, pads, size // n > _CHUNK_BYTES):
+            return winograd.kernel_gradient(x, k, g, pads)
         if spread or size <= _LARGE_BYTES:
             return of_kernel(x, k, g)
         step = max(_CHUNK_BYTES * n // size, -(-n // _MOST_CHUNKS), 1)
@@ -302,6 +301,7 @@ def _spatial_backward(
         sums = [p.astype(wide_type(k.dtype)) for p in parts]
         return sum(sums[1:], sums[0]).astype(k.dtype)
 
+    alone = not spread and strides == (1, 1)
     x, k = kept
     of_input, of_kernel = _native_gradients(strides, pads, precision)
     return (

@@ -59,9 +59,11 @@ def _backward(
     x, scale, bias, mean, inverse = kept
     wide, axes, count = x.astype(wide_type(x.dtype)), tuple(range(x.ndim - 1)), x.size // x.shape[-1]
     g = cotangents[0].astype(wide.dtype)
+    mean = lax.optimization_barrier(mean)
     of_bias = g.sum(axes)
     of_scale = ((wide - mean) * g).sum(axes) * inverse
-    of_x = (g - of_bias / count - (wide - mean) * (inverse * of_scale / count)) * (inverse * scale)
+    again = lax.optimization_barrier(mean)
+    of_x = (g - of_bias / count - (wide - again) * (inverse * of_scale / count)) * (inverse * scale)
     return of_x.astype(x.dtype), of_scale.astype(scale.dtype), of_bias.astype(bias.dtype)
 
 
