@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from functools import partial
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -30,8 +31,10 @@ for _ in range(10):
     x = jax.numpy.ones((5000, 5000)) * 2  # 95 MiB, and as much for each of what is made of it
     jax.block_until_ready(step(x))
     faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-print(json.dumps(faults))
+huge = [line.split()[1] for line in open("/proc/self/smaps_rollup") if line.startswith("AnonHugePages")]
+print(json.dumps([faults, int(huge[0]) << 10]))
 """
+_ON_REQUEST = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's malloc is Linux's")
@@ -41,9 +44,12 @@ def test_memory_that_was_used_once_is_not_asked_for_again():
         words = [sys.executable, "-c", _FAULTS]
         return json.loads(subprocess.run(words, capture_output=True, check=True, env=os.environ | flags | own).stdout)
 
-    pages = 5000 * 5000 * 4 // os.sysconf("SC_PAGE_SIZE")
-    kept, asked = faults(), faults(MALLOC_TRIM_THRESHOLD_="131072")  # settings of the user's own are left alone
+    array = 5000 * 5000 * 4
+    pages = array // os.sysconf("SC_PAGE_SIZE")
+    (kept, huge), (asked, small) = faults(), faults(MALLOC_TRIM_THRESHOLD_="131072")  # the user's own is left alone
     assert min(asked[1:]) > pages and 10 * min(kept[1:]) < pages, (kept, asked)
+    if _ON_REQUEST.exists() and "[madvise]" in _ON_REQUEST.read_text():  # elsewhere the kernel gives huge pages to all, or to none
+        assert huge > 2 * array > 10 * small, (huge, small)
 
 
 def trained(model, freeze, size, **options):
