@@ -76,9 +76,10 @@ def test_depthwise_equals_xla(n, h, w, c, window, strides, padding):
 
 @pytest.mark.parametrize("padding", PADDINGS, ids=str)
 @pytest.mark.parametrize("stride", [1, 2])
-def test_depthwise_as_mobilenets_equals_xla(stride, padding):
+@pytest.mark.parametrize("size", [(6, 11, 10), (3, 38, 7), (34, 33, 4)])  # of many rows, and many images of them
+def test_depthwise_as_mobilenets_equals_xla(size, stride, padding):
     options = dict(window_strides=(stride, stride), padding=padding, dimension_numbers=NHWC, feature_group_count=8)
-    x, k = _normal(0, 6, 11, 10, 8), _normal(1, 3, 3, 1, 8)
+    x, k = _normal(0, *size, 8), _normal(1, 3, 3, 1, 8)
     _assert_same(partial(ops.conv_general_dilated, **options), partial(lax.conv_general_dilated, **options), x, k)
 
 
@@ -111,7 +112,7 @@ def test_chunked_kernel_gradient_equals_xla(n, window, padding, images):
     n=st.integers(1, 6),
     h=st.integers(1, 9),
     w=st.integers(1, 9),
-    padding=st.sampled_from([((1, 1), (1, 1)), ((0, 0), (0, 0)), ((2, 0), (1, 2)), ((0, 2), (2, 1))]),
+    padding=st.sampled_from([((1, 1), (1, 1)), ((0, 0), (0, 0)), ((2, 0), (1, 2)), ((0, 2), (2, 1)), ((4, 3), (0, 5))]),
     images=st.sampled_from([1, 2, 100]),
 )
 def test_winograds_convolution_equals_xla(n, h, w, padding, images):
@@ -122,7 +123,8 @@ def test_winograds_convolution_equals_xla(n, h, w, padding, images):
     if 0 in jax.eval_shape(theirs, x, k).shape:
         return
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(convolution, "winograd_pays", lambda x, k, pads: True)
+        for choice in ("pays", "pays_for_inputs", "pays_for_kernel"):
+            patch.setattr(winograd, choice, lambda *_: True)
         patch.setattr(winograd, "_CHUNK_BYTES", images * 16 * 4 * -(-h // 2) * -(-w // 2) * 12)
         _assert_same(lambda x, k: convolution._spatial(x, k, (1, 1), padding, None, False), theirs, x, k)
 
@@ -157,18 +159,31 @@ def test_a_map_narrower_than_the_window_takes_no_convolution_of_xlas():
 
 
 def test_winograds_rounding_errors_are_those_of_xla():
-    """Of sums of 1,152 products, against double precision."""
-    options = dict(window_strides=(1, 1), padding="SAME", dimension_numbers=NHWC)
-    x, k = _normal(0, 4, 32, 32, 128), _normal(1, 3, 3, 128, 256)
-    wide, taps = np.pad(np.asarray(x, np.float64), ((0, 0), (1, 1), (1, 1), (0, 0))), np.asarray(k, np.float64)
-    true = sum(wide[:, i : i + 32, j : j + 32] @ taps[i, j] for i in range(3) for j in range(3))
+    """Forwards and both gradients, of sums of 1,152, 2,304 and 4,096 products, against double precision."""
+    x, k, g = _normal(0, 4, 32, 32, 128), _normal(1, 3, 3, 128, 256), _normal(2, 4, 32, 32, 256)
+    wide, taps, out = (np.asarray(a, np.float64) for a in (jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0))), k, g))
+    there = [(i, j) for i in range(3) for j in range(3)]
+    of_inputs = np.zeros_like(wide)
+    for i, j in there:
+        of_inputs[:, i : i + 32, j : j + 32] += out @ taps[i, j].T
+    views = [wide[:, i : i + 32, j : j + 32] for i, j in there]
+    of_kernel = np.stack([np.tensordot(view, out, ((0, 1, 2), (0, 1, 2))) for view in views]).reshape(k.shape)
+    true = sum(view @ taps[at] for view, at in zip(views, there, strict=True)), of_inputs[:, 1:-1, 1:-1], of_kernel
+
+    def all_three(conv, x, k, g):
+        y, pull = jax.vjp(lambda x, k: conv(x, k, (1, 1), "SAME", dimension_numbers=NHWC), x, k)
+        return y, *pull(g)
+
     errors = [
-        np.abs(np.asarray(jax.jit(partial(f, **options))(x, k), np.float64) - true).mean()
-        for f in (ops.conv_general_dilated, lax.conv_general_dilated)
+        [np.abs(np.asarray(found, np.float64) - expected).mean() for found, expected in zip(values, true, strict=True)]
+        for values in (
+            jax.jit(partial(all_three, conv))(x, k, g) for conv in (ops.conv_general_dilated, lax.conv_general_dilated)
+        )
     ]
-    assert 0 < errors[0] < 2 * errors[1]
-    text = jax.jit(partial(ops.conv_general_dilated, **options)).lower(x, k).as_text()
-    assert text.count("stablehlo.convolution") == 0 and text.count("stablehlo.dot_general") >= 16
+    for ours, theirs in zip(*errors, strict=True):
+        assert 0 < ours < 2 * theirs, errors
+    text = jax.jit(partial(all_three, ops.conv_general_dilated)).lower(x, k, g).as_text()
+    assert text.count("stablehlo.convolution") == 0 and text.count("stablehlo.dot_general") >= 48
 
 
 def test_kernel_gradient_of_a_large_map_equals_xla():

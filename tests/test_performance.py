@@ -48,7 +48,9 @@ def test_memory_that_was_used_once_is_not_asked_for_again():
     pages = array // os.sysconf("SC_PAGE_SIZE")
     (kept, huge), (asked, small) = faults(), faults(MALLOC_TRIM_THRESHOLD_="131072")  # the user's own is left alone
     assert min(asked[1:]) > pages and 10 * min(kept[1:]) < pages, (kept, asked)
-    if _ON_REQUEST.exists() and "[madvise]" in _ON_REQUEST.read_text():  # elsewhere the kernel gives huge pages to all, or to none
+    if (
+        _ON_REQUEST.exists() and "[madvise]" in _ON_REQUEST.read_text()
+    ):  # elsewhere the kernel gives huge pages to all, or to none
         assert huge > 2 * array > 10 * small, (huge, small)
 
 
