@@ -86,15 +86,34 @@ def test_compilation_is_told_apart_from_running(model):
     assert 0 < first < log[0]["seconds"] and later == [0, 0]
 
 
-def test_many_channels_take_half_the_operations():
+def test_many_channels_take_half_the_operations_forwards_and_backwards():
     """16 products for four outputs instead of 36, and what goes before and after them."""
-    x, k = jnp.zeros((4, 32, 32, 128)), jnp.zeros((3, 3, 128, 256))
+    x, k, g = jnp.zeros((4, 32, 32, 128)), jnp.zeros((3, 3, 128, 256)), jnp.zeros((4, 32, 32, 256))
     options = dict(window_strides=(1, 1), padding="SAME", dimension_numbers=NHWC)
 
-    def counted(convolution):
-        return jax.jit(partial(convolution, **options)).lower(x, k).compile().cost_analysis()["flops"]
+    def counted(convolution, of):
+        def both(x, k, g):
+            y, pull = jax.vjp(partial(convolution, **options), x, k)
+            return (y, *pull(g))[of]
 
-    assert 16 / 36 < counted(ops.conv_general_dilated) / counted(jax.lax.conv_general_dilated) < 0.55
+        return jax.jit(both).lower(x, k, g).compile().cost_analysis()["flops"]
+
+    for of in range(3):
+        assert 16 / 36 < counted(ops.conv_general_dilated, of) / counted(jax.lax.conv_general_dilated, of) < 0.6
+
+
+def test_normalisation_by_the_batch_keeps_nothing_but_its_input():
+    """Forwards and backwards in one program, as in a step: no array of the batch's size but arguments and results."""
+    x, scale = jnp.zeros((16, 40, 40, 64)), jnp.ones(64)
+
+    def temporary(norm):
+        def both(x, scale, g):
+            y, pull = jax.vjp(norm, x, scale)
+            return y, *pull(g)
+
+        return jax.jit(both).lower(x, scale, x).compile().memory_analysis().temp_size_in_bytes
+
+    assert temporary(lambda x, scale: ops.batch_norm(x, scale, scale)[0]) < x.nbytes / 4
 
 
 @pytest.mark.parametrize("platform", ["cuda", "tpu"])
