@@ -8,8 +8,9 @@ Each operation is one `jax.custom_vjp` in a named `jax.jit`: it shows in a jaxpr
 depends on shapes and static arguments alone. Reverse mode works to any order; forward mode (`jax.jvp`) does
 not.
 
-Times as fast as XLA's own lowering on two shared CPU cores, float32, batch 16, each layer alone (`python
-scripts/benchmark.py ops`, 2026-11-23, jax 0.12):
+Times as fast as XLA's own lowering on two shared cores of an AMD EPYC, float32, batch 16, each layer alone (`python
+scripts/benchmark.py ops`, 2026-11-23, jax 0.12; before both gradients took Winograd's products and depthwise kernel
+gradients went by rows):
 
 | layer | forward | input gradient | weight gradient |
 | --- | ---: | ---: | ---: |
@@ -28,11 +29,26 @@ scripts/benchmark.py ops`, 2026-11-23, jax 0.12):
 | max pooling 2x2, 148x148x32 | 1 | 16 | |
 | batch normalisation, 80x80x64, alone | 1 | 1 | 1 |
 
-Depthwise convolutions are shifted multiply-adds, their kernel gradient a scan over images; 1x1 are matrix products;
-kernel gradients of outputs over 4 MiB are summed a few images at a time; max pooling's gradient marks the first
-maximum; where a map is narrower than the window, forward and input gradient are products with its patches. Winograd's
-products gained nothing with fewer channels (90x90x128: 1.0; the input gradient of 90x90x64 to 128: 0.7). BatchNorm's
-gradient gains where it stands in a network: a quarter of the elementwise work and sums of MobileNet's step.
+Those two, on two cores of an Intel Xeon (2 MiB of L2 cache a core), medians of six in turns, 2026-11-28, jax 0.12:
+
+| layer | forward | input gradient | weight gradient |
+| --- | ---: | ---: | ---: |
+| 3x3, 90x90x128 to 128, batch 4, by Winograd | 1.0 | 1.2 | 4.6 |
+| 45x45x256 to 256, batch 8 | 1.2 | 1.5 | 4.5 |
+| 22x22x512 to 512, batch 8 | 1.9 | 2.7 | 5.5 |
+| 11x11x512 to 512, batch 16 | 2.4 | 2.6 | 5.3 |
+| 17x17x128 to 128, batch 32 | 1.0 | 0.9 | 2.5 |
+| 36x36x64 to 128, batch 32: XLA's, a few images at a time (Winograd: 2.8) | | | 3.7 |
+| 74x74x32 to 64, batch 32, likewise (Winograd: 1.5) | | | 2.9 |
+| depthwise, batch 16, by rows beside by images: 80x80x32, 40x40x128, 20x20x256 | | | 2.2, 1.6, 1.7 |
+| 80x80x64 and 40x40x128 of stride 2 | | | 1.4, 1.3 |
+
+Depthwise convolutions are shifted multiply-adds, their kernel gradient a scan over rows of large maps, and over images
+of small ones; 1x1 are matrix products; other kernel gradients of outputs over 2 MiB are summed a few images at a time;
+max pooling's gradient marks the first maximum; where a map is narrower than the window, forward and input gradient are
+products with its patches. Winograd's products gained nothing forwards with fewer channels (90x90x128: 1.0). BatchNorm's
+gradient gains where it stands in a network: a quarter of the elementwise work and sums of MobileNet's step, and a tenth
+of the step for not storing in the forward pass what the backward one can make again.
 """
 
 from cnnjax.ops.convolution import conv_general_dilated, spread_over_devices
