@@ -21,7 +21,7 @@ def _timed(words: list[str], cells: int) -> tuple[list[float], float]:
     ) as process:
         assert process.stdout
         for line in process.stdout:
-            if "test accuracy" in line or '"test_accuracy"' in line:
+            if ": test accuracy" in line or '"test_accuracy"' in line:
                 ends.append(time.perf_counter() - start)
     total = time.perf_counter() - start
     if process.returncode or len(ends) != cells:
