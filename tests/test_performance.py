@@ -48,9 +48,8 @@ def test_memory_that_was_used_once_is_not_asked_for_again():
     pages = array // os.sysconf("SC_PAGE_SIZE")
     (kept, huge), (asked, small) = faults(), faults(MALLOC_TRIM_THRESHOLD_="131072")  # the user's own is left alone
     assert min(asked[1:]) > pages and 10 * min(kept[1:]) < pages, (kept, asked)
-    if (
-        _ON_REQUEST.exists() and "[madvise]" in _ON_REQUEST.read_text()
-    ):  # elsewhere the kernel gives huge pages to all, or to none
+    # Elsewhere the kernel gives huge pages to all, or to none.
+    if _ON_REQUEST.exists() and "[madvise]" in _ON_REQUEST.read_text():
         assert huge > 2 * array > 10 * small, (huge, small)
 
 
@@ -99,7 +98,7 @@ def test_many_channels_take_half_the_operations_forwards_and_backwards():
         return jax.jit(both).lower(x, k, g).compile().cost_analysis()["flops"]
 
     for of in range(3):
-        assert 16 / 36 < counted(ops.conv_general_dilated, of) / counted(jax.lax.conv_general_dilated, of) < 0.6
+        assert 16 / 36 < counted(ops.conv_general_dilated, of) / counted(jax.lax.conv_general_dilated, of) < 0.55
 
 
 def test_normalisation_by_the_batch_keeps_nothing_but_its_input():
