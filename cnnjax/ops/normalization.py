@@ -59,6 +59,8 @@ def _backward(
     x, scale, bias, mean, inverse = kept
     wide, axes, count = x.astype(wide_type(x.dtype)), tuple(range(x.ndim - 1)), x.size // x.shape[-1]
     g = cotangents[0].astype(wide.dtype)
+    # Behind barriers x - mean is three expressions to XLA (one forwards, two here), each fused where it is read: as one
+    # it would be written to memory, and kept from the forward pass until here.
     mean = lax.optimization_barrier(mean)
     of_bias = g.sum(axes)
     of_scale = ((wide - mean) * g).sum(axes) * inverse
