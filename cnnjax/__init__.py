@@ -4,6 +4,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from cnnjax.allocation import keep_freed_memory
+from cnnjax.onednn import ask as ask_for_onednn
 
 if TYPE_CHECKING:
     from cnnjax import sizing
@@ -81,6 +82,7 @@ _LATER = {name: module for module, names in _MODULES.items() for name in names}
 
 
 keep_freed_memory()
+ask_for_onednn()
 
 
 def __getattr__(name: str) -> Any:

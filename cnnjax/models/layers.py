@@ -21,7 +21,7 @@ from cnnjax import ops
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "linear": lambda x: x,
-    "relu": jax.nn.relu,
+    "relu": ops.relu,
     "sigmoid": jax.nn.sigmoid,
     "softmax": jax.nn.softmax,
 }
@@ -203,8 +203,7 @@ class ReLU(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Rectify `x` of any shape."""
-        x = jax.nn.relu(x)
-        return x if self.max_value is None else jnp.minimum(x, self.max_value)
+        return ops.relu(x, self.max_value)
 
 
 class Activation(nnx.Module):

@@ -51,8 +51,12 @@ gradient gains where it stands in a network: a quarter of the elementwise work a
 of the step for not storing in the forward pass what the backward one can make again.
 """
 
+from cnnjax.onednn import settle
 from cnnjax.ops.convolution import conv_general_dilated, spread_over_devices
 from cnnjax.ops.normalization import batch_norm
 from cnnjax.ops.pooling import max_pool
+from cnnjax.ops.rectifier import relu
 
-__all__ = ["batch_norm", "conv_general_dilated", "max_pool", "spread_over_devices"]
+__all__ = ["batch_norm", "conv_general_dilated", "max_pool", "relu", "spread_over_devices"]
+
+settle()

@@ -1,7 +1,7 @@
 """Convolution: XLA's own, but for what the CPU does faster otherwise."""
 
 import math
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import partial
@@ -12,13 +12,14 @@ import jax.numpy as jnp
 from jax import lax
 
 from cnnjax.ops import winograd
+from cnnjax.ops.depthwise import depthwise
+from cnnjax.ops.native import NHWC, convolution, gradients, kernel_gradient_in_parts
 from cnnjax.ops.shifts import (
     Pads,
     Pair,
     explicit_padding,
     out_size,
     pad_space,
-    phase_views,
     scatter,
     tap_views,
     wide_type,
@@ -41,13 +42,9 @@ def spread_over_devices() -> Generator[None]:
         _SPREAD.reset(token)
 
 
-_NHWC = ("NHWC", "HWIO", "NHWC")
-
 # Beyond the first size of output XLA's kernel gradient leaves its fast path; chunks of the second keep it.
 _LARGE_BYTES, _CHUNK_BYTES, _MOST_CHUNKS = 2 << 20, 5 << 18, 32
 _MOST_TAPS = 49
-# Depthwise kernel gradients go by rows where there are so many, and add up so many images' products at a time.
-_MANY_ROWS, _MOST_TERMS = 16, 16
 
 
 def conv_general_dilated(
@@ -104,7 +101,7 @@ def conv_general_dilated(
         and all(v is None for v in kwargs.values())
         and len(window_strides) == 2
         and lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers)
-        == lax.conv_dimension_numbers(lhs.shape, rhs.shape, _NHWC)
+        == lax.conv_dimension_numbers(lhs.shape, rhs.shape, NHWC)
         and 0 not in lhs.shape
         and 0 not in rhs.shape
     )
@@ -113,7 +110,7 @@ def conv_general_dilated(
         pads = explicit_padding(padding, lhs.shape[1:3], window, strides)
         sized = min(*pads[0], *pads[1]) >= 0 and min(out_size(lhs.shape[1:3], window, strides, pads)) > 0
         if sized and feature_group_count == channels == rhs.shape[3] and rhs.shape[2] == 1:
-            return _depthwise_op(lhs, rhs, strides, pads, precision, _SPREAD.get())
+            return depthwise(lhs, rhs, strides, pads, precision, _SPREAD.get())
         if sized and feature_group_count == 1 and rhs.shape[2] == channels:
             if window == (1, 1) and strides == (1, 1) and pads == ((0, 0), (0, 0)):
                 return _pointwise_op(lhs, rhs, precision)
@@ -135,126 +132,6 @@ def conv_general_dilated(
     )
 
 
-def _native(x: jax.Array, k: jax.Array, strides: Pair, pads: Pads, precision: Any, groups: int = 1) -> jax.Array:
-    return lax.conv_general_dilated(
-        x, k, strides, pads, dimension_numbers=_NHWC, feature_group_count=groups, precision=precision
-    )
-
-
-def _native_gradients(
-    strides: Pair, pads: Pads, precision: Any, groups: int = 1
-) -> tuple[Callable[..., jax.Array], Callable[..., jax.Array]]:
-    """Input and kernel gradient of `_native`, each a function of x, kernel and output cotangent."""
-
-    def of_input(x: jax.Array, k: jax.Array, g: jax.Array) -> jax.Array:
-        return jax.linear_transpose(lambda x: _native(x, k, strides, pads, precision, groups), x)(g)[0]
-
-    def of_kernel(x: jax.Array, k: jax.Array, g: jax.Array) -> jax.Array:
-        return jax.linear_transpose(lambda k: _native(x, k, strides, pads, precision, groups), k)(g)[0]
-
-    return of_input, of_kernel
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4, 5))
-def _depthwise(x: jax.Array, k: jax.Array, strides: Pair, pads: Pads, precision: Any, spread: bool) -> jax.Array:
-    def on_cpu(x: jax.Array, k: jax.Array) -> jax.Array:
-        wide = wide_type(x.dtype)
-        taps = k.reshape(-1, k.shape[3]).astype(wide)
-        views = tap_views(pad_space(x, pads), k.shape[:2], strides)
-        terms = [v.astype(wide) * taps[t] for t, v in enumerate(views)]
-        return sum(terms[1:], terms[0]).astype(x.dtype)
-
-    def native(x: jax.Array, k: jax.Array) -> jax.Array:
-        return _native(x, k, strides, pads, precision, x.shape[3])
-
-    return lax.platform_dependent(x, k, cpu=on_cpu, default=native)
-
-
-def _depthwise_forward(
-    x: jax.Array, k: jax.Array, strides: Pair, pads: Pads, precision: Any, spread: bool
-) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return _depthwise(x, k, strides, pads, precision, spread), (x, k)
-
-
-def _depthwise_backward(
-    strides: Pair, pads: Pads, precision: Any, spread: bool, kept: tuple[jax.Array, jax.Array], g: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    def input_on_cpu(x: jax.Array, k: jax.Array, g: jax.Array) -> jax.Array:
-        wide = wide_type(x.dtype)
-        taps = k.reshape(-1, k.shape[3]).astype(wide)
-
-        def shifted(tap: int, g: jax.Array) -> jax.Array:
-            return g.astype(wide) * taps[tap]
-
-        return scatter(shifted, [g], x.shape[1:3], k.shape[:2], strides, pads).astype(x.dtype)
-
-    def kernel_on_cpu(x: jax.Array, k: jax.Array, g: jax.Array) -> jax.Array:
-        # XLA fuses products into a sum over batch and space, which is then slow; not so across a loop.
-        wide = wide_type(x.dtype)
-        if spread:
-            views = phase_views(pad_space(x, pads), k.shape[:2], strides, g.shape[1:3])
-            sums = [(v.astype(wide) * g.astype(wide)).sum((0, 1, 2)) for v in views]
-        elif g.shape[1] >= _MANY_ROWS:
-            sums = _summed_by_rows(pad_space(x, pads), g, k.shape[:2], strides)
-        else:
-            sums = _summed_by_images(pad_space(x, pads), g, k.shape[:2], strides)
-        return jnp.stack(sums).reshape(k.shape).astype(k.dtype)
-
-    x, k = kept
-    of_input, of_kernel = _native_gradients(strides, pads, precision, x.shape[3])
-    return (
-        lax.platform_dependent(x, k, g, cpu=input_on_cpu, default=of_input),
-        lax.platform_dependent(x, k, g, cpu=kernel_on_cpu, default=of_kernel),
-    )
-
-
-def _summed_by_images(x: jax.Array, g: jax.Array, window: Pair, strides: Pair) -> list[jax.Array]:
-    """For each tap of a depthwise kernel: padded inputs where it reads them, times g, summed over images and space."""
-    n, wide = x.shape[0], wide_type(x.dtype)
-    step = next(m for m in (4, 3, 2, 1) if n % m == 0)
-
-    def add(sums: list[jax.Array], images: tuple[jax.Array, ...]) -> tuple[list[jax.Array], None]:
-        x, g = images
-        views = phase_views(x, window, strides, g.shape[1:3])
-        products = [[v[m].astype(wide) * g[m].astype(wide) for m in range(step)] for v in views]
-        return [sum(p, start=s) for p, s in zip(products, sums, strict=True)], None
-
-    sums = [jnp.zeros(g.shape[1:], wide)] * math.prod(window)
-    sums, _ = lax.scan(add, sums, tuple(a.reshape(n // step, step, *a.shape[1:]) for a in (x, g)))
-    return [s.sum((0, 1)) for s in sums]
-
-
-def _summed_by_rows(x: jax.Array, g: jax.Array, window: Pair, strides: Pair) -> list[jax.Array]:
-    """The same, row by row of many images: what is added to then stays in the cache, however large the maps."""
-    (n, rows, columns, channels), wide = g.shape, wide_type(x.dtype)
-    step = max(m for m in range(1, _MOST_TERMS + 1) if n % m == 0)
-    blocks = -(-x.shape[2] // strides[1])
-    x = pad_space(x, ((0, 0), (0, blocks * strides[1] - x.shape[2])))
-    # A block of columns holds a column of each phase. Without a stride rows are one axis, of which taps read a part.
-    flat = strides[1] == 1
-    x = x.reshape(*x.shape[:2], *((blocks * channels,) if flat else (blocks, strides[1] * channels)))
-    g = g.reshape(n, rows, *((columns * channels,) if flat else (columns, channels)))
-
-    def tap(row: jax.Array, column: int) -> jax.Array:
-        if flat:
-            return row[column * channels : (column + columns) * channels]
-        across, phase = divmod(column, strides[1])
-        return row[across : across + columns, phase * channels : (phase + 1) * channels]
-
-    def add(sums: list[jax.Array], at: jax.Array) -> tuple[list[jax.Array], None]:
-        first, row = at // rows * step, at % rows
-        rest = (0,) * (x.ndim - 2)
-        above = lax.dynamic_slice(x, (first, row * strides[0], *rest), (step, window[0], *x.shape[2:])).astype(wide)
-        there = lax.dynamic_slice(g, (first, row, *rest), (step, 1, *g.shape[2:])).astype(wide)
-        places = [(i, j) for i in range(window[0]) for j in range(window[1])]
-        products = [[tap(above[m, i], j) * there[m, 0] for m in range(step)] for i, j in places]
-        return [sum(p, start=s) for p, s in zip(products, sums, strict=True)], None
-
-    sums = [jnp.zeros(g.shape[2:], wide)] * math.prod(window)
-    sums, _ = lax.scan(add, sums, jnp.arange(n // step * rows))
-    return [s.reshape(columns, channels).sum(0) for s in sums]
-
-
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _pointwise(x: jax.Array, k: jax.Array, precision: Any) -> jax.Array:
     def on_cpu(x: jax.Array, k: jax.Array) -> jax.Array:
@@ -262,7 +139,7 @@ def _pointwise(x: jax.Array, k: jax.Array, precision: Any) -> jax.Array:
         return rows.reshape(*x.shape[:3], k.shape[3])
 
     def native(x: jax.Array, k: jax.Array) -> jax.Array:
-        return _native(x, k, (1, 1), ((0, 0), (0, 0)), precision)
+        return convolution(x, k, (1, 1), ((0, 0), (0, 0)), precision)
 
     return lax.platform_dependent(x, k, cpu=on_cpu, default=native)
 
@@ -279,7 +156,7 @@ def _pointwise_backward(precision: Any, kept: tuple[jax.Array, jax.Array], g: ja
         return lax.dot(x.reshape(-1, x.shape[3]).T, g.reshape(-1, g.shape[3]), precision=precision).reshape(k.shape)
 
     x, k = kept
-    of_input, of_kernel = _native_gradients((1, 1), ((0, 0), (0, 0)), precision)
+    of_input, of_kernel = gradients((1, 1), ((0, 0), (0, 0)), precision)
     return (
         lax.platform_dependent(x, k, g, cpu=input_on_cpu, default=of_input),
         lax.platform_dependent(x, k, g, cpu=kernel_on_cpu, default=of_kernel),
@@ -306,7 +183,7 @@ def _spatial(x: jax.Array, k: jax.Array, strides: Pair, pads: Pads, precision: A
         pays = not spread and strides == (1, 1) and winograd.pays(x, k, pads)
         return winograd.convolution(x, k, pads) if pays else native(x, k)
 
-    native = partial(_native, strides=strides, pads=pads, precision=precision)
+    native = partial(convolution, strides=strides, pads=pads, precision=precision)
     return lax.platform_dependent(x, k, cpu=on_cpu, default=native)
 
 
@@ -339,24 +216,20 @@ def _spatial_backward(
         if spread or size <= _LARGE_BYTES:
             return of_kernel(x, k, g)
         step = max(_CHUNK_BYTES * n // size, -(-n // _MOST_CHUNKS), 1)
-        parts = [of_kernel(x[i : i + step], k, g[i : i + step]) for i in range(0, n, step)]
-        sums = [p.astype(wide_type(k.dtype)) for p in parts]
-        return sum(sums[1:], sums[0]).astype(k.dtype)
+        return kernel_gradient_in_parts(x, k, g, strides, pads, precision, step)
 
     alone = not spread and strides == (1, 1)
     x, k = kept
-    of_input, of_kernel = _native_gradients(strides, pads, precision)
+    of_input, of_kernel = gradients(strides, pads, precision)
     return (
         lax.platform_dependent(x, k, g, cpu=input_on_cpu, default=of_input),
         lax.platform_dependent(x, k, g, cpu=kernel_on_cpu, default=of_kernel),
     )
 
 
-_depthwise.defvjp(_depthwise_forward, _depthwise_backward)
 _pointwise.defvjp(_pointwise_forward, _pointwise_backward)
 _spatial.defvjp(_spatial_forward, _spatial_backward)
 
 # Jitted, an operation is one equation whatever surrounds it, and is traced once for each shape.
-_depthwise_op = jax.jit(_depthwise, static_argnums=(2, 3, 4, 5))
 _pointwise_op = jax.jit(_pointwise, static_argnums=(2,))
 _spatial_op = jax.jit(_spatial, static_argnums=(2, 3, 4, 5))

@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from cnnjax.ops.native import is_onednn
 from cnnjax.ops.shifts import Pads, Pair, out_size, pad_space
 
 _Matrix = Sequence[Sequence[float]]
@@ -34,12 +35,13 @@ _CHUNK_BYTES = 160 << 20  # of transformed inputs and outputs at a time
 
 def pays(x: jax.Array, k: jax.Array, pads: Pads) -> bool:
     """Whether this is faster than XLA's own convolution, on CPU, by the measurements in `cnnjax.ops`."""
-    return _pays(x, k, pads, 128, 256)
+    return _pays(x, k, pads, *((256, 512) if is_onednn(x) else (128, 256)))
 
 
 def pays_for_inputs(x: jax.Array, k: jax.Array, pads: Pads) -> bool:
     """The same of the input's gradient."""
-    return _pays(x, k, pads, 128, 128)
+    fewest = 256 if is_onednn(x) else 128
+    return _pays(x, k, pads, fewest, fewest)
 
 
 def pays_for_kernel(x: jax.Array, k: jax.Array, pads: Pads, large: bool) -> bool:
