@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
-from cnnjax import preemption
+from cnnjax import onednn, preemption
 from cnnjax.data.loader import read_batches
 from cnnjax.data.source import as_kept
 from cnnjax.features.partial import DiskWriter, Half, MemoryWriter, claimed, clear, discard, mapped
@@ -26,7 +26,7 @@ PASS_BATCH = 32
 # On CPU a pass is fastest while its values stay in the caches. Two cores, pictures a second with all made for 8 at a
 # time, and with large values made for 2: MobileNet at 160x160 259 and 278, at 224x224 126 and 138, VGG16 at 96x96 39
 # and 48, at 180x180 (where two pictures' values leave the caches too) 13 and 13.
-_CORE_BYTES, _MOST_CORES, _ROUND = 4 << 20, 8, 8
+_CORE_BYTES, _ONEDNN_BYTES, _MOST_CORES, _ROUND = 4 << 20, 16 << 20, 8, 8
 _PROGRAMS = 4  # compiled passes that are kept at hand
 
 
@@ -329,7 +329,7 @@ class FeatureStore:
 def _maker(staged: Staged, wanted: list[Feature], batch: int, stored: list[Feature]) -> tuple[Maker, int]:
     """The pass's program, and its batch size."""
     if jax.default_backend() == "cpu":
-        cache = _CORE_BYTES * min(_cores(), _MOST_CORES)
+        cache = (_ONEDNN_BYTES if onednn.answers() else _CORE_BYTES) * min(_cores(), _MOST_CORES)
         for slices in (cache, 0):
             with suppress(ProgramDiffers):  # a model that chooses by batch size: it was looked at with the size given
                 maker = staged.maker(wanted, batch, stored=stored, cache=slices)

@@ -35,7 +35,7 @@ _CHUNK_BYTES = 160 << 20  # of transformed inputs and outputs at a time
 
 def pays(x: jax.Array, k: jax.Array, pads: Pads) -> bool:
     """Whether this is faster than XLA's own convolution, on CPU, by the measurements in `cnnjax.ops`."""
-    return _pays(x, k, pads, *((256, 512) if is_onednn(x) else (128, 256)))
+    return _pays(x, k, pads, 256 if is_onednn(x) else 128, 256)
 
 
 def pays_for_inputs(x: jax.Array, k: jax.Array, pads: Pads) -> bool:

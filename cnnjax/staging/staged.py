@@ -12,6 +12,7 @@ import numpy as np
 from jax.extend import core
 
 from cnnjax.staging.cut import after_large, fingerprints, frontier, needed, row_bytes
+from cnnjax.staging.fold import folded
 from cnnjax.staging.times import ELEMENTWISE, FIXED, LATE, Known, ProgramDiffers, Time, binding_times, same
 from cnnjax.staging.trace import describe, digest, flat_trace, inner_jaxprs, open_jaxpr, part
 
@@ -287,7 +288,9 @@ class Staged:
         """What makes values from other ones, both by their variable in the canonical trace, images as `[N, ...]`."""
         jaxpr, _, _, own = self._at(batch)
         eqns, ins = needed(self._trace(_SIZES[0])[0], wanted, given)
-        run = part(jaxpr, [own[v] for v in ins], [own[v] for v in wanted], (jaxpr.eqns[k] for k in eqns))
+        fixed = {own[v] for v, known in self.times.items() if known == FIXED}
+        steps = [jaxpr.eqns[k] for k in eqns]
+        run = folded(jaxpr, [own[v] for v in ins], [own[v] for v in wanted], steps, fixed)
 
         def value(v: Any, x: Any) -> Any:
             is_rows = self.times[v].time is Time.IMAGE
