@@ -2,6 +2,7 @@
 
 import os
 import time
+import warnings
 from contextlib import suppress
 from pathlib import Path
 
@@ -23,8 +24,13 @@ def keep_programs() -> None:
     It is JAX's own persistent cache, in `cache_folder()/programs`; a folder that was set before (by
     `JAX_COMPILATION_CACHE_DIR`, say) stays, and `JAX_ENABLE_COMPILATION_CACHE=false` turns it off. Programs that were
     compiled more than 30 days ago are removed: those of former versions would stay for ever.
+
+    Programs with oneDNN's operations (see `cnnjax.onednn`) cannot be kept: jaxlib 0.11 and 0.12 fail to write them. A
+    start compiles them anew, which are those of steps and of passes over pictures on CPU.
     """
     import jax
+
+    warnings.filterwarnings("ignore", "Error writing persistent compilation cache entry(.|\n)*bad_alloc", UserWarning)
 
     if jax.config.jax_compilation_cache_dir is None:
         folder = cache_folder() / "programs"

@@ -87,7 +87,7 @@ def test_compilation_is_told_apart_from_running(model):
 
 def test_many_channels_take_half_the_operations_forwards_and_backwards():
     """16 products for four outputs instead of 36, and what goes before and after them."""
-    x, k, g = jnp.zeros((4, 32, 32, 128)), jnp.zeros((3, 3, 128, 256)), jnp.zeros((4, 32, 32, 256))
+    x, k, g = jnp.zeros((4, 32, 32, 256)), jnp.zeros((3, 3, 256, 256)), jnp.zeros((4, 32, 32, 256))
     options = dict(window_strides=(1, 1), padding="SAME", dimension_numbers=NHWC)
 
     def counted(convolution, of):
@@ -95,7 +95,7 @@ def test_many_channels_take_half_the_operations_forwards_and_backwards():
             y, pull = jax.vjp(partial(convolution, **options), x, k)
             return (y, *pull(g))[of]
 
-        return jax.jit(both).lower(x, k, g).compile().cost_analysis()["flops"]
+        return jax.jit(both).lower(x, k, g).cost_analysis()["flops"]  # once compiled, oneDNN's are not counted
 
     for of in range(3):
         assert 16 / 36 < counted(ops.conv_general_dilated, of) / counted(jax.lax.conv_general_dilated, of) < 0.55

@@ -19,6 +19,8 @@ from cnnjax.functional import leaves_of
 from cnnjax.losses import ZERO, losses
 from cnnjax.models import Classifier, lecture_cnn, lecture_head, linear_head, mobilenet
 from cnnjax.optim import make_optimizer
+from cnnjax.staging import staged
+from cnnjax.staging.trace import part
 from cnnjax.training import Trainer, _Steered
 
 RNG = np.random.default_rng(0)
@@ -89,7 +91,10 @@ def resnet():
         ("mobile", "all", "backbone", 64),
     ],
 )
-def test_stored_features_and_the_whole_model_train_to_the_same_weights(name, spec, within, size, request):
+def test_stored_features_and_the_whole_model_train_to_the_same_weights(name, spec, within, size, request, monkeypatch):
+    # Frozen normalisation inside kernels is exact to rounding alone (tests/staging/test_fold.py), which live BatchNorm
+    # on maps as small as these makes a thousand times as large in every few steps.
+    monkeypatch.setattr(staged, "folded", lambda jaxpr, ins, outs, eqns, fixed: part(jaxpr, ins, outs, eqns))
     model = request.getfixturevalue(name)
     source = pictures(38, size)  # 5 steps an epoch, the last of them short
     transform = optax.sgd(0.001, momentum=0.9)  # small: live BatchNorm on small maps amplifies rounding
@@ -161,7 +166,8 @@ def test_the_steps_operations_fall_with_depth_as_the_arithmetic_says(spec):
         index[0],
         np.uint32(0),
     )
-    counted = trainer._taking_step.lower(*arguments).compile().cost_analysis()["flops"]
+    # As it is lowered: oneDNN's operations in a compiled program are not counted.
+    counted = trainer._taking_step.lower(*arguments).cost_analysis()["flops"]
 
     depth = {"none": 0, "all": 4}.get(spec) if spec in ("none", "all") else int(spec)
     side, channels, layers = size, 3, []

@@ -13,7 +13,7 @@ from jax import lax
 
 from cnnjax.ops import winograd
 from cnnjax.ops.depthwise import depthwise
-from cnnjax.ops.native import NHWC, convolution, gradients, kernel_gradient_in_parts
+from cnnjax.ops.native import NHWC, convolution, gradients, is_onednn, kernel_gradient_in_parts
 from cnnjax.ops.shifts import (
     Pads,
     Pair,
@@ -45,6 +45,7 @@ def spread_over_devices() -> Generator[None]:
 # Beyond the first size of output XLA's kernel gradient leaves its fast path; chunks of the second keep it.
 _LARGE_BYTES, _CHUNK_BYTES, _MOST_CHUNKS = 2 << 20, 5 << 18, 32
 _MOST_TAPS = 49
+_FEW_CHANNELS = 16
 
 
 def conv_general_dilated(
@@ -213,7 +214,7 @@ def _spatial_backward(
         n, size = x.shape[0], g.size * g.dtype.itemsize
         if alone and winograd.pays_for_kernel(x, k, pads, size // n > _CHUNK_BYTES):
             return winograd.kernel_gradient(x, k, g, pads)
-        if spread or size <= _LARGE_BYTES:
+        if spread or size <= _LARGE_BYTES or (is_onednn(x) and strides != (1, 1) and x.shape[3] > _FEW_CHANNELS):
             return of_kernel(x, k, g)
         step = max(_CHUNK_BYTES * n // size, -(-n // _MOST_CHUNKS), 1)
         return kernel_gradient_in_parts(x, k, g, strides, pads, precision, step)
