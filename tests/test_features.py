@@ -245,6 +245,7 @@ def test_a_pass_over_large_values_takes_fewer_pictures_at_once(store, chooses, m
 
 def test_a_pass_takes_fewer_pictures_where_large_weights_make_large_values(store, monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0}, raising=False)
+    monkeypatch.setattr("cnnjax.features.store._ONEDNN_BYTES", 4 << 20)
     weights, seen = {"heavy": jnp.ones((108, 400_000)) / 255}, []  # 173 MB, which make 1.6 MB of a picture
 
     def fn(fixed, x, late):

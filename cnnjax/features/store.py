@@ -25,7 +25,8 @@ GIB = 1 << 30
 PASS_BATCH = 32
 # On CPU a pass is fastest while its values stay in the caches. Two cores, pictures a second with all made for 8 at a
 # time, and with large values made for 2: MobileNet at 160x160 259 and 278, at 224x224 126 and 138, VGG16 at 96x96 39
-# and 48, at 180x180 (where two pictures' values leave the caches too) 13 and 13.
+# and 48, at 180x180 (where two pictures' values leave the caches too) 13 and 13. With oneDNN, which writes a value once
+# where there were three operations, 4, 8, 16 and 64 MiB a core: MobileNet at 160x160 310, 342, 364 and 359.
 _CORE_BYTES, _ONEDNN_BYTES, _MOST_CORES, _ROUND = 4 << 20, 16 << 20, 8, 8
 _PROGRAMS = 4  # compiled passes that are kept at hand
 

@@ -7,6 +7,7 @@ import pytest
 from flax import nnx
 
 import cnnjax
+from cnnjax import ops
 from cnnjax.staging import Staged
 from cnnjax.staging.fold import folded
 from cnnjax.staging.trace import flat_trace
@@ -54,7 +55,7 @@ def vector(seed):
     ],
 )
 @pytest.mark.parametrize(
-    "conv", [convolution, lambda x, k: cnnjax.ops.conv_general_dilated(x, k, (1, 1), "SAME", dimension_numbers=NHWC)]
+    "conv", [convolution, lambda x, k: ops.conv_general_dilated(x, k, (1, 1), "SAME", dimension_numbers=NHWC)]
 )
 def test_affine_maps_of_channels_go_into_the_kernel(conv, after):
     def fn(k, a, b, c, x):
