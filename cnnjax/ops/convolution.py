@@ -13,7 +13,14 @@ from jax import lax
 
 from cnnjax.ops import winograd
 from cnnjax.ops.depthwise import depthwise
-from cnnjax.ops.native import NHWC, convolution, gradients, is_onednn, kernel_gradient_in_parts
+from cnnjax.ops.native import (
+    NHWC,
+    convolution,
+    gradients,
+    is_onednn,
+    kernel_gradient_by_patches,
+    kernel_gradient_in_parts,
+)
 from cnnjax.ops.shifts import (
     Pads,
     Pair,
@@ -45,7 +52,8 @@ def spread_over_devices() -> Generator[None]:
 # Beyond the first size of output XLA's kernel gradient leaves its fast path; chunks of the second keep it.
 _LARGE_BYTES, _CHUNK_BYTES, _MOST_CHUNKS = 2 << 20, 5 << 18, 32
 _MOST_TAPS = 49
-_FEW_CHANNELS = 16
+# With oneDNN: patches of so many numbers are laid out, and with so many channels (for 3x3) Eigen's sums are faster.
+_SHORT_PATCH, _FEWEST_CHANNELS = 36, 32
 
 
 def conv_general_dilated(
@@ -214,7 +222,10 @@ def _spatial_backward(
         n, size = x.shape[0], g.size * g.dtype.itemsize
         if alone and winograd.pays_for_kernel(x, k, pads, size // n > _CHUNK_BYTES):
             return winograd.kernel_gradient(x, k, g, pads)
-        if spread or size <= _LARGE_BYTES or (is_onednn(x) and strides != (1, 1) and x.shape[3] > _FEW_CHANNELS):
+        if not spread and is_onednn(x) and math.prod(k.shape[:3]) <= _SHORT_PATCH:
+            return kernel_gradient_by_patches(x, k, g, strides, pads, precision)
+        thin = strides != (1, 1) or x.shape[3] * 9 < _FEWEST_CHANNELS * math.prod(k.shape[:2])
+        if spread or size <= _LARGE_BYTES or (thin and is_onednn(x)):
             return of_kernel(x, k, g)
         step = max(_CHUNK_BYTES * n // size, -(-n // _MOST_CHUNKS), 1)
         return kernel_gradient_in_parts(x, k, g, strides, pads, precision, step)

@@ -1,5 +1,6 @@
 """XLA's own convolution and its gradients, and which of XLA's libraries computes them on CPU."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -59,6 +60,19 @@ def kernel_gradient_in_parts(
     parts = [p for i in range(0, len(x), images) for p in part(x[i : i + images], g[i : i + images])]
     sums = [p.astype(wide_type(k.dtype)) for p in parts]
     return sum(sums[1:], sums[0]).astype(k.dtype)
+
+
+def kernel_gradient_by_patches(
+    x: jax.Array, k: jax.Array, g: jax.Array, strides: Pair, pads: Pads, precision: Any
+) -> jax.Array:
+    """The kernel's gradient as one product of patches and g, where a patch is short.
+
+    The patches are made by a convolution whose kernel is the identity: XLA's own way of laying them out takes longer.
+    """
+    size = math.prod(k.shape[:3])
+    patches = convolution(x, jnp.eye(size, dtype=x.dtype).reshape(*k.shape[:3], size), strides, pads, None)
+    rows, sums = patches.reshape(-1, size), g.reshape(-1, g.shape[3])
+    return lax.dot_general(rows, sums, (((0,), (0,)), ((), ())), precision=precision).reshape(k.shape)
 
 
 def _over_rows(
