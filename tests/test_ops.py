@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from jax import lax
 
 from cnnjax import onednn, ops
-from cnnjax.ops import convolution, winograd
+from cnnjax.ops import convolution, native, winograd
 
 NHWC = ("NHWC", "HWIO", "NHWC")
 PADDINGS = ("SAME", "VALID", ((0, 1), (0, 1)), ((1, 1), (1, 1)), ((2, 0), (1, 3)))
@@ -125,6 +125,31 @@ def test_chunked_kernel_gradient_equals_xla(n, window, strides, padding, images)
         _assert_same(lambda x, k: convolution._spatial(x, k, strides, padding, None, False), theirs, x, k)
 
 
+@settings(few, max_examples=15)
+@given(
+    n=st.integers(1, 5),
+    h=st.integers(2, 9),
+    w=st.integers(1, 8),
+    channels=st.integers(1, 4),
+    window=st.sampled_from([(3, 3), (1, 1), (1, 3), (5, 2)]),
+    strides=st.sampled_from([(1, 1), (2, 1), (2, 3)]),
+    padding=st.sampled_from([((1, 1), (1, 1)), ((0, 0), (0, 0)), ((2, 0), (1, 3)), ((0, 2), (2, 1))]),
+    images=st.integers(1, 5),
+)
+def test_kernel_gradients_in_halves_and_by_patches_equal_xla(n, h, w, channels, window, strides, padding, images):
+    x, k = _normal(0, n, h, w, channels), _normal(1, *window, channels, 3)
+    shape = jax.eval_shape(partial(native.convolution, strides=strides, pads=padding, precision=None), x, k).shape
+    if 0 in shape:
+        return
+    g = _normal(2, *shape)
+    expected = native.gradients(strides, padding, None)[1](x, k, g)
+    given = x, k, g, strides, padding, None
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(native, "is_onednn", lambda x: True)
+        for found in (native.kernel_gradient_in_parts(*given, images), native.kernel_gradient_by_patches(*given)):
+            np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
 @few
 @given(
     n=st.integers(1, 6),
@@ -176,6 +201,25 @@ def test_a_map_narrower_than_the_window_takes_no_convolution_of_xlas():
         assert text.count("stablehlo.convolution") == convolutions
 
 
+@pytest.mark.parametrize("most", [None, 6.0])
+def test_the_rectifier_is_jaxs_and_keeps_its_output_alone(most):
+    x = jnp.array([-2.0, -0.0, 0.0, 1e-30, 3.0, 6.0, 8.0, jnp.inf])
+    theirs = jax.nn.relu if most is None else jax.nn.relu6
+    np.testing.assert_array_equal(ops.relu(x, most), theirs(x))
+    slopes = [0, 0, 0, 1, 1, *([1, 1, 1] if most is None else [0, 0, 0])]
+    np.testing.assert_array_equal(jax.vmap(jax.grad(partial(ops.relu, max_value=most)))(x), slopes)
+    np.testing.assert_array_equal(
+        jax.jvp(partial(ops.relu, max_value=most), (x,), (x * 0 + 2,))[1], 2 * np.array(slopes)
+    )
+
+    def step(x):
+        y, pull = jax.vjp(lambda x: ops.relu(2 * x, most), x)
+        return y, pull(y)
+
+    text = jax.jit(step).lower(x).compile().as_text()
+    assert "direction=NE" in text and "direction=GT" not in text
+
+
 def test_winograds_rounding_errors_are_those_of_xla():
     """Forwards and both gradients, of sums of 2,304, 2,304 and 4,096 products, against double precision."""
     x, k, g = _normal(0, 4, 32, 32, 256), _normal(1, 3, 3, 256, 256), _normal(2, 4, 32, 32, 256)
@@ -206,12 +250,13 @@ def test_winograds_rounding_errors_are_those_of_xla():
 
 def test_kernel_gradient_of_a_large_map_equals_xla():
     options = dict(window_strides=(1, 1), padding="SAME", dimension_numbers=NHWC)
-    x, k = _normal(0, 3, 100, 100, 16), _normal(1, 3, 3, 16, 120)
+    x, k = _normal(0, 3, 100, 100, 32), _normal(1, 3, 3, 32, 120)
     ours, theirs = (partial(f, **options) for f in (ops.conv_general_dilated, lax.conv_general_dilated))
     _assert_same(ours, theirs, x, k, tolerance=1e-5)
     backward = jax.jit(lambda x, k, g: jax.vjp(ours, x, k)[1](g))
     text = backward.lower(x, k, ours(x, k)).as_text()
-    assert text.count("stablehlo.convolution") == 1 + 3  # the input's gradient and one image at a time
+    # The input's gradient and one image at a time, where oneDNN has the others in two halves.
+    assert text.count("stablehlo.convolution") == 1 + 3 * (2 if onednn.answers() else 1)
 
 
 @pytest.mark.parametrize(

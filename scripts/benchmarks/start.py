@@ -23,10 +23,9 @@ import numpy as np
 from flax import nnx
 from cnnjax.data import InMemory
 cnnjax.keep_programs()
-misses = []
-jax.monitoring.register_event_listener(
-    lambda event, **kwargs: misses.append(event) if event == "/jax/compilation_cache/cache_misses" else None
-)
+events = []
+jax.monitoring.register_event_listener(lambda event, **kwargs: events.append(event))
+jax.monitoring.register_event_duration_secs_listener(lambda event, seconds, **kwargs: events.append(event))
 imported = time.perf_counter() - start
 backbone = cnnjax.mobilenet(0.25, (96, 96, 3), include_top=False, rngs=nnx.Rngs(0))
 model = cnnjax.Classifier(backbone, cnnjax.linear_head(backbone.output_shape(), 2, rngs=nnx.Rngs(1)), "tf")
@@ -35,8 +34,11 @@ trainer = cnnjax.Trainer(model, cnnjax.Freeze.none().resolve(model, "backbone"),
 built = time.perf_counter() - start
 trainer.fit(trainer.init(), trainer.rows(pictures), epochs=1)
 import json, resource
+# A program that cannot be written is no miss to JAX.
+hits = events.count("/jax/compilation_cache/cache_hits")
+compiled = events.count("/jax/core/compile/backend_compile_duration") - hits
 print(json.dumps({"import": imported, "model and trainer": built - imported, "first step": time.perf_counter() - start
-    - built, "programs compiled": len(misses), "peak MiB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}))
+    - built, "programs compiled": compiled, "peak MiB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}))
 """
 
 
