@@ -19,14 +19,14 @@ def cache_folder() -> Path:
 
 
 def keep_programs() -> None:
-    """Keep every compiled program on disk, so that a second start compiles nothing; the commands do so by themselves.
+    """Keep compiled programs on disk, so that a second start need not compile them; the commands do so by themselves.
 
     It is JAX's own persistent cache, in `cache_folder()/programs`; a folder that was set before (by
     `JAX_COMPILATION_CACHE_DIR`, say) stays, and `JAX_ENABLE_COMPILATION_CACHE=false` turns it off. Programs that were
     compiled more than 30 days ago are removed: those of former versions would stay for ever.
 
-    Programs with oneDNN's operations (see `cnnjax.onednn`) cannot be kept: jaxlib 0.11 and 0.12 fail to write them. A
-    start compiles them anew, which are those of steps and of passes over pictures on CPU.
+    Programs with oneDNN's operations (see `cnnjax.onednn`), steps and passes over pictures on CPU, cannot be kept:
+    jaxlib 0.11 and 0.12 fail to write them, which JAX warns of (that warning is filtered). Each process compiles them.
     """
     import jax
 

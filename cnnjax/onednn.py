@@ -1,4 +1,11 @@
-"""oneDNN for XLA's CPU backend, which holds it since jaxlib 0.11 but asks it for nothing by default."""
+"""oneDNN for XLA's CPU backend, which holds it since jaxlib 0.11 but asks it for nothing by default.
+
+Forward convolutions (grouped ones too), inputs' gradients of those without a stride, and larger products become its
+operations, with what follows them: a bias, `max(x, 0)`, `clip(x, 0, 6)`. Kernel gradients do not. A program with such
+operations cannot be written to a compilation cache (jaxlib 0.12: `std::bad_alloc`). YNNPACK, XLA's default, must be
+confined to sums for that. It still takes convolutions along that stand beside a maximum over windows: `cnnjax.ops`
+keeps them apart.
+"""
 
 import os
 import platform
