@@ -11,6 +11,7 @@ import os
 import platform
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 
 _FLAGS = {
     "xla_cpu_experimental_onednn_custom_call": "true",
@@ -18,6 +19,7 @@ _FLAGS = {
     "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE",
 }
 _FIRST, _BEYOND = (0, 11), (0, 13)  # XLA ends a process for a flag that it does not know
+_PLUGINS = ("libtpu", "jax_cuda12_plugin", "jax_cuda13_plugin", "jax_rocm7_plugin", "jax_rocm60_plugin")
 _before: str | None = None
 _asked = False
 
@@ -27,7 +29,9 @@ def ask() -> bool:
 
     XLA reads its flags once, when the process compiles its first program: `import cnnjax` calls this, so import it
     before JAX computes anything. Whoever sets one of these flags, to whatever value, is left alone: with
-    `XLA_FLAGS=--xla_cpu_experimental_onednn_custom_call=false` nothing is asked for.
+    `XLA_FLAGS=--xla_cpu_experimental_onednn_custom_call=false` nothing is asked for. Nor is it where JAX has an
+    accelerator's plugin, whose own XLA reads the same variable and may be of another version, unless
+    `JAX_PLATFORMS=cpu`.
 
     Returns:
         Whether it was asked for.
@@ -36,6 +40,9 @@ def ask() -> bool:
     flags = os.environ.get("XLA_FLAGS")
     if _asked or any(name in (flags or "") for name in _FLAGS):
         return _asked
+    platforms = os.environ.get("JAX_PLATFORMS", "")
+    if platforms != "cpu" and (platforms or any(map(find_spec, _PLUGINS))):
+        return False
     try:
         jaxlib = tuple(int(part) for part in version("jaxlib").split(".")[:2])
     except (PackageNotFoundError, ValueError):

@@ -6,6 +6,7 @@ import platform
 import subprocess
 import sys
 from importlib.metadata import version
+from importlib.util import find_spec
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +24,8 @@ from cnnjax import onednn, ops
 print(json.dumps([asked, os.environ.get("XLA_FLAGS"), onednn.answers()]))
 """
 HERE = (platform.system(), platform.machine()) == ("Linux", "x86_64")
-HAS = HERE and tuple(map(int, version("jaxlib").split(".")[:2])) >= (0, 11)
+ALONE = os.environ.get("JAX_PLATFORMS", "") == "cpu" or not any(map(find_spec, onednn._PLUGINS))
+HAS = HERE and ALONE and tuple(map(int, version("jaxlib").split(".")[:2])) >= (0, 11)
 
 
 def _process(before="", flags=None):
@@ -49,12 +51,19 @@ def test_a_process_that_has_computed_before_goes_without():
     assert after is None and not answers
 
 
-@pytest.mark.parametrize("jaxlib, machine, asks", [
-    ("0.12.0.1", "x86_64", True), ("0.11.2", "x86_64", True), ("0.10.2", "x86_64", False), ("0.13.0", "x86_64", False),
-    ("0.12.0", "aarch64", False), ("unknown", "x86_64", False),
+@pytest.mark.parametrize("jaxlib, machine, platforms, plugin, asks", [
+    ("0.12.0.1", "x86_64", None, None, True), ("0.11.2", "x86_64", "cpu", None, True),
+    ("0.10.2", "x86_64", None, None, False), ("0.13.0", "x86_64", None, None, False),
+    ("0.12.0", "aarch64", None, None, False), ("unknown", "x86_64", None, None, False),
+    ("0.12.0", "x86_64", "cuda,cpu", None, False), ("0.12.0", "x86_64", None, "libtpu", False),
+    ("0.12.0", "x86_64", "cpu", "libtpu", True),
 ])  # fmt: skip
-def test_it_is_asked_of_versions_that_know_the_flags(monkeypatch, jaxlib, machine, asks):
+def test_it_is_asked_of_versions_that_know_the_flags(monkeypatch, jaxlib, machine, platforms, plugin, asks):
     monkeypatch.delenv("XLA_FLAGS", raising=False)
+    monkeypatch.delenv("JAX_PLATFORMS", raising=False)
+    if platforms:
+        monkeypatch.setenv("JAX_PLATFORMS", platforms)
+    monkeypatch.setattr(onednn, "find_spec", lambda name: object() if name == plugin else None)
     monkeypatch.setattr(onednn, "version", lambda name: jaxlib)
     monkeypatch.setattr(platform, "system", lambda: "Linux")
     monkeypatch.setattr(platform, "machine", lambda: machine)
