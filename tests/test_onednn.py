@@ -99,8 +99,9 @@ def test_a_training_step_of_the_lectures_network_is_oneDNNs_but_for_kernel_gradi
         return (nnx.merge(graph, weights, rest)(images) ** 2).sum()
 
     fused, others = convolutions(jax.grad(loss), weights, jnp.zeros((32, 150, 150, 3)))
-    assert sorted(fused) == [""] * 3 + ['"BIAS","RELU"'] * 4, fused  # three input gradients, four layers
-    assert others >= 4  # kernel gradients, in parts
+    # Three input gradients and the first layer's patches, and four layers.
+    assert sorted(fused) == sorted([""] * 4 + ['"BIAS","RELU"'] * 4), fused
+    assert others >= 2  # kernel gradients, in parts
 
 
 @pytest.mark.parametrize("channels, kernel, groups", [(16, (3, 3, 1, 16), 16), (16, (3, 3, 16, 32), 1)])

@@ -209,7 +209,7 @@ def test_the_rectifier_is_jaxs_and_keeps_its_output_alone(most):
     slopes = [0, 0, 0, 1, 1, *([1, 1, 1] if most is None else [0, 0, 0])]
     np.testing.assert_array_equal(jax.vmap(jax.grad(partial(ops.relu, max_value=most)))(x), slopes)
     np.testing.assert_array_equal(
-        jax.jvp(partial(ops.relu, max_value=most), (x,), (x * 0 + 2,))[1], 2 * np.array(slopes)
+        jax.jvp(partial(ops.relu, max_value=most), (x,), (jnp.full_like(x, 2),))[1], 2 * np.array(slopes)
     )
 
     def step(x):
