@@ -21,7 +21,7 @@ _FLAGS = {
 _FIRST, _BEYOND = (0, 11), (0, 13)  # XLA ends a process for a flag that it does not know
 _PLUGINS = ("libtpu", "jax_cuda12_plugin", "jax_cuda13_plugin", "jax_rocm7_plugin", "jax_rocm60_plugin")
 _before: str | None = None
-_asked = False
+_written: str | None = None
 
 
 def ask() -> bool:
@@ -36,10 +36,10 @@ def ask() -> bool:
     Returns:
         Whether it was asked for.
     """
-    global _asked, _before
+    global _before, _written
     flags = os.environ.get("XLA_FLAGS")
-    if _asked or any(name in (flags or "") for name in _FLAGS):
-        return _asked
+    if _written or any(name in (flags or "") for name in _FLAGS):
+        return bool(_written)
     platforms = os.environ.get("JAX_PLATFORMS", "")
     if platforms != "cpu" and (platforms or any(map(find_spec, _PLUGINS))):
         return False
@@ -49,24 +49,29 @@ def ask() -> bool:
         return False
     if not _FIRST <= jaxlib < _BEYOND or (platform.system(), platform.machine()) != ("Linux", "x86_64"):
         return False
-    _before, _asked = flags, True
-    os.environ["XLA_FLAGS"] = " ".join(filter(None, [flags, *(f"--{name}={value}" for name, value in _FLAGS.items())]))
+    _before = flags
+    _written = " ".join(filter(None, [flags, *(f"--{name}={value}" for name, value in _FLAGS.items())]))
+    os.environ["XLA_FLAGS"] = _written
     return True
 
 
 def settle() -> None:
-    """Let XLA read its flags now, and take back what `ask` wrote: other libraries with an XLA may not know them."""
-    global _asked
-    if not _asked:
+    """Let XLA read its flags now, and take back what `ask` wrote: other libraries with an XLA may not know them.
+
+    What somebody else has written to `XLA_FLAGS` meanwhile is read and stays.
+    """
+    global _written
+    if not _written:
         return
     from jaxlib import xla_client
 
     _ = xla_client.CompileOptions().executable_build_options.debug_options
-    if _before is None:
-        del os.environ["XLA_FLAGS"]
-    else:
-        os.environ["XLA_FLAGS"] = _before
-    _asked = False
+    if os.environ.get("XLA_FLAGS") == _written:
+        if _before is None:
+            del os.environ["XLA_FLAGS"]
+        else:
+            os.environ["XLA_FLAGS"] = _before
+    _written = None
 
 
 @cache

@@ -20,6 +20,7 @@ import json, os
 {before}
 import cnnjax
 asked = os.environ.get("XLA_FLAGS")
+{between}
 from cnnjax import onednn, ops
 print(json.dumps([asked, os.environ.get("XLA_FLAGS"), onednn.answers()]))
 """
@@ -28,9 +29,9 @@ ALONE = os.environ.get("JAX_PLATFORMS", "") == "cpu" or not any(map(find_spec, o
 HAS = HERE and ALONE and tuple(map(int, version("jaxlib").split(".")[:2])) >= (0, 11)
 
 
-def _process(before="", flags=None):
+def _process(before="", flags=None, between=""):
     own = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | ({} if flags is None else {"XLA_FLAGS": flags})
-    words = [sys.executable, "-c", _SAYS.format(before=before)]
+    words = [sys.executable, "-c", _SAYS.format(before=before, between=between)]
     return json.loads(subprocess.run(words, capture_output=True, check=True, env=own).stdout)
 
 
@@ -44,6 +45,11 @@ def test_xla_is_asked_and_its_flags_are_as_they_were(flags):
 def test_flags_of_the_users_own_are_left_alone():
     flags = "--xla_cpu_experimental_onednn_custom_call=false"
     assert _process(flags=flags) == [flags, flags, False]
+
+
+def test_flags_that_are_set_later_are_read_and_stay():
+    flags = "--xla_force_host_platform_device_count=2"
+    assert _process(between=f"os.environ['XLA_FLAGS'] = '{flags}'")[1:] == [flags, False]
 
 
 def test_a_process_that_has_computed_before_goes_without():
@@ -67,7 +73,7 @@ def test_it_is_asked_of_versions_that_know_the_flags(monkeypatch, jaxlib, machin
     monkeypatch.setattr(onednn, "version", lambda name: jaxlib)
     monkeypatch.setattr(platform, "system", lambda: "Linux")
     monkeypatch.setattr(platform, "machine", lambda: machine)
-    monkeypatch.setattr(onednn, "_asked", False)
+    monkeypatch.setattr(onednn, "_written", None)
     assert onednn.ask() is asks and ("XLA_FLAGS" in os.environ) is asks
     onednn.settle()
     assert "XLA_FLAGS" not in os.environ
