@@ -11,6 +11,7 @@ from importlib.util import find_spec
 import jax
 import jax.numpy as jnp
 import pytest
+from flax import nnx
 
 import cnnjax
 from cnnjax import onednn, ops
@@ -95,10 +96,7 @@ def convolutions():
 
 
 def test_a_training_step_of_the_lectures_network_is_oneDNNs_but_for_kernel_gradients(convolutions):
-    from flax import nnx
-
     model = cnnjax.lecture_cnn((150, 150, 3), rngs=nnx.Rngs(0))
-    graph, weights = nnx.split(model, nnx.Param)[0], nnx.state(model, nnx.Param)
     graph, weights, rest = nnx.split(model, nnx.Param, ...)
 
     def loss(weights, images):

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend import core
 
+from cnnjax.staging.cut import variables
 from cnnjax.staging.trace import inner_jaxprs, open_jaxpr, part
 
 _AFFINE = ("add", "sub", "mul", "div")
@@ -58,16 +59,15 @@ def folded(
             return atom.val if isinstance(atom, core.Literal) else env[atom]
 
         for eqn in order:
-            variables = list(dict.fromkeys(a for a in eqn.invars if not isinstance(a, core.Literal)))
-            given = {v: env[v] for v in variables}
+            given = {v: env[v] for v in variables(eqn.invars)}
             chain = chains.get(id(eqn))
             if chain is None:
-                env.update(zip(eqn.outvars, part(jaxpr, variables, eqn.outvars, [eqn])(*given.values()), strict=True))
+                env.update(zip(eqn.outvars, part(jaxpr, list(given), eqn.outvars, [eqn])(*given.values()), strict=True))
                 continue
             factor, term = _factor_and_term(chain, read)
             kernel = eqn.invars[1]
             given[kernel] = given[kernel] * _along(factor, chain.kernel_axis, kernel.aval.ndim)
-            (made,) = part(jaxpr, variables, eqn.outvars, [eqn])(*given.values())
+            (made,) = part(jaxpr, list(given), eqn.outvars, [eqn])(*given.values())
             env[chain.out] = made + _along(term, chain.axis, made.ndim)
         return [read(atom) for atom in outs]
 
@@ -77,7 +77,7 @@ def folded(
 def _chains(eqns: Sequence[Any], outs: Iterable[Any], fixed: Collection[Any]) -> list[_Chain]:
     uses = Counter(a for eqn in eqns for a in eqn.invars if not isinstance(a, core.Literal))
     uses.update(a for a in outs if not isinstance(a, core.Literal))
-    user = {a: eqn for eqn in eqns for a in eqn.invars if not isinstance(a, core.Literal)}
+    user = {a: eqn for eqn in eqns for a in variables(eqn.invars)}
     found = []
     for eqn in eqns:
         axes = _channel_axes(eqn)
@@ -146,12 +146,9 @@ def _channel_axes(eqn: Any) -> tuple[int, int] | None:
     image, kernel = eqn.invars
     if eqn.primitive.name == "conv_general_dilated":
         numbers = eqn.params["dimension_numbers"]
-        plain = eqn.params["batch_group_count"] == 1 and image.aval.dtype == kernel.aval.dtype
-        return (
-            (numbers.rhs_spec[0], numbers.out_spec[1])
-            if plain and eqn.outvars[0].aval.dtype == image.aval.dtype
-            else None
-        )
+        one_type = image.aval.dtype == kernel.aval.dtype == eqn.outvars[0].aval.dtype
+        plain = one_type and eqn.params["batch_group_count"] == 1
+        return (numbers.rhs_spec[0], numbers.out_spec[1]) if plain else None
     if eqn.primitive.name != "custom_vjp_call":
         return None
     for body in inner_jaxprs(eqn.params):
