@@ -1,6 +1,5 @@
 """Depthwise convolution: on CPU shifted products, where XLA has nothing better."""
 
-import math
 from functools import partial
 from typing import Any
 
@@ -11,8 +10,8 @@ from jax import lax
 from cnnjax.ops.native import convolution, gradients, is_onednn
 from cnnjax.ops.shifts import Pads, Pair, pad_space, phase_views, scatter, tap_views, wide_type
 
-# Kernel gradients go by rows where there are so many, and add up so many images' products at a time.
-_MANY_ROWS, _MOST_TERMS = 16, 16
+# Kernel gradients add up so many images' products at a time: with more, rows evict each other from the cache.
+_MOST_TERMS = 8
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4, 5))
@@ -58,10 +57,8 @@ def _depthwise_backward(
         if spread:
             views = phase_views(pad_space(x, pads), k.shape[:2], strides, g.shape[1:3])
             sums = [(v.astype(wide) * g.astype(wide)).sum((0, 1, 2)) for v in views]
-        elif g.shape[1] >= _MANY_ROWS:
-            sums = _summed_by_rows(pad_space(x, pads), g, k.shape[:2], strides)
         else:
-            sums = _summed_by_images(pad_space(x, pads), g, k.shape[:2], strides)
+            sums = _summed(x, g, k.shape[:2], strides, pads)
         return jnp.stack(sums).reshape(k.shape).astype(k.dtype)
 
     x, k = kept
@@ -72,51 +69,54 @@ def _depthwise_backward(
     )
 
 
-def _summed_by_images(x: jax.Array, g: jax.Array, window: Pair, strides: Pair) -> list[jax.Array]:
-    """For each tap of a depthwise kernel: padded inputs where it reads them, times g, summed over images and space."""
-    n, wide = x.shape[0], wide_type(x.dtype)
-    step = next(m for m in (4, 3, 2, 1) if n % m == 0)
+def _summed(x: jax.Array, g: jax.Array, window: Pair, strides: Pair, pads: Pads) -> list[jax.Array]:
+    """For each tap of a depthwise kernel: the inputs that it reads, times g, summed over images and space.
 
-    def add(sums: list[jax.Array], images: tuple[jax.Array, ...]) -> tuple[list[jax.Array], None]:
-        x, g = images
-        views = phase_views(x, window, strides, g.shape[1:3])
-        products = [[v[m].astype(wide) * g[m].astype(wide) for m in range(step)] for v in views]
-        return [sum(p, start=s) for p, s in zip(products, sums, strict=True)], None
-
-    sums = [jnp.zeros(g.shape[1:], wide)] * math.prod(window)
-    sums, _ = lax.scan(add, sums, tuple(a.reshape(n // step, step, *a.shape[1:]) for a in (x, g)))
-    return [s.sum((0, 1)) for s in sums]
-
-
-def _summed_by_rows(x: jax.Array, g: jax.Array, window: Pair, strides: Pair) -> list[jax.Array]:
-    """The same, row by row of many images: what is added to then stays in the cache, however large the maps."""
-    (n, rows, columns, channels), wide = g.shape, wide_type(x.dtype)
+    Row by row of a few images, so that what is added to stays in the cache, however large the maps. Nothing is
+    padded, which would copy the images: a row beyond them counts as zeros, and columns beyond them are left out.
+    """
+    (n, rows, columns, channels), (height, width), wide = g.shape, x.shape[1:3], wide_type(x.dtype)
     step = max(m for m in range(1, _MOST_TERMS + 1) if n % m == 0)
-    blocks = -(-x.shape[2] // strides[1])
-    x = pad_space(x, ((0, 0), (0, blocks * strides[1] - x.shape[2])))
-    # A block of columns holds a column of each phase. Without a stride rows are one axis, of which taps read a part.
-    flat = strides[1] == 1
-    x = x.reshape(*x.shape[:2], *((blocks * channels,) if flat else (blocks, strides[1] * channels)))
-    g = g.reshape(n, rows, *((columns * channels,) if flat else (columns, channels)))
+    (down, right), (top, left) = strides, (pads[0][0], pads[1][0])
+    # Without a stride a row is one axis, of which taps read a part. Behind a barrier: XLA would make arrays in that
+    # shape at once, which is slow where a term for each channel belongs to it.
+    x, g = lax.optimization_barrier((x, g))
+    flat = right == 1
+    unit = channels if flat else 1
+    x, g = (a.reshape(n, a.shape[1], *((a.shape[2] * channels,) if flat else a.shape[2:])) for a in (x, g))
 
-    def tap(row: jax.Array, column: int) -> jax.Array:
-        if flat:
-            return row[column * channels : (column + columns) * channels]
-        across, phase = divmod(column, strides[1])
-        return row[across : across + columns, phase * channels : (phase + 1) * channels]
+    def row_of(a: jax.Array, first: jax.Array, row: jax.Array) -> jax.Array:
+        return lax.dynamic_slice(a, (first, row, *(0,) * (a.ndim - 2)), (step, 1, *a.shape[2:]))[:, 0].astype(wide)
+
+    def read(tap: int, first: jax.Array, row: jax.Array) -> jax.Array:
+        at = row * down + tap - top
+        inside = jnp.clip(at, 0, height - 1)
+        there = row_of(x, first, inside)
+        never_outside = tap >= top and (rows - 1) * down + tap - top < height
+        return there if never_outside else jnp.where(inside == at, there, 0)
+
+    def outputs_of(tap: int) -> tuple[int, int]:
+        """The columns of g for which a column tap reads a column of x: from the first to before the second."""
+        first = min(max(0, -((tap - left) // right)), columns)
+        return first, max(first, min(columns, (width - 1 - tap + left) // right + 1))
 
     def add(sums: list[jax.Array], at: jax.Array) -> tuple[list[jax.Array], None]:
         first, row = at // rows * step, at % rows
-        rest = (0,) * (x.ndim - 2)
-        above = lax.dynamic_slice(x, (first, row * strides[0], *rest), (step, window[0], *x.shape[2:])).astype(wide)
-        there = lax.dynamic_slice(g, (first, row, *rest), (step, 1, *g.shape[2:])).astype(wide)
-        places = [(i, j) for i in range(window[0]) for j in range(window[1])]
-        products = [[tap(above[m, i], j) * there[m, 0] for m in range(step)] for i, j in places]
-        return [sum(p, start=s) for p, s in zip(products, sums, strict=True)], None
+        slopes, added = row_of(g, first, row), []
+        for i in range(window[0]):
+            images = read(i, first, row)
+            for j, (low, high) in enumerate(spans):
+                start = low * right + j - left
+                columns_read = slice(start * unit, (start + (high - low - 1) * right + 1) * unit, right)
+                terms = range(step if low < high else 0)
+                products = [images[m, columns_read] * slopes[m, low * unit : high * unit] for m in terms]
+                added.append(sum(products, start=sums[len(added)]))
+        return added, None
 
-    sums = [jnp.zeros(g.shape[2:], wide)] * math.prod(window)
-    sums, _ = lax.scan(add, sums, jnp.arange(n // step * rows))
-    return [s.reshape(columns, channels).sum(0) for s in sums]
+    spans = [outputs_of(tap) for tap in range(window[1])]
+    shapes = [((high - low) * unit, *g.shape[3:]) for low, high in spans] * window[0]
+    sums, _ = lax.scan(add, [jnp.zeros(shape, wide) for shape in shapes], jnp.arange(n // step * rows))
+    return [s.reshape(-1, channels).sum(0) for s in sums]
 
 
 _depthwise.defvjp(_depthwise_forward, _depthwise_backward)
