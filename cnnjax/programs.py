@@ -209,7 +209,7 @@ class Programs:
             images = jnp.asarray(rows[0], jnp.float32)
             rows = self.inference.maker(self.inference.features, len(labels)).run(fixed, images)
         late = {"trainable": self._whole(state.trainable), "statistics": state.statistics}
-        logits = self.inference.late(constants, rows, late)
+        logits = self.inference.late(constants, rows, late, fold=True)
         loss, right = losses(logits, labels)
         metrics = Metrics((loss * weights).sum(), (right * weights).sum(), weights.sum(), jnp.zeros(()))
         return self._whole((metrics, logits))

@@ -10,8 +10,9 @@ from jax import lax
 from cnnjax.ops.native import convolution, gradients, is_onednn
 from cnnjax.ops.shifts import Pads, Pair, pad_space, phase_views, scatter, tap_views, wide_type
 
-# Kernel gradients add up so many images' products at a time: with more, rows evict each other from the cache.
-_MOST_TERMS = 8
+# Kernel gradients add up so many images' products at a time: more are no faster, take longer to compile, and from
+# sixteen on rows evict each other from the cache.
+_MOST_TERMS = 2
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4, 5))

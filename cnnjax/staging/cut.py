@@ -53,6 +53,15 @@ def needed(jaxpr: Any, wanted: Iterable[Any], given: Iterable[Any]) -> tuple[lis
     return sorted(eqns), list(inputs)
 
 
+def made_of(given: Iterable[Any], eqns: Iterable[Any]) -> set[Any]:
+    """What is given, and all that equations make of nothing else."""
+    found = set(given)
+    for eqn in eqns:
+        if found.issuperset(variables(eqn.invars)):
+            found.update(eqn.outvars)
+    return found
+
+
 def frontier(jaxpr: Any, times: dict[Any, Known]) -> tuple[list[Any], list[int]]:
     """The values that must be handed over the cut, and the equations that run after it.
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend import core
 
-from cnnjax.staging.cut import after_large, fingerprints, frontier, needed, row_bytes
+from cnnjax.staging.cut import after_large, fingerprints, frontier, made_of, needed, row_bytes
 from cnnjax.staging.fold import folded
 from cnnjax.staging.times import ELEMENTWISE, FIXED, LATE, Known, ProgramDiffers, Time, binding_times, same
 from cnnjax.staging.trace import describe, digest, flat_trace, inner_jaxprs, open_jaxpr, part
@@ -301,13 +301,15 @@ class Staged:
 
         return lambda values: list(map(rows, wanted, run(*(value(v, values[v]) for v in ins))))
 
-    def late(self, constants: Sequence[Any], features: Sequence[Any], late: Any) -> Any:
+    def late(self, constants: Sequence[Any], features: Sequence[Any], late: Any, *, fold: bool = False) -> Any:
         """The part of the program that runs in every step.
 
         Args:
             constants: from `constants`.
             features: one array `[N, ...]` for each of `features`, in order.
             late: the late arguments.
+            fold: let factors and terms that hold for every image, trained ones too, go into the kernel before them
+                (see `folded`): where no gradient is taken.
         """
         if not features:
             raise ValueError("the program reads no image: there is nothing to train on")
@@ -319,7 +321,12 @@ class Staged:
         # Constants that change with the batch size are this size's own.
         late_consts = {own[v]: c for v, c in zip(first.constvars, consts, strict=True) if self.times[v] == LATE}
         ins = [own[v] for v in (*fixed, *self._stored, *free)] + list(late_consts)
-        run = part(jaxpr, ins, outs, (jaxpr.eqns[k] for k in self._late_eqns))
+        eqns = [jaxpr.eqns[k] for k in self._late_eqns]
+        if fold:
+            given = {own[v] for v in (*fixed, *free)} | set(late_consts)
+            run = folded(jaxpr, ins, outs, eqns, made_of(given, eqns))
+        else:
+            run = part(jaxpr, ins, outs, eqns)
         rows = [_from_rows(x, self.times[v]) for x, v in zip(features, self._stored, strict=True)]
         return jax.tree.unflatten(tree, run(*constants, *rows, *jax.tree.leaves(late), *late_consts.values()))
 

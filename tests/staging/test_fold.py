@@ -9,6 +9,7 @@ from flax import nnx
 import cnnjax
 from cnnjax import ops
 from cnnjax.staging import Staged
+from cnnjax.staging.cut import made_of
 from cnnjax.staging.fold import folded
 from cnnjax.staging.trace import flat_trace
 
@@ -24,10 +25,7 @@ def both(fn, *fixed, size=(6, 6, 3)):
     images = random(2, *size, seed=9)
     jaxpr, consts, _ = flat_trace(fn, *fixed, images)
     assert not consts
-    known = set(jaxpr.invars[: len(fixed)])
-    for eqn in jaxpr.eqns:
-        if all(hasattr(a, "val") or a in known for a in eqn.invars):
-            known.update(eqn.outvars)
+    known = made_of(jaxpr.invars[: len(fixed)], jaxpr.eqns)
     run = folded(jaxpr, jaxpr.invars, jaxpr.outvars, jaxpr.eqns, known)
     traced = jax.make_jaxpr(run)(*fixed, images)
     shape = images.shape[:1]
@@ -81,8 +79,12 @@ def test_what_is_not_affine_in_each_channel_stays(fn):
     assert {"mul", "add"} & set(names)
 
 
-def test_a_backbones_frozen_normalisation_is_neither_subtracted_nor_multiplied():
-    """MobileNet with statistics that are not 0 and 1: features to rounding, one equation a layer instead of three."""
+@pytest.mark.parametrize("frozen", [True, False])
+def test_a_backbones_normalisation_is_neither_subtracted_nor_multiplied(frozen):
+    """MobileNet with statistics that are not 0 and 1: features to rounding, one equation a layer instead of three.
+
+    Frozen, in the pass that makes them; trained, in evaluation.
+    """
     model = cnnjax.mobilenet(0.25, (32, 32, 3), include_top=False, rngs=nnx.Rngs(0))
     state = nnx.state(model)
     generator = np.random.default_rng(1)
@@ -97,12 +99,21 @@ def test_a_backbones_frozen_normalisation_is_neither_subtracted_nor_multiplied()
         return nnx.merge(graph, weights)(images)
 
     images = random(4, 32, 32, 3, seed=2)
-    staged = Staged(apply, weights, jax.ShapeDtypeStruct((32, 32, 3), jnp.float32), ())
-    maker = staged.maker(staged.features, 4)
-    equations = jax.make_jaxpr(maker.run)(weights, images).eqns
-    names = [e.primitive.name for e in equations if e.outvars[0].aval.shape[:1] == (4,)]
+    shape = jax.ShapeDtypeStruct((32, 32, 3), jnp.float32)
+    if frozen:
+        staged = Staged(apply, weights, shape, ())
+        run = staged.maker(staged.features, 4).run
+    else:
+        staged = Staged(lambda fixed, images, weights: apply(weights, images, ()), (), shape, weights)
+
+        def run(weights, images):
+            return [staged.late(staged.constants(()), [images], weights, fold=True)]
+
+    equations = jax.make_jaxpr(run)(weights, images).eqns
+    made = [(e.primitive.name, e.outvars[0].aval.shape) for e in equations if e.outvars]
+    names = [name for name, shape in made if shape[:1] == (4,)]
     assert names.count("add") == 27 and not {"mul", "sub"} & set(names), names
-    (found,) = maker(weights, images)
+    (found,) = run(weights, images)
     plain = apply(weights, images, ())
     with jax.enable_x64(True):
         wide = jax.tree.map(lambda x: jnp.asarray(x, jnp.float64) if x.dtype == jnp.float32 else x, (weights, images))
