@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import ArrayLike
 
+from cnnjax.models.layers import DepthwiseConv2D, ZeroPadding2D
 from cnnjax.models.preprocessing import checked_preprocessing, preprocess
 
 Shape = tuple[int | None, ...]
@@ -113,9 +114,16 @@ class Backbone(nnx.Module):
         out = jnp.asarray(x)
         shape, found = out.shape, {}
         self._check(shape)
-        for name in self.layer_names[: last + 1]:
+        chain = self.layer_names[: last + 1]
+        zeros: ZeroPadding2D | None = None
+        for name, following in zip(chain, (*chain[1:], None), strict=True):
+            layer = getattr(self, name)
+            if name not in names and following and _belongs_to(getattr(self, following), layer):
+                zeros = layer
+                continue
             with jax.named_scope(name):
-                out = getattr(self, name)(out)
+                out = layer(out) if zeros is None else layer.of_padded(out, zeros.padding)
+            zeros = None
             if 0 in out.shape[1:]:
                 raise ValueError(
                     f"input of shape {shape[1:]} is too small: layer {name!r} leaves {out.shape[1:]} of it"
@@ -155,6 +163,11 @@ class Backbone(nnx.Module):
         if not fits:
             wanted = ", ".join("any" if n is None else str(n) for n in self.input_shape)
             raise ValueError(f"expected a batch of shape (N, {wanted}), found {shape}")
+
+
+def _belongs_to(layer: Any, padding: Any) -> bool:
+    """Whether zeros before a layer can be its own. Not where a hook looks at either: its class is another one then."""
+    return type(padding) is ZeroPadding2D and type(layer) is DepthwiseConv2D and layer.padding == "VALID"
 
 
 class Classifier(nnx.Module):

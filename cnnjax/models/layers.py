@@ -19,6 +19,7 @@ from jax import lax
 
 from cnnjax import ops
 
+Padding = tuple[tuple[int, int], tuple[int, int]]  # (top, bottom), (left, right)
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "linear": lambda x: x,
     "relu": ops.relu,
@@ -75,6 +76,29 @@ class Dense(nnx.Linear):
 
 class DepthwiseConv2D(nnx.Conv):
     """`nnx.Conv` with a group for every channel, under Keras's name. Made by `depthwise_conv2d`."""
+
+    def of_padded(self, x: jax.Array, padding: Padding) -> jax.Array:
+        """What a layer with padding "VALID" gives for `ZeroPadding2D(padding)(x)`.
+
+        The zeros are the convolution's own, so that no step copies the images, or keeps the copy for a gradient.
+
+        >>> layer, x = depthwise_conv2d(2, (3, 3), (2, 2), rngs=nnx.Rngs(0)), jnp.ones((1, 4, 4, 2))
+        >>> after = layer(ZeroPadding2D(((0, 1), (0, 1)))(x))
+        >>> bool(jnp.allclose(layer.of_padded(x, ((0, 1), (0, 1))), after))
+        True
+        """
+        bias = None if self.bias is None else self.bias[...]
+        x, kernel, bias = self.promote_dtype((x, self.kernel[...], bias), dtype=self.dtype)
+        y = self.conv_general_dilated(
+            x,
+            kernel,
+            self.strides,
+            padding,
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            feature_group_count=self.feature_group_count,
+            precision=self.precision,
+        )
+        return y if bias is None else y + bias
 
 
 class BatchNormalization(nnx.BatchNorm):
@@ -228,7 +252,7 @@ class ZeroPadding2D(nnx.Module):
     (1, 5, 5, 2)
     """
 
-    def __init__(self, padding: tuple[tuple[int, int], tuple[int, int]]):
+    def __init__(self, padding: Padding):
         self.padding = padding
 
     def __call__(self, x: jax.Array) -> jax.Array:

@@ -8,6 +8,8 @@ import pytest
 from flax import nnx
 from PIL import Image
 
+from cnnjax.functional import functionalize, leaves_of
+from cnnjax.hooks import with_hook
 from cnnjax.models.mobilenet import PUBLISHED, mobilenet
 from cnnjax.models.preprocessing import preprocess
 from cnnjax.weights.assign import load_weights
@@ -155,3 +157,22 @@ def test_published_digest_is_of_the_real_file(shared_data):
     (entry,) = [entry for entry in PUBLISHED if entry.digest]
     data = (shared_data / "weights" / f"{entry.name}.h5").read_bytes()
     assert entry.digest == f"sha256:{hashlib.sha256(data).hexdigest()}"
+
+
+def test_zeros_before_a_convolution_are_its_own_unless_somebody_looks():
+    model = mobilenet(0.25, (32, 32, 3), include_top=False, rngs=nnx.Rngs(0))
+    model.eval()
+    x = jax.random.normal(jax.random.key(0), (2, 32, 32, 3))
+
+    def padded(model, *names):
+        return str(jax.make_jaxpr(lambda x: model.activations(x, [*names, "conv_dw_6"]))(x)).count(" pad[")
+
+    assert padded(model) == padded(model, "conv_pad_4") - 1 == 0
+    found, watched = (model.activations(x, ["conv_dw_6", *more]) for more in ((), ("conv_pad_2", "conv_pad_6")))
+    np.testing.assert_allclose(found["conv_dw_6"], watched["conv_dw_6"], atol=1e-5)
+
+    def emptied(path, out):
+        return 0 * out if path == "conv_pad_6" else out
+
+    hooked = with_hook(functionalize(model).module(leaves_of(model), train=False), emptied)
+    assert not hooked.activations(x, ["conv_dw_6"])["conv_dw_6"].any()
