@@ -48,6 +48,7 @@ def main() -> None:
     job.add_argument("--against", metavar="PYTHON", help="the Python of an environment that holds the peers")
     job.add_argument("--systems", nargs="+", choices=jobs.SYSTEMS, default=list(jobs.SYSTEMS))
     job.add_argument("--repeats", type=int, default=5)
+    job.add_argument("--bfloat16", action="store_true", help="take turns with ourselves computing in bfloat16 as well")
     job.set_defaults(run=jobs.run)
 
     job = commands.add_parser("sweep", help="a sweep over frozen depth")

@@ -52,6 +52,11 @@ note.write(f"compiled {len(compiled)}\\n")
 """
 
 
+# Without oneDNN, whose programs jaxlib cannot write down: a process that goes on finds all of them in the cache. And
+# compiled fast: what is compared is compiled alike.
+FLAGS = "--xla_cpu_experimental_onednn_custom_call=false --xla_backend_optimization_level=0"
+
+
 def command(base, out, options, host=0):
     """What is started: the same each time."""
     fixed = ["--data", f"{base}/pictures", "--checkpoint-every", "0.3", "--store", f"{out}-store{host}"]
@@ -59,7 +64,8 @@ def command(base, out, options, host=0):
 
 
 def start(words, cache, flags=None):
-    environment = os.environ | {"CNNJAX_CACHE": str(cache), "PYTHONWARNINGS": "error::RuntimeWarning"} | (flags or {})
+    environment = os.environ | {"CNNJAX_CACHE": str(cache), "PYTHONWARNINGS": "error::RuntimeWarning"}
+    environment |= {"XLA_FLAGS": FLAGS} | (flags or {})
     return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
 
 

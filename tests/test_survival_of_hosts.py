@@ -5,7 +5,7 @@ import socket
 
 import numpy as np
 import pytest
-from killing import command, ended, result, start, wait_for_checkpoint, with_validation
+from killing import FLAGS, command, ended, result, start, wait_for_checkpoint, with_validation
 
 from cnnjax.checkpoints import Checkpoints
 from cnnjax.metrics.journal import read
@@ -13,8 +13,7 @@ from cnnjax.preemption import EXIT_CODE
 
 OPTIONS = ["--backbone", "lecture_cnn", "--image-size", "48", "--head", "linear", "--method", "scratch", "--stream"]
 OPTIONS += ["--batch-size", "8", "--epochs", "16", "--optimizer", "adam", "--augment", "imagenet"]
-# Fast compilation: what is compared is compiled alike.
-FLAGS = "--xla_backend_optimization_level=0 --xla_force_host_platform_device_count="
+DEVICES = f"{FLAGS} --xla_force_host_platform_device_count="
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +26,7 @@ def two_hosts(base, out):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
-    flags = {"XLA_FLAGS": f"{FLAGS}2", "JAX_PLATFORMS": "cpu"}
+    flags = {"XLA_FLAGS": f"{DEVICES}2", "JAX_PLATFORMS": "cpu"}
     return [
         start(command(base, out, [*OPTIONS, "--hosts", f"{address},{k},2"], host=k), base / "cache", flags)
         for k in range(2)
@@ -65,7 +64,7 @@ def test_two_hosts_one_of_which_dies_go_on_and_end_the_same(base, whole):
 def test_a_run_goes_on_with_another_number_of_devices(base, whole):
     """On one device, then on four of one host, it learns what two hosts with two devices each learn."""
     out = base / "one-device-then-four"
-    one, four = ({"XLA_FLAGS": f"{FLAGS}{count}", "JAX_PLATFORMS": "cpu"} for count in (1, 4))
+    one, four = ({"XLA_FLAGS": f"{DEVICES}{count}", "JAX_PLATFORMS": "cpu"} for count in (1, 4))
     process = start(command(base, out, OPTIONS), base / "cache", one)
     wait_for_checkpoint(out, 0, [process])
     process.send_signal(signal.SIGTERM)

@@ -64,10 +64,15 @@ class Side:
         self._process.wait()
 
 
-def measure(job: str, against: str | None, systems: list[str], repeats: int) -> list[dict[str, Any]]:
-    """One job in all systems, ours first."""
+def measure(
+    job: str, against: str | None, systems: list[str], repeats: int, bfloat16: bool = False
+) -> list[dict[str, Any]]:
+    """One job in all systems, ours first; in bfloat16 too, if that is asked for."""
+    own = [sys.executable, str(HERE / "ours.py"), job]
     with ExitStack() as sides:
-        running = [sides.enter_context(Side("cnnjax", [sys.executable, str(HERE / "ours.py"), job]))]
+        running = [sides.enter_context(Side("cnnjax", own))]
+        if bfloat16:
+            running.append(sides.enter_context(Side("cnnjax-bfloat16", [*own, "bfloat16"])))
         theirs = job.removesuffix("-later")  # a later epoch is to them what the first one is
         for system in systems if against else ():
             if system != "torch" or theirs != "augmented-vgg16":  # which has no augmentation of its own
@@ -83,16 +88,21 @@ def run(options: argparse.Namespace) -> None:
     """The command `jobs`."""
     if unknown := set(options.jobs) - set(JOBS):
         raise SystemExit(f"no job {', '.join(sorted(unknown))}; there are {', '.join(JOBS)}")
-    lines = []
+    lines, halved = [], []
     for job in options.jobs or JOBS:
-        found = measure(job, options.against, options.systems, options.repeats)
+        found = measure(job, options.against, options.systems, options.repeats, options.bfloat16)
         for line in found:
             print(json.dumps(line), flush=True)
-        if len(found) > 1:
-            ours, best = found[0], max(found[1:], key=lambda line: line["rate"])
+        ours = found.pop(0)
+        if options.bfloat16:
+            halved.append(f"| {job} | {found.pop(0)['rate'] / ours['rate']:.2f} |")
+        if found:
+            best = max(found, key=lambda line: line["rate"])
             # The least and the most that the turns allow.
             low, high = ours["low"] / best["high"], ours["high"] / best["low"]
             lines.append(f"| {job} | {best['system']} | {ours['rate'] / best['rate']:.2f} ({low:.2f} to {high:.2f}) |")
             print(lines[-1], file=sys.stderr, flush=True)
     if lines:
         print("\n| job | best peer | ours to its rate, medians (range) |\n| --- | --- | ---: |", *lines, sep="\n")
+    if halved:
+        print("\n| job | ours in bfloat16 to float32 |\n| --- | ---: |", *halved, sep="\n")

@@ -1,4 +1,4 @@
-"""cnnjax's side of the jobs, through its public API: `python ours.py JOB`, driven by `scripts/benchmark.py`.
+"""cnnjax's side of the jobs, through its public API: `python ours.py JOB [PRECISION]`, which `benchmark.py` drives.
 
 The process says when it is ready, then does the job once for each line it is sent, and answers with its seconds.
 Pictures are random and uint8, as cnnjax keeps them (the peers get theirs as floats, ready to be used).
@@ -27,6 +27,7 @@ from cnnjax.augment import Augmentation
 from cnnjax.data import InMemory
 
 RANDOM = np.random.default_rng(0)
+PRECISION: Any = sys.argv[2] if __name__ == "__main__" and len(sys.argv) > 2 else "auto"
 LECTURE = Augmentation(flip="horizontal", rotation=0.1, zoom=0.2)
 
 Job = tuple[Callable[[], Any], Callable[[Any], Any], int]
@@ -53,7 +54,9 @@ def vgg16() -> Classifier:
 
 def features(model: Classifier, size: int, count: int, batch: int) -> Job:
     """The frozen backbone's features of pictures that no store has seen."""
-    trainer = Trainer(model, Freeze.all().resolve(model, "backbone"), (size, size), batch_size=batch)
+    trainer = Trainer(
+        model, Freeze.all().resolve(model, "backbone"), (size, size), batch_size=batch, precision=PRECISION
+    )
 
     def work(source: InMemory) -> None:
         trainer.store.get(trainer.staged, trainer.fixed, source, batch=batch)
@@ -63,7 +66,8 @@ def features(model: Classifier, size: int, count: int, batch: int) -> Job:
 
 def epochs(model: nnx.Module, freeze: Freeze, size: int, count: int, batch: int, **options: Any) -> Job:
     """An epoch on what is stored already."""
-    trainer = Trainer(model, freeze.resolve(model, "backbone"), (size, size), batch_size=batch, **options)
+    options |= {"batch_size": batch, "precision": PRECISION}
+    trainer = Trainer(model, freeze.resolve(model, "backbone"), (size, size), **options)
     rows, state = trainer.rows(pictures(count, size)), trainer.init()
 
     def work(_: None) -> None:
@@ -75,7 +79,7 @@ def epochs(model: nnx.Module, freeze: Freeze, size: int, count: int, batch: int,
 
 def first_epoch(model: Classifier, freeze: Freeze, size: int, count: int, batch: int) -> Job:
     """An epoch on pictures that no store has seen: their features, then the steps."""
-    trainer = Trainer(model, freeze.resolve(model, "backbone"), (size, size), batch_size=batch)
+    trainer = Trainer(model, freeze.resolve(model, "backbone"), (size, size), batch_size=batch, precision=PRECISION)
     state = trainer.init()
 
     def work(source: InMemory) -> None:
