@@ -12,7 +12,7 @@ XLA's own libraries on CPU are Eigen and YNNPACK, and oneDNN where it was asked 
 what that does well is left to it. Times as fast as XLA's own lowering, float32, batch 16, each layer alone (`python
 scripts/benchmark.py ops`, jax 0.12). On the left with oneDNN, two cores of an Intel Xeon (2 MiB of L2 cache a core),
 2026-11-28; on the right without it, two cores of an AMD EPYC, 2026-11-23, before both gradients took Winograd's
-products and depthwise kernel gradients went by rows:
+products, and depthwise kernel gradients went by rows and padded nothing:
 
 | layer | forward | input gradient | weight gradient | without: forward | input | weight |
 | --- | ---: | ---: | ---: | ---: | ---: | ---: |
@@ -41,8 +41,8 @@ products and depthwise kernel gradients went by rows:
 | batch normalisation, 80x80x64, alone | 1 | 1.3 | 1 | 1 | 1 | 1 |
 
 (A plain 1 is the same operation on both sides.) Depthwise convolutions are shifted multiply-adds where oneDNN is not
-there or has none: strided ones' input gradients, and kernel gradients, which are a scan over rows of large maps, and
-over images of small ones; 1x1 are matrix products. Kernel gradients of outputs over 2 MiB are summed a few images at a
+there or has none: strided ones' input gradients, and kernel gradients, which are a scan over rows of two images at a
+time that copies nothing, but that XLA runs in one thread; 1x1 are matrix products. Kernel gradients of outputs over 2 MiB are summed a few images at a
 time; oneDNN in XLA has none, and what XLA makes of them there is kept from it (`native.py`), or laid out as patches
 where channels are few. Max pooling's gradient marks the first maximum; where a map is narrower than the window, forward
 and input gradient are products with its patches. Winograd's products gain more in a network than alone: VGG16's
