@@ -42,14 +42,14 @@ products, and depthwise kernel gradients went by rows and padded nothing:
 
 (A plain 1 is the same operation on both sides.) Depthwise convolutions are shifted multiply-adds where oneDNN is not
 there or has none: strided ones' input gradients, and kernel gradients, which are a scan over rows of two images at a
-time that copies nothing, but that XLA runs in one thread; 1x1 are matrix products. Kernel gradients of outputs over 2 MiB are summed a few images at a
-time; oneDNN in XLA has none, and what XLA makes of them there is kept from it (`native.py`), or laid out as patches
-where channels are few. Max pooling's gradient marks the first maximum; where a map is narrower than the window, forward
-and input gradient are products with its patches. Winograd's products gain more in a network than alone: VGG16's
-features at 180x180 go 8 % slower without them. BatchNorm's gradient gains where it stands in a network: a quarter of
-the elementwise work and sums of MobileNet's step, and a tenth of the step for not storing in the forward pass what the
-backward one can make again. The rectifier's gradient reads its output, so that oneDNN rectifies what it writes and
-nothing else is kept: the lecture's step does 125 pictures a second instead of 114.
+time that copies nothing, but that XLA runs in one thread; 1x1 are matrix products. Kernel gradients of outputs over 2
+MiB are summed a few images at a time; oneDNN in XLA has none, and what XLA makes of them there is kept from it
+(`native.py`), or laid out as patches where channels are few. Max pooling's gradient marks the first maximum; where a
+map is narrower than the window, forward and input gradient are products with its patches. Winograd's products gain
+more in a network than alone: VGG16's features at 180x180 go 8 % slower without them. BatchNorm's gradient gains where
+it stands in a network: a quarter of the elementwise work and sums of MobileNet's step, and a tenth of the step for not
+storing in the forward pass what the backward one can make again. The rectifier's gradient reads its output, so that
+oneDNN rectifies what it writes and nothing else is kept: the lecture's step does 125 pictures a second instead of 114.
 """
 
 from cnnjax.onednn import settle
