@@ -12,8 +12,6 @@ NHWC = ("NHWC", "HWIO", "NHWC")
 PADDINGS = ("SAME", "VALID", ((0, 1), (0, 1)), ((1, 1), (1, 1)), ((2, 0), (1, 3)))
 sizes = st.integers(3, 9)
 few = settings(max_examples=5, deadline=None, derandomize=True)
-
-
 # With and without oneDNN: a fixture of tests/ops/conftest.py.
 both = pytest.mark.usefixtures("lowerings")
 

@@ -52,11 +52,15 @@ def vgg16() -> Classifier:
     return Classifier(backbone, cnnjax.lecture_head(backbone.output_shape(), 2, rngs=nnx.Rngs(1)), "caffe")
 
 
+def trainer_of(model: nnx.Module, freeze: Freeze, size: int, batch: int, **options: Any) -> Trainer:
+    """A trainer that freezes so much of the backbone, and computes in what the process was asked for."""
+    frozen = freeze.resolve(model, "backbone")
+    return Trainer(model, frozen, (size, size), batch_size=batch, precision=PRECISION, **options)
+
+
 def features(model: Classifier, size: int, count: int, batch: int) -> Job:
     """The frozen backbone's features of pictures that no store has seen."""
-    trainer = Trainer(
-        model, Freeze.all().resolve(model, "backbone"), (size, size), batch_size=batch, precision=PRECISION
-    )
+    trainer = trainer_of(model, Freeze.all(), size, batch)
 
     def work(source: InMemory) -> None:
         trainer.store.get(trainer.staged, trainer.fixed, source, batch=batch)
@@ -66,8 +70,7 @@ def features(model: Classifier, size: int, count: int, batch: int) -> Job:
 
 def epochs(model: nnx.Module, freeze: Freeze, size: int, count: int, batch: int, **options: Any) -> Job:
     """An epoch on what is stored already."""
-    options |= {"batch_size": batch, "precision": PRECISION}
-    trainer = Trainer(model, freeze.resolve(model, "backbone"), (size, size), **options)
+    trainer = trainer_of(model, freeze, size, batch, **options)
     rows, state = trainer.rows(pictures(count, size)), trainer.init()
 
     def work(_: None) -> None:
@@ -79,7 +82,7 @@ def epochs(model: nnx.Module, freeze: Freeze, size: int, count: int, batch: int,
 
 def first_epoch(model: Classifier, freeze: Freeze, size: int, count: int, batch: int) -> Job:
     """An epoch on pictures that no store has seen: their features, then the steps."""
-    trainer = Trainer(model, freeze.resolve(model, "backbone"), (size, size), batch_size=batch, precision=PRECISION)
+    trainer = trainer_of(model, freeze, size, batch)
     state = trainer.init()
 
     def work(source: InMemory) -> None:

@@ -37,7 +37,9 @@ def test_depthwise_equals_xla(n, h, w, c, window, strides, padding):
 @both
 @pytest.mark.parametrize("padding", PADDINGS, ids=str)
 @pytest.mark.parametrize("stride", [1, 2])
-@pytest.mark.parametrize("size", [(6, 11, 10), (3, 38, 7), (34, 33, 4)])  # of many rows, and many images of them
+@pytest.mark.parametrize(
+    "size", [(6, 11, 10), (3, 38, 7), (34, 33, 4)]
+)  # even and odd numbers of images, few rows and many
 def test_depthwise_as_mobilenets_equals_xla(size, stride, padding):
     options = dict(window_strides=(stride, stride), padding=padding, dimension_numbers=NHWC, feature_group_count=8)
     x, k = normal(0, *size, 8), normal(1, 3, 3, 1, 8)
