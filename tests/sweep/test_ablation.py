@@ -74,9 +74,8 @@ def test_a_whole_sweep_is_one_backbone_pass_a_split(finished):
 
 def test_the_same_command_again_runs_nothing(finished, config):
     before = (finished / "results.jsonl").read_bytes()
-    start = time.perf_counter()
     sweep(config, open_task(config, QUIET), QUIET)
-    assert (finished / "results.jsonl").read_bytes() == before and time.perf_counter() - start < 20
+    assert (finished / "results.jsonl").read_bytes() == before
 
 
 def test_other_seeds_make_no_pass(finished, config, tmp_path):
@@ -236,8 +235,8 @@ def test_cats_and_dogs_with_imagenet_features(shared_data, tmp_path):
     found = lines(sweep(config, Task(splits, backbone, "tf", "cats and dogs"), QUIET))
     # Keras on TensorFlow reaches 96.6 to 97.4 % with all pictures and 30 epochs.
     assert np.mean([r["test_accuracy"] for r in found]) >= 0.94
-    first = found[0]["feature_seconds"] + found[0]["epoch_seconds"][0]
-    assert np.median(found[0]["epoch_seconds"][1:]) <= first / 10
+    # Thirty epochs and three evaluations, and the backbone saw each picture once.
+    assert {(r["backbone_passes"], r["decoded_images"]) for r in found} == {(2, 500 + 250)}
 
 
 def test_packed_pictures_views_and_bad_files_in_one_sweep(config, shapes_folder, tmp_path, capsys):
