@@ -1,5 +1,6 @@
 """Progress bars with rate and time left."""
 
+from collections.abc import Callable
 from types import TracebackType
 
 from rich.console import Console
@@ -8,6 +9,9 @@ from rich.progress import Progress as RichProgress
 from rich.text import Text
 
 from cnnjax.features import Progress
+
+Bar = Callable[[str, str], Progress]
+"""What gives a new bar for a description and a unit: `Bars.bar`, or what hands its reports on to one."""
 
 
 class _Rate(ProgressColumn):

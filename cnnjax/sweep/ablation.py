@@ -1,6 +1,8 @@
 """The sweep over frozen depth: how deep should I freeze?"""
 
 import sys
+from collections.abc import Generator
+from contextlib import closing
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ from cnnjax.staging.trace import digest
 from cnnjax.sweep.bench import Bench, make_head
 from cnnjax.sweep.grid import Cell, cells, groups, subset
 from cnnjax.sweep.options import Ablation
+from cnnjax.sweep.processes import run_in_processes
 from cnnjax.sweep.task import Task, open_task
 
 
@@ -46,7 +49,7 @@ def sweep(config: Ablation, task: Task, console: Console | None = None) -> Path:
     identity = _identity(config, task)
     out = config.out or Path("runs") / f"ablate-{config.backbone}-{digest(repr(sorted(identity.items())))[:8]}"
     run = RunFolder(out, identity)
-    store = FeatureStore(config.store or cache_folder() / "features", int(config.store_gib * GIB))
+    store = config.store or cache_folder() / "features"
     with run.locked():
         _run_missing(config, task, run, wanted, model, store, console)
     if any(source.skipped for source in task.splits.values()):
@@ -65,34 +68,50 @@ def _run_missing(
     run: RunFolder,
     wanted: list[Cell],
     model: Classifier | SoundClassifier,
-    store: FeatureStore,
+    store: Path,
     console: Console,
 ) -> None:
-    """Run the cells that the folder has no line for, one depth after the other, rates and seeds together."""
+    """Run the cells that the folder has no line for, one depth after the other, or in several processes."""
     done = {line["cell"] for line in run.results}
     if done:
         console.print(f"{len(done & {cell.name for cell in wanted})} of {len(wanted)} cells are in {run.path} already")
+    missing = [group for group in groups(wanted) if any(cell.name not in done for cell in group)]
     with Bars(console) as bars:
-        bench = Bench(config, task, model, store, bars)
-        missing = [group for group in groups(wanted) if any(cell.name not in done for cell in group)]
-        if any(group[0].method == "head-first" for group in missing):
-            bench.prepare([cell for group in missing for cell in group])
         overall = bars.bar("cells", "cells")
-        for group in missing:
-            overall(len(done), len(wanted))
-            # A group that was begun is run whole again: its numbers are those of the group.
-            for record in bench.run(group):
+        overall(len(done), len(wanted))
+        if config.processes > 1 and missing:
+            records = run_in_processes(config, task, missing, done, store, bars)
+        else:
+            records = _run_here(config, task, missing, model, store, bars)
+        # Closed at once where writing fails: processes end with it.
+        with closing(records):
+            for record in records:
+                # A group that was begun is run whole again: its numbers are those of the group.
                 if record["cell"] not in done:
                     run.append(record)
                     done.add(record["cell"])
+                    overall(len(done), len(wanted))
                     console.print(
                         f"{record['cell']}: test accuracy {100 * record['test_accuracy']:.2f} %, "
                         f"{record['seconds']:.1f} s"
                     )
 
 
+def _run_here(
+    config: Ablation, task: Task, missing: list[list[Cell]], model: Classifier | SoundClassifier, store: Path,
+    bars: Bars,
+) -> Generator[dict[str, Any]]:  # fmt: skip
+    bench = Bench(config, task, model, FeatureStore(store, int(config.store_gib * GIB)), bars.bar)
+    if any(group[0].method == "head-first" for group in missing):
+        bench.prepare([cell for group in missing for cell in group])
+    for group in missing:
+        yield from bench.run(group)
+
+
 def _identity(config: Ablation, task: Task) -> dict[str, Any]:
-    options = {k: v for k, v in asdict(config).items() if k not in ("out", "store", "store_gib", "workers")}
+    options = {
+        k: v for k, v in asdict(config).items() if k not in ("out", "store", "store_gib", "workers", "processes")
+    }
     options |= {k: str(v) for k, v in options.items() if isinstance(v, Path)}
     pictures = {
         f"{name}_pictures": digest(source.digest, np.asarray(source.labels), *source.class_names)

@@ -15,7 +15,7 @@ from cnnjax.freeze import Freeze
 from cnnjax.functional import Leaves, leaves_of
 from cnnjax.models import Backbone, Classifier, SoundClassifier
 from cnnjax.models.heads import HEADS
-from cnnjax.progress import Bars
+from cnnjax.progress import Bar
 from cnnjax.replicas import Replicas
 from cnnjax.rows import LabelledPictures, Rows
 from cnnjax.state import State
@@ -33,13 +33,13 @@ class Bench:
         task: pictures and backbone.
         model: the whole model.
         store: where features are kept.
-        bars: where progress is shown.
+        bar: makes a bar of a description and a unit, as `Bars.bar`.
     """
 
     def __init__(
-        self, config: Ablation, task: Task, model: Classifier | SoundClassifier, store: FeatureStore, bars: Bars
+        self, config: Ablation, task: Task, model: Classifier | SoundClassifier, store: FeatureStore, bar: Bar
     ):
-        self.config, self.task, self.model, self.store, self.bars = config, task, model, store, bars
+        self.config, self.task, self.model, self.store, self.bar = config, task, model, store, bar
         self._trainer: Trainer | None = None
         self._replicas: Replicas | None = None
         self._program: tuple[str, str] | None = None
@@ -51,13 +51,13 @@ class Bench:
     def prepare(self, wanted: Sequence[Cell]) -> None:
         """Make the features of all depths, in the order of the cells, and train the heads that cells begin with."""
         for cell in {cell.program: cell for cell in wanted}.values():
-            self._open(cell)
+            self.open(cell)
         frozen = Freeze.all().resolve(self.model, "backbone")
         first = [cell for cell in wanted if cell.method == "head-first"]
         for augment, size in dict.fromkeys((cell.augment, cell.size) for cell in first):
             chosen = {(c.head_rate, c.seed): c for c in first if (c.augment, c.size) == (augment, size)}
             group = [replace(cell, freeze="all", frozen=frozen) for cell in chosen.values()]
-            trainer = self._open(group[0])
+            trainer = self.open(group[0])
             states = [trainer.init(self._head(cell.seed), cell.head_rate) for cell in group]
             states, logs = self._train(trainer, states, group, "head")
             for cell, state, log in zip(group, states, logs, strict=True):
@@ -65,7 +65,7 @@ class Bench:
 
     def run(self, group: Sequence[Cell]) -> list[dict[str, Any]]:
         """Train cells that differ in rate and seed; returns a record of each."""
-        cell, trainer = group[0], self._open(group[0])
+        cell, trainer = group[0], self.open(group[0])
         if cell.method == "head-first":
             begun = [self._heads[_head_key(cell)][0] for cell in group]
             states = [
@@ -88,7 +88,7 @@ class Bench:
             label = some[0].name if len(some) == 1 else f"{name}, {len(some)} replicas"
             found, log = replicas.fit(
                 states[start : start + most], rows, epochs=self.config.epochs, seeds=[cell.seed for cell in some],
-                progress=self.bars.bar(label, "steps"),
+                progress=self.bar(label, "steps"),
             )  # fmt: skip
             done, logs = done + found, logs + log
         return done, logs
@@ -99,7 +99,7 @@ class Bench:
             self._replicas = Replicas(trainer)
         return self._replicas
 
-    def _open(self, cell: Cell) -> Trainer:
+    def open(self, cell: Cell) -> Trainer:
         """The trainer of a cell, with the features of all splits at hand."""
         if self._program == cell.program and self._trainer is not None:
             return self._trainer
@@ -124,7 +124,7 @@ class Bench:
         for name in ("train", "validation", "test"):
             if name in self.task.splits:
                 source: LabelledPictures = self.task.splits[name]
-                progress = self.bars.bar(f"features {cell.freeze}, {name}", "images")
+                progress = self.bar(f"features {cell.freeze}, {name}", "images")
                 self._rows[name] = self._trainer.rows(source, train=name == "train", progress=progress)
         # What `prepare` made for this program is its cost as well.
         made = self._made.setdefault(cell.program, [])

@@ -71,6 +71,8 @@ class Ablation:
     NVIDIA's Ampere on, float32 elsewhere."""
     workers: int = 0
     """Processes that read pictures; 0 reads in threads of this one."""
+    processes: int = 1
+    """Processes that train cells beside each other, each with its share of the cores and its own memory; on CPU."""
     on_bad: Literal["refuse", "skip"] = "refuse"
     """What to do with a picture that cannot be decoded; what is skipped is listed in skipped.csv."""
     out: Path | None = None
@@ -113,6 +115,8 @@ class Ablation:
             raise ValueError("sample_rate is for a folder of sounds, which have no TFDS splits and no augmentation")
         if self.workers < 0:
             raise ValueError(f"workers: expected 0 or more processes, found {self.workers}")
+        if self.processes < 1:
+            raise ValueError(f"processes: expected 1 or more, found {self.processes}")
         if self.first_seed < 0:
             raise ValueError(f"first_seed must be at least 0, not {self.first_seed}")
         if self.optimizer is not None:
