@@ -24,11 +24,11 @@ ours, theirs, ours, each in a process of its own that stays, so that a busy mach
 
 For each system it prints one JSON line (median, lowest and highest rate, the first call's seconds, which compile, the
 import's, the peak memory of the process) and then a table of ratios to the best peer. `sweep` times five frozen depths,
-three seeds of each, in one command against Keras in a loop; `accelerator`, on a GPU or TPU, fine-tunes ResNet-50 and
-VGG16 beside PyTorch, compiled and channels last, trains 64 heads together and in turn, and gives the FLOP/s that are
-reached and the most that products reach; `ops` each of `cnnjax.ops` beside XLA's own; `start` the import, the first
-step, and both in a second process; `growth` time and memory against pictures, depths, seeds and image size; `data`
-reads pictures (see `benchmarks/reading.py`).
+three seeds of each, in one command (`--processes 1 2`: in turn, then in two processes) against Keras in a loop;
+`accelerator`, on a GPU or TPU, fine-tunes ResNet-50 and VGG16 beside PyTorch, compiled and channels last, trains 64
+heads together and in turn, and gives the FLOP/s that are reached and the most that products reach; `ops` each of
+`cnnjax.ops` beside XLA's own; `start` the import, the first step, and both in a second process; `growth` time and
+memory against pictures, depths, seeds and image size; `data` reads pictures (see `benchmarks/reading.py`).
 """
 
 import argparse
@@ -58,6 +58,7 @@ def main() -> None:
     job.add_argument("--seeds", type=int, default=3)
     job.add_argument("--keras-seeds", type=int, help="how many of them Keras really trains; all if not given")
     job.add_argument("--epochs", type=int, default=5)
+    job.add_argument("--processes", type=int, nargs="+", default=[1], help="ours is run with each of these numbers")
     job.set_defaults(run=sweep.run)
 
     job = commands.add_parser("accelerator", help="what a GPU or TPU reaches")

@@ -53,10 +53,11 @@ oneDNN rectifies what it writes and nothing else is kept: the lecture's step doe
 """
 
 from cnnjax.onednn import settle
-from cnnjax.ops.convolution import conv_general_dilated, spread_over_devices
+from cnnjax.ops.convolution import conv_general_dilated
 from cnnjax.ops.normalization import batch_norm
 from cnnjax.ops.pooling import max_pool
 from cnnjax.ops.rectifier import relu
+from cnnjax.ops.spread import spread_over_devices
 
 __all__ = ["batch_norm", "conv_general_dilated", "max_pool", "relu", "spread_over_devices"]
 

@@ -1,9 +1,7 @@
 """Convolution: XLA's own, but for what the CPU does faster otherwise."""
 
 import math
-from collections.abc import Generator, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -31,23 +29,7 @@ from cnnjax.ops.shifts import (
     tap_views,
     wide_type,
 )
-
-_SPREAD: ContextVar[bool] = ContextVar("spread", default=False)
-
-
-@contextmanager
-def spread_over_devices() -> Generator[None]:
-    """In this block, what is traced will run with its batch spread over several devices.
-
-    Kernel gradients on CPU then sum over the batch at once: image after image, as one device does faster, each would
-    have to be sent around (and devices that are threads of one CPU may wait for each other for ever).
-    """
-    token = _SPREAD.set(True)
-    try:
-        yield
-    finally:
-        _SPREAD.reset(token)
-
+from cnnjax.ops.spread import is_spread
 
 # Beyond the first size of output XLA's kernel gradient leaves its fast path; chunks of the second keep it.
 _LARGE_BYTES, _CHUNK_BYTES, _MOST_CHUNKS = 2 << 20, 5 << 18, 32
@@ -119,12 +101,12 @@ def conv_general_dilated(
         pads = explicit_padding(padding, lhs.shape[1:3], window, strides)
         sized = min(*pads[0], *pads[1]) >= 0 and min(out_size(lhs.shape[1:3], window, strides, pads)) > 0
         if sized and feature_group_count == channels == rhs.shape[3] and rhs.shape[2] == 1:
-            return depthwise(lhs, rhs, strides, pads, precision, _SPREAD.get())
+            return depthwise(lhs, rhs, strides, pads, precision, is_spread())
         if sized and feature_group_count == 1 and rhs.shape[2] == channels:
             if window == (1, 1) and strides == (1, 1) and pads == ((0, 0), (0, 0)):
                 return _pointwise_op(lhs, rhs, precision)
             # Of any size: whether a model is the same program at every batch size must not depend on it.
-            return _spatial_op(lhs, rhs, strides, pads, precision, _SPREAD.get())
+            return _spatial_op(lhs, rhs, strides, pads, precision, is_spread())
     return lax.conv_general_dilated(
         lhs,
         rhs,

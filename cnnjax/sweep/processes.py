@@ -24,6 +24,7 @@ import jax
 from cnnjax import preemption
 from cnnjax.cache import keep_programs
 from cnnjax.features import GIB, FeatureStore, Progress
+from cnnjax.ops.spread import cpu_threads
 from cnnjax.progress import Bars
 from cnnjax.sweep.bench import Bench, make_head
 from cnnjax.sweep.grid import Cell, first_trainable
@@ -79,7 +80,7 @@ def run_in_processes(
     programs = list(dict.fromkeys(cell.program for unit in units for cell in unit))
     opened: set[tuple[str, str]] = set()
     count = min(config.processes, len(units))
-    workers = [_start(max(1, _cores() // count)) for _ in range(count)]
+    workers = [_start(max(1, cpu_threads() // count)) for _ in range(count)]
     try:
         for worker in workers:
             # Not as arguments: JAX makes its threads when it unpickles arrays.
@@ -130,11 +131,6 @@ def _start(threads: int) -> _Worker:
     process.start()
     theirs.close()
     return _Worker(process, ours, {})
-
-
-def _cores() -> int:
-    """How many this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _send(worker: _Worker, what: Any) -> None:

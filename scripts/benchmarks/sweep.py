@@ -44,39 +44,51 @@ def _mean(records: list[dict[str, Any]]) -> float:
     return 100 * sum(record["test_accuracy"] for record in records) / len(records)
 
 
+def _ours(words: list[str], processes: int, cells: int) -> tuple[list[dict[str, Any]], list[float], float]:
+    """Each cell's record in the order of their ends, the seconds until those, and until the end."""
+    with tempfile.TemporaryDirectory() as scratch:
+        out = Path(scratch) / "run"
+        _, ends, total = _timed(
+            [*words, "--store", f"{scratch}/store", "--out", str(out), "--processes", str(processes)], cells
+        )
+        return [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()], ends, total
+
+
 def run(options: argparse.Namespace) -> None:
     """The command `sweep`: MobileNet 0.75 at 160x160, linear head, Adam, batches of 32.
 
-    All of both sides' time counts, imports and compilation included: ours is one `cnnjax ablate`, Keras has a process a
-    depth. Keras's cells of further seeds do the same work again: with `--keras-seeds 1` they are counted for as many as
-    ours has. Keras's first depth is trained before ours, the others after it, since machines drift.
+    All of both sides' time counts, imports and compilation included: ours is one `cnnjax ablate` for each number of
+    processes, Keras has a process a depth. Keras's cells of further seeds do the same work again: with `--keras-seeds
+    1` they are counted for as many as ours has. Keras's first depth is trained before ours, the others after it, since
+    machines drift.
     """
     given = ["--alpha", "0.75", "--weights", str(options.weights), "--head", "linear", "--epochs", str(options.epochs)]
     given += ["--batch-size", "32", "--data", str(options.folder)]
     seeds, keras_seeds = options.seeds, min(options.keras_seeds or options.seeds, options.seeds)
-    theirs: list[tuple[float, float]] = []
-    with tempfile.TemporaryDirectory() as scratch:
-        out = Path(scratch) / "run"
-        words = [sys.executable, "-m", "cnnjax", "ablate", "--backbone", "mobilenet", "--image-size", "160"]
-        words += ["--optimizer", "adam", "--tuning-factor", "0.1", "--seeds", str(seeds), *given]
-        words += ["--freeze", *DEPTHS, "--store", f"{scratch}/store", "--out", str(out)]
-        if options.against:
-            theirs.append(_keras(options, given, DEPTHS[0], keras_seeds))
-        _, ends, total = _timed(words, seeds * len(DEPTHS))
-        for depth in DEPTHS[1:] if options.against else ():
-            theirs.append(_keras(options, given, depth, keras_seeds))
-        records = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
-    marks = [0.0, *ends[seeds - 1 :: seeds]]
+    words = [sys.executable, "-m", "cnnjax", "ablate", "--backbone", "mobilenet", "--image-size", "160"]
+    words += ["--optimizer", "adam", "--tuning-factor", "0.1", "--seeds", str(seeds), *given, "--freeze", *DEPTHS]
+    theirs = [_keras(options, given, DEPTHS[0], keras_seeds)] if options.against else []
+    ours = {count: _ours(words, count, seeds * len(DEPTHS)) for count in options.processes}
+    theirs += [_keras(options, given, depth, keras_seeds) for depth in DEPTHS[1:] if options.against]
     print("| frozen through | Keras, s | test | cnnjax, s | test | ratio |\n| --- | ---: | ---: | ---: | ---: | ---: |")
+    records, ends, _ = ours[options.processes[0]]
+    # Beside each other, the cells of one depth have no time of their own.
+    marks = [0.0, *ends[seeds - 1 :: seeds]] if options.processes[0] == 1 else []
     for k, depth in enumerate(DEPTHS):
-        ours, tested = marks[k + 1] - marks[k], _mean([r for r in records if r["freeze"] == depth])
-        other, ratio = "- | -", "-"
-        if theirs:
-            seconds, accuracy = theirs[k]
-            other, ratio = f"{seconds:.0f} | {accuracy:.1f} %", f"{seconds / ours:.2f}"
-        print(f"| {depth} | {other} | {ours:.0f} | {tested:.1f} % | {ratio} |")
-    other, ratio = "-", "-"
-    if theirs:
-        keras = sum(seconds for seconds, _ in theirs)
-        other, ratio = f"{keras:.0f}", f"{keras / total:.2f}"
-    print(f"| whole sweep, {seeds} seeds | {other} | | {total:.0f} | | {ratio} |")
+        tested = _mean([r for r in records if r["freeze"] == depth])
+        own = marks[k + 1] - marks[k] if marks else None
+        seconds, accuracy = theirs[k] if theirs else (None, None)
+        columns = depth, _told(seconds), _told(accuracy, ".1f"), _told(own), f"{tested:.1f}", _ratio(seconds, own)
+        print(f"| {' | '.join(columns)} |")
+    keras = sum(seconds for seconds, _ in theirs) if theirs else None
+    for count, (_, _, total) in ours.items():
+        name = f"whole sweep, {seeds} seeds, {count} process{'es' if count > 1 else ''}"
+        print(f"| {name} | {_told(keras)} | | {_told(total)} | | {_ratio(keras, total)} |")
+
+
+def _told(value: float | None, form: str = ".0f") -> str:
+    return "-" if value is None else f"{value:{form}}"
+
+
+def _ratio(theirs: float | None, ours: float | None) -> str:
+    return "-" if theirs is None or ours is None else f"{theirs / ours:.2f}"

@@ -16,8 +16,8 @@ import pytest
 from killing import FLAGS
 from rich.console import Console
 
+from cnnjax.ops.spread import cpu_threads
 from cnnjax.preemption import EXIT_CODE
-from cnnjax.sweep import processes
 from cnnjax.sweep.ablation import sweep
 from cnnjax.sweep.options import Ablation
 from cnnjax.sweep.task import open_task
@@ -85,7 +85,7 @@ def test_a_process_computes_with_its_share_of_the_cores():
         subprocess.run([sys.executable, "-c", program, *n], capture_output=True, text=True, check=True)
         for n in ([], ["3"])
     ]
-    assert [int(run.stdout) for run in told] == [processes._cores(), 3]
+    assert [int(run.stdout) for run in told] == [cpu_threads(), 3]
 
 
 def test_what_fails_in_a_process_is_what_the_sweep_raises(config, tmp_path):
