@@ -57,17 +57,16 @@ def test_two_processes_train_the_cells_of_one_and_make_nothing_twice(config, in_
     config = replace(config, processes=2, out=tmp_path / "run", store=tmp_path / "store")
     found, expected = by_cell(lines(sweep(config, open_task(config, QUIET), QUIET))), by_cell(in_turn)
     assert found.keys() == expected.keys()
-    costs = defaultdict(set)
+    decoded = defaultdict(set)
     for name, record in found.items():
         # Fewer threads add up in another order.
         np.testing.assert_allclose(record["train_loss"], expected[name]["train_loss"], rtol=1e-4)
         assert record["seconds"] > 0 and record["test_accuracy"] == pytest.approx(
             expected[name]["test_accuracy"], abs=0.1
         )
-        costs[record["freeze"]].add((record["backbone_passes"], record["decoded_images"]))
-    # Who opens a depth first makes its features, from those of the depth before; the other process finds them.
-    assert (2, 44 + 18) in costs["none"] <= {(2, 62), (0, 0)}
-    assert (2, 0) in costs["3"] <= {(2, 0), (0, 0)} and costs["all"] == {(2, 0)}
+        decoded[record["freeze"]].add(record["decoded_images"])
+    # Both processes' cells of a depth tell what that process made for it: training or test pictures, all, or nothing.
+    assert {freeze: sum(images) for freeze, images in decoded.items()} == {"none": 44 + 18, "3": 0, "all": 0}
     assert len(list((tmp_path / "store").iterdir())) == 2 * 3  # of each split the pictures, and two depths
 
 
