@@ -2,9 +2,18 @@
 
 import gc
 import os
+import sys
+import tempfile
 from pathlib import Path
 
 os.environ.setdefault("KERAS_BACKEND", "jax")
+
+if os.environ.pop("PYTHONDONTWRITEBYTECODE", ""):
+    # Where no bytecode is kept, each of the tests' many processes would compile a thousand modules again, for more
+    # than a second: they share it for as long as the tests run. Processes that pytest-xdist starts inherit the folder.
+    _bytecode = tempfile.TemporaryDirectory(prefix="bytecode-", ignore_cleanup_errors=True)
+    os.environ["PYTHONPYCACHEPREFIX"] = sys.pycache_prefix = _bytecode.name
+    sys.dont_write_bytecode = False
 
 import pytest
 
