@@ -15,7 +15,7 @@ KILLS = int(os.environ.get("CNNJAX_KILLS", "2"))
 NETWORK = ["--backbone", "mobilenet", "--alpha", "0.25", "--image-size", "32", "--head", "linear", "--batch-size", "8"]
 SCRATCH = [*NETWORK, "--method", "scratch", "--augment", "lecture", "--epochs", "8", "--optimizer", "adam"]
 SCRATCH += ["--ema", "0.9", "--schedule", "cosine", "--warmup", "0.1", "--keep", "best"]
-TUNED = [*NETWORK, "--method", "gradual", "--stages", "conv_dw_11", "conv_dw_6", "--epochs", "8"]
+TUNED = [*NETWORK, "--method", "gradual", "--stages", "conv_dw_4", "conv_dw_2", "--epochs", "8"]
 TUNED += ["--tune-epochs", "2", "--optimizer", "rmsprop", "--clip", "1.0", "--accumulate", "2"]
 
 
@@ -43,7 +43,7 @@ def test_a_second_start_compiles_nothing_and_trains_nothing(scratch, base):
 
 def test_a_run_killed_at_random_times_ends_as_one_that_was_not(scratch, base):
     out = base / "scratch-killed"
-    met = killed(command(base, out, SCRATCH), out, base / "cold", signal.SIGKILL, 15.0, result(scratch), KILLS)
+    met = killed(command(base, out, SCRATCH), out, base / "cold", signal.SIGKILL, 6.0, result(scratch), KILLS)
     print(f"killed while {dict(met)}")
 
 
@@ -54,5 +54,5 @@ def test_phases_on_stored_features_end_the_same_after_sigterm(scratch, base):
     assert f"starts from the backbone of {scratch}" in " ".join(
         finish(command(base, whole, options), base / "cache").split()
     )
-    met = killed(command(base, asked, options), asked, base / "cache", signal.SIGTERM, 12.0, result(whole), KILLS)
+    met = killed(command(base, asked, options), asked, base / "cache", signal.SIGTERM, 5.0, result(whole), KILLS)
     print(f"asked to end while {dict(met)}")
