@@ -1,9 +1,12 @@
 """What all tests share."""
 
 import gc
+import importlib
 import os
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 os.environ.setdefault("KERAS_BACKEND", "jax")
@@ -61,3 +64,40 @@ def shapes_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """No test reads or writes the user's cache."""
     monkeypatch.setenv("CNNJAX_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+@pytest.fixture(scope="module")
+def six_blocks() -> Iterator[None]:
+    """A MobileNet that is made now ends after six of its thirteen blocks, which are of all kinds: for tests that trace
+    and compile it again and again."""
+    module = importlib.import_module("cnnjax.models.mobilenet")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "_BLOCKS", module._BLOCKS[:6])
+        yield
+
+
+@contextmanager
+def _optimizing(most: bool) -> Iterator[None]:
+    import jax
+
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", not most)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
+@pytest.fixture(scope="module")
+def compiled_fast() -> Iterator[None]:
+    """LLVM's optimizations left out, of small networks whose compiling takes longer than they run; XLA's stay.
+
+    What such a module compares is compiled alike.
+    """
+    with _optimizing(False):
+        yield
+
+
+@pytest.fixture
+def optimized() -> Iterator[None]:
+    """A test in such a module whose programs run longer than they compile."""
+    with _optimizing(True):
+        yield

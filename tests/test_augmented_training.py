@@ -16,6 +16,7 @@ from cnnjax.training import Trainer
 
 RNG = np.random.default_rng(0)
 LECTURE = Augmentation(flip=True, rotation=0.1, zoom=0.2)
+pytestmark = pytest.mark.usefixtures("compiled_fast")
 
 
 @pytest.fixture(scope="module")

@@ -19,6 +19,8 @@ from cnnjax.models import Classifier, vgg16
 from cnnjax.models.heads import linear_head
 from cnnjax.optim import averaged, make_optimizer
 
+pytestmark = pytest.mark.usefixtures("compiled_fast")
+
 
 @pytest.fixture(scope="module")
 def train():

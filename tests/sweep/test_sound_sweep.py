@@ -8,6 +8,8 @@ from scipy.io import wavfile
 
 from cnnjax.cli import main
 
+pytestmark = pytest.mark.usefixtures("compiled_fast")
+
 
 @pytest.fixture(scope="module")
 def tones(tmp_path_factory):
