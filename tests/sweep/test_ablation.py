@@ -17,7 +17,7 @@ from PIL import Image
 from rich.console import Console
 
 from cnnjax.cli import main
-from cnnjax.data import Folder
+from cnnjax.data import Folder, shapes
 from cnnjax.models import Classifier, lecture_cnn, linear_head, mobilenet, vgg16
 from cnnjax.preemption import EXIT_CODE
 from cnnjax.sweep.ablation import ablate, sweep
@@ -26,6 +26,7 @@ from cnnjax.sweep.options import Ablation
 from cnnjax.sweep.task import Task, open_task
 
 QUIET = Console(quiet=True)
+pytestmark = pytest.mark.usefixtures("compiled_fast")
 
 
 @pytest.fixture(scope="module")
@@ -97,9 +98,12 @@ def test_killed_and_asked_to_end_it_goes_on_to_the_same_numbers(finished, config
         "adam", "--out", str(tmp_path / "run"), "--store", str(tmp_path / "store"),
     ]  # fmt: skip
     results = tmp_path / "run" / "results.jsonl"
+    environment = os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}  # as `finished` is compiled
     cells_in = 0
     for number, code in ((signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, EXIT_CODE)):
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
+        )
         while process.poll() is None and not (results.exists() and results.read_bytes().count(b"\n") > cells_in):
             time.sleep(0.005)
         os.kill(process.pid, number)
@@ -108,7 +112,7 @@ def test_killed_and_asked_to_end_it_goes_on_to_the_same_numbers(finished, config
         assert not cells_in or f"{cells_in} of 6 cells are in" in output
         cells_in, before = len(lines(tmp_path / "run")), cells_in
         assert before < cells_in < 6
-    out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    out = subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout
     assert f"{cells_in} of 6 cells are in" in out
     found, expected = lines(tmp_path / "run"), lines(finished)
     assert [r["cell"] for r in found] == [r["cell"] for r in expected]
@@ -166,9 +170,12 @@ def test_the_default_depths_span_the_backbone():
 
 
 def test_the_built_in_default(tmp_path, monkeypatch, capsys):
-    """Drawn pictures, pretraining, sweep: as the command runs it, with fewer epochs."""
+    """Drawn pictures, pretraining, sweep: as the command runs it, with fewer epochs and pictures."""
     monkeypatch.setenv("CNNJAX_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("cnnjax.sweep.pretraining._EPOCHS", 1)
+    for kind, counts in (("source", (40, 4, 8)), ("target", (20, 4, 10))):
+        per_class = dict(zip(("train", "validation", "test"), counts, strict=True))
+        monkeypatch.setitem(shapes._PER_CLASS, kind, per_class)
     config = Ablation(seeds=1, epochs=2, freeze=("3", "all"), out=tmp_path / "run")
     run = ablate(config)
     assert [r["freeze"] for r in lines(run)] == ["3", "all"]
@@ -217,6 +224,7 @@ def test_help_lists_the_commands(capsys):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("optimized")
 def test_cats_and_dogs_with_imagenet_features(shared_data, tmp_path):
     """Real photographs, real weights: the lecture's head on a quarter of the pictures."""
     from cnnjax.weights.assign import load_weights
@@ -229,13 +237,13 @@ def test_cats_and_dogs_with_imagenet_features(shared_data, tmp_path):
     backbone = mobilenet(alpha=0.75, input_shape=(160, 160, 3), include_top=False, rngs=nnx.Rngs(0))
     load_weights(backbone, shared_data / "weights" / "mobilenet_7_5_224_tf_no_top.h5")
     config = Ablation(
-        data=str(root), image_size=160, freeze=("all",), seeds=3, epochs=10, optimizer="rmsprop",
+        data=str(root), image_size=160, freeze=("all",), seeds=3, epochs=5, optimizer="rmsprop",
         out=tmp_path / "run", store=tmp_path / "store",
     )  # fmt: skip
     found = lines(sweep(config, Task(splits, backbone, "tf", "cats and dogs"), QUIET))
     # Keras on TensorFlow reaches 96.6 to 97.4 % with all pictures and 30 epochs.
     assert np.mean([r["test_accuracy"] for r in found]) >= 0.94
-    # Thirty epochs and three evaluations, and the backbone saw each picture once.
+    # Fifteen epochs and three evaluations, and the backbone saw each picture once.
     assert {(r["backbone_passes"], r["decoded_images"]) for r in found} == {(2, 500 + 250)}
 
 
