@@ -1,5 +1,7 @@
 """Inputs for convolutions and pooling, and how they are compared."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +14,8 @@ NHWC = ("NHWC", "HWIO", "NHWC")
 PADDINGS = ("SAME", "VALID", ((0, 1), (0, 1)), ((1, 1), (1, 1)), ((2, 0), (1, 3)))
 sizes = st.integers(3, 9)
 few = settings(max_examples=5, deadline=None, derandomize=True)
+# Small arrays: compiling is what takes the time. Both that are compared are compiled so.
+QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 # With and without oneDNN: a fixture of tests/ops/conftest.py.
 both = pytest.mark.usefixtures("lowerings")
 
@@ -29,7 +33,7 @@ def _value_and_gradients(f, *args):
     """The value of `f` and its gradients for a fixed random cotangent, in one compiled program."""
     g = normal(9, *jax.eval_shape(f, *args).shape, dtype=args[0].dtype)
 
-    @jax.jit
+    @partial(jax.jit, compiler_options=QUICK)
     def both(args, g):
         y, pull = jax.vjp(f, *args)
         return y, *pull(g)
