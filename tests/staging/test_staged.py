@@ -14,6 +14,8 @@ from cnnjax.functional import functionalize, leaves_of
 from cnnjax.models import Classifier, linear_head, mobilenet
 from cnnjax.staging import Staged
 
+pytestmark = pytest.mark.usefixtures("compiled_fast")
+
 
 def stage(model, spec, size=16, dtype=jnp.float32, within=""):
     """A model as the trainer stages it, with everything that is needed to run both ways."""
