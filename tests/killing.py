@@ -45,7 +45,7 @@ jax.monitoring.register_event_listener(
     lambda event, **kwargs: compiled.append(event) if event == "/jax/compilation_cache/cache_misses" else None
 )
 from cnnjax import devices
-devices.start.__kwdefaults__["lost"] = 15  # of several hosts a dead one is missed sooner than in a minute and a half
+devices.start.__kwdefaults__["lost"] = 8  # of several hosts a dead one is missed sooner than in a minute and a half
 import importlib
 # MobileNet in all it has, but in five blocks: each process that is killed traces it anew.
 mobilenet = importlib.import_module("cnnjax.models.mobilenet")
