@@ -90,10 +90,14 @@ def _optimizing(most: bool) -> Iterator[None]:
 def compiled_fast() -> Iterator[None]:
     """LLVM's optimizations left out, of small networks whose compiling takes longer than they run; XLA's stay.
 
-    What such a module compares is compiled alike.
+    What such a module compares is compiled alike: what other modules have compiled is not found.
     """
+    import jax
+
+    jax.clear_caches()
     with _optimizing(False):
         yield
+    jax.clear_caches()
 
 
 @pytest.fixture
