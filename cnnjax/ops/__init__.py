@@ -38,7 +38,7 @@ products, and depthwise kernel gradients went by rows and padded nothing:
 | 11x11x512 to 512, by Winograd | 1.1 | 1.4 | 2.4 | 1.7 | 0.8 | 1.0 |
 | 2x2x512 to 512, as products | 61 | 26 | 1 | 51 | 21 | 1 |
 | max pooling 2x2, 148x148x32 | 0.9 | 14 | | 1 | 16 | |
-| batch normalisation, 80x80x64, alone | 1 | 1.3 | 1 | 1 | 1 | 1 |
+| batch normalisation, 80x80x64, alone | 1 | 1.1 | 0.8 | 1 | 1 | 1 |
 
 (A plain 1 is the same operation on both sides.) Depthwise convolutions are shifted multiply-adds where oneDNN is not
 there or has none: strided ones' input gradients, and kernel gradients, which are a scan over rows of two images at a
