@@ -29,7 +29,7 @@ QUIET = Console(quiet=True)
 def config(shapes_folder, tmp_path_factory):
     base = tmp_path_factory.mktemp("processes")
     return Ablation(
-        data=str(shapes_folder), image_size=48, freeze=("none", "3", "all"), head="linear", seeds=2, epochs=2,
+        data=str(shapes_folder), image_size=48, freeze=("none", "3", "all"), head="linear", seeds=4, epochs=2,
         batch_size=11, optimizer="adam", out=base / "run", store=base / "store",
     )  # fmt: skip
 
@@ -59,8 +59,8 @@ def test_two_processes_train_the_cells_of_one_and_make_nothing_twice(config, in_
     assert found.keys() == expected.keys()
     decoded = defaultdict(set)
     for name, record in found.items():
-        # Fewer threads add up in another order.
-        np.testing.assert_allclose(record["train_loss"], expected[name]["train_loss"], rtol=1e-4)
+        # Fewer threads add up in another order, which Adam's first steps make more of.
+        np.testing.assert_allclose(record["train_loss"], expected[name]["train_loss"], rtol=2e-3)
         assert record["seconds"] > 0 and record["test_accuracy"] == pytest.approx(
             expected[name]["test_accuracy"], abs=0.1
         )
@@ -120,7 +120,7 @@ def cells_in(results):
 def test_however_it_is_ended_nothing_is_left_running_and_it_goes_on(config, in_turn, tmp_path):
     command = [
         sys.executable, "-m", "cnnjax", "ablate", "--data", str(config.data), "--image-size", "48", "--freeze",
-        *config.freeze, "--head", "linear", "--seeds", "2", "--epochs", "2", "--batch-size", "11", "--optimizer",
+        *config.freeze, "--head", "linear", "--seeds", "4", "--epochs", "2", "--batch-size", "11", "--optimizer",
         "adam", "--out", str(tmp_path / "run"), "--store", str(tmp_path / "store"), "--processes", "2",
     ]  # fmt: skip
     results = tmp_path / "run" / "results.jsonl"
@@ -132,7 +132,7 @@ def test_however_it_is_ended_nothing_is_left_running_and_it_goes_on(config, in_t
         (lambda process, others: process.terminate(), EXIT_CODE, ""),
     ):
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        while process.poll() is None and (cells_in(results) <= before or len(children(process)) < 2):
+        while process.poll() is None and (cells_in(results) <= before or not children(process)):
             time.sleep(0.005)
         others = children(process)
         kill(process, others)
@@ -142,10 +142,10 @@ def test_however_it_is_ended_nothing_is_left_running_and_it_goes_on(config, in_t
         while any(Path(f"/proc/{pid}").exists() for pid in others):
             assert time.monotonic() < end
             time.sleep(0.02)
-        assert before < cells_in(results) < 6
+        assert before < cells_in(results) < 12
         before = cells_in(results)
     subprocess.run(command, check=True, capture_output=True)
     found, expected = by_cell(lines(tmp_path / "run")), by_cell(in_turn)
-    assert found.keys() == expected.keys() and cells_in(results) == 6
+    assert found.keys() == expected.keys() and cells_in(results) == 12
     for name, record in found.items():
-        np.testing.assert_allclose(record["train_loss"], expected[name]["train_loss"], rtol=1e-4)
+        np.testing.assert_allclose(record["train_loss"], expected[name]["train_loss"], rtol=2e-3)
