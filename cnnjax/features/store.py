@@ -17,6 +17,7 @@ from cnnjax import onednn, preemption
 from cnnjax.data.loader import read_batches
 from cnnjax.data.source import as_kept
 from cnnjax.features.partial import DiskWriter, Half, MemoryWriter, claimed, clear, discard, mapped
+from cnnjax.ops.spread import cpu_threads
 from cnnjax.staging import Feature, Maker, ProgramDiffers, Staged
 from cnnjax.staging.trace import digest
 
@@ -330,7 +331,7 @@ class FeatureStore:
 def _maker(staged: Staged, wanted: list[Feature], batch: int, stored: list[Feature]) -> tuple[Maker, int]:
     """The pass's program, and its batch size."""
     if jax.default_backend() == "cpu":
-        cache = (_ONEDNN_BYTES if onednn.answers() else _CORE_BYTES) * min(_cores(), _MOST_CORES)
+        cache = (_ONEDNN_BYTES if onednn.answers() else _CORE_BYTES) * min(cpu_threads(), _MOST_CORES)
         for slices in (cache, 0):
             with suppress(ProgramDiffers):  # a model that chooses by batch size: it was looked at with the size given
                 maker = staged.maker(wanted, batch, stored=stored, cache=slices)
@@ -340,11 +341,6 @@ def _maker(staged: Staged, wanted: list[Feature], batch: int, stored: list[Featu
                     return maker, batch
                 return staged.maker(wanted, smaller, stored=stored, cache=slices), smaller
     return staged.maker(wanted, batch, stored=stored), batch
-
-
-def _cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _precision() -> str:

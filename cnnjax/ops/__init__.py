@@ -50,7 +50,7 @@ in a network than alone: VGG16's features at 180x180 go 8 % slower without them.
 stands in a network: a quarter of the elementwise work and sums of MobileNet's step, and a tenth of the step for not
 storing in the forward pass what the backward one can make again. XLA takes each sum over batch and space by itself, in
 all threads; where they are two at most, one loop takes two sums from one reading, forwards in 0.6 of the time of one
-thread and backwards in as much, which MobileNet 0.75's step gains 1.06 by with one thread. The rectifier's gradient
+thread and backwards in as much, which MobileNet 0.75's step gains 1.05 by with one thread. The rectifier's gradient
 reads its output, so that oneDNN rectifies what it writes and nothing else is kept: the lecture's step does 125 pictures
 a second instead of 114.
 """

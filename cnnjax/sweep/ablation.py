@@ -102,8 +102,7 @@ def _run_here(
     bars: Bars,
 ) -> Generator[dict[str, Any]]:  # fmt: skip
     bench = Bench(config, task, model, FeatureStore(store, int(config.store_gib * GIB)), bars.bar)
-    if any(group[0].method == "head-first" for group in missing):
-        bench.prepare([cell for group in missing for cell in group])
+    bench.prepare([cell for group in missing for cell in group])
     for group in missing:
         yield from bench.run(group)
 

@@ -49,11 +49,13 @@ class Bench:
         self._made: dict[tuple[str, str], list[Pass]] = {}
 
     def prepare(self, wanted: Sequence[Cell]) -> None:
-        """Make the features of all depths, in the order of the cells, and train the heads that cells begin with."""
+        """Where cells begin with trained heads: all depths' features, in the order of the cells, then those heads."""
+        first = [cell for cell in wanted if cell.method == "head-first"]
+        if not first:
+            return
         for cell in {cell.program: cell for cell in wanted}.values():
             self.open(cell)
         frozen = Freeze.all().resolve(self.model, "backbone")
-        first = [cell for cell in wanted if cell.method == "head-first"]
         for augment, size in dict.fromkeys((cell.augment, cell.size) for cell in first):
             chosen = {(c.head_rate, c.seed): c for c in first if (c.augment, c.size) == (augment, size)}
             group = [replace(cell, freeze="all", frozen=frozen) for cell in chosen.values()]

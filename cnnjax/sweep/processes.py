@@ -184,8 +184,7 @@ def _work(connection: Connection, threads: int) -> None:
         model = task.classifier(make_head(config, task, config.first_seed))
         features = FeatureStore(store, int(config.store_gib * GIB))
         bench = Bench(config, task, model, features, partial(_bar, connection))
-        if any(cell.method == "head-first" for group in missing for cell in group):
-            bench.prepare([cell for group in missing for cell in group])
+        bench.prepare([cell for group in missing for cell in group])
         connection.send(("ready",))
         while True:
             unit = connection.recv()

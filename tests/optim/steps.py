@@ -6,14 +6,12 @@ from typing import Any
 import jax
 import numpy as np
 import optax
+from operations import QUICK
 
 SHAPES = {
     "backbone/conv/kernel": (3, 3, 2, 4), "backbone/dw/kernel": (3, 3, 1, 4), "backbone/bn/scale": (4,),
     "head/dense/kernel": (4, 3), "head/dense/bias": (3,),
 }  # fmt: skip
-
-# A few steps on small arrays: compiling is what takes the time.
-QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 
 def draw(step: int, shapes: dict[str, tuple[int, ...]] = SHAPES) -> dict[str, np.ndarray]:

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from optim.steps import QUICK, SHAPES, draw, run
+from operations import QUICK
+from optim.steps import SHAPES, draw, run
 
 from cnnjax.optim import averaged, make_optimizer, warmup_cosine
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -107,9 +108,10 @@ def test_processes_are_for_the_cpu(config, tmp_path, monkeypatch):
 
 def children(process):
     """Ids of the processes that train for a process (Python's own `multiprocessing` starts one more)."""
-    found = Path(f"/proc/{process.pid}/task/{process.pid}/children")
-    started = found.read_text().split() if found.exists() else []
-    return [int(pid) for pid in started if "spawn_main" in Path(f"/proc/{pid}/cmdline").read_text()]
+    with suppress(OSError):  # one of them has just ended
+        started = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        return [int(pid) for pid in started if "spawn_main" in Path(f"/proc/{pid}/cmdline").read_text()]
+    return []
 
 
 def cells_in(results):
