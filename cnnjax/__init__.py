@@ -4,7 +4,6 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from cnnjax.allocation import keep_freed_memory
-from cnnjax.onednn import ask as ask_for_onednn
 
 if TYPE_CHECKING:
     from cnnjax import sizing
@@ -82,7 +81,6 @@ _LATER = {name: module for module, names in _MODULES.items() for name in names}
 
 
 keep_freed_memory()
-ask_for_onednn()
 
 
 def __getattr__(name: str) -> Any:

@@ -58,7 +58,7 @@ note.write(f"compiled {len(compiled)}\\n")
 
 # Without oneDNN, whose programs jaxlib cannot write down: a process that goes on finds all of them in the cache. And
 # compiled fast: what is compared is compiled alike.
-FLAGS = "--xla_cpu_experimental_onednn_custom_call=false --xla_backend_optimization_level=0"
+FLAGS = "--xla_backend_optimization_level=0"
 
 
 def command(base, out, options, host=0):
@@ -69,7 +69,7 @@ def command(base, out, options, host=0):
 
 def start(words, cache, flags=None):
     environment = os.environ | {"CNNJAX_CACHE": str(cache), "PYTHONWARNINGS": "error::RuntimeWarning"}
-    environment |= {"XLA_FLAGS": FLAGS} | (flags or {})
+    environment |= {"XLA_FLAGS": FLAGS, "CNNJAX_ONEDNN": "0"} | (flags or {})
     return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
 
 

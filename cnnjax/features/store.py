@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from cnnjax import onednn, preemption
+from cnnjax import preemption
 from cnnjax.data.loader import read_batches
 from cnnjax.data.source import as_kept
 from cnnjax.features.partial import DiskWriter, Half, MemoryWriter, claimed, clear, discard, mapped
+from cnnjax.ops.onednn import takes
 from cnnjax.ops.spread import cpu_threads
 from cnnjax.staging import Feature, Maker, ProgramDiffers, Staged
 from cnnjax.staging.trace import digest
@@ -331,7 +333,7 @@ class FeatureStore:
 def _maker(staged: Staged, wanted: list[Feature], batch: int, stored: list[Feature]) -> tuple[Maker, int]:
     """The pass's program, and its batch size."""
     if jax.default_backend() == "cpu":
-        cache = (_ONEDNN_BYTES if onednn.answers() else _CORE_BYTES) * min(cpu_threads(), _MOST_CORES)
+        cache = (_ONEDNN_BYTES if takes(jnp.float32) else _CORE_BYTES) * min(cpu_threads(), _MOST_CORES)
         for slices in (cache, 0):
             with suppress(ProgramDiffers):  # a model that chooses by batch size: it was looked at with the size given
                 maker = staged.maker(wanted, batch, stored=stored, cache=slices)

@@ -55,13 +55,11 @@ reads its output, so that oneDNN rectifies what it writes and nothing else is ke
 a second instead of 114.
 """
 
-from cnnjax.onednn import settle
 from cnnjax.ops.convolution import conv_general_dilated
 from cnnjax.ops.normalization import batch_norm
+from cnnjax.ops.onednn import use_onednn
 from cnnjax.ops.pooling import max_pool
 from cnnjax.ops.rectifier import relu
 from cnnjax.ops.spread import spread_over_devices
 
-__all__ = ["batch_norm", "conv_general_dilated", "max_pool", "relu", "spread_over_devices"]
-
-settle()
+__all__ = ["batch_norm", "conv_general_dilated", "max_pool", "relu", "spread_over_devices", "use_onednn"]

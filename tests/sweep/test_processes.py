@@ -48,6 +48,7 @@ def lines(run):
 def fast_compilation(monkeypatch):
     """In the processes that are started; they share what they compile."""
     monkeypatch.setenv("XLA_FLAGS", FLAGS)
+    monkeypatch.setenv("CNNJAX_ONEDNN", "0")
 
 
 def by_cell(found):
