@@ -265,7 +265,8 @@ class FeatureStore:
 
     def _name(self, feature: Feature, source: Pictures) -> str:
         # All that decides a bit of the result and does not stand in the program.
-        return digest(feature.key, source.digest, jax.default_backend(), jax.__version__, _precision())[:40]
+        lowering = (jax.default_backend(), str(onednn.answers()), jax.__version__, _precision())
+        return digest(feature.key, source.digest, *lowering)[:40]
 
     def _path(self, feature: Feature, source: Pictures) -> Path:
         assert self.root is not None
