@@ -34,7 +34,7 @@ class Fitted(NamedTuple):
             learning_rate (the phase's, before schedule and factors), seconds (training alone), compile_seconds (of
             those), pictures_per_second.
         seconds: wall-clock time by what took it: "features", "training", "evaluation".
-        best: the epoch whose weights the last phase ended with.
+        best: the epoch whose weights the last phase ended with; of an earlier phase where none of its own was better.
     """
 
     leaves: Leaves
