@@ -86,11 +86,13 @@ class Recipe:
     views: int = 0
     """Stored views of each picture, the same for every seed; 4 for the method views, otherwise with augment only."""
     patience: int | None = None
-    """Stop a phase after so many epochs without a lower validation loss, and go back to its best weights."""
+    """Stop a phase after so many epochs without a lower validation loss, and go back to the best weights. Those that a
+    phase starts from, the best of the phase before, count among them, as Keras's `EarlyStopping(baseline=...)` does."""
     not_finite: Literal["stop", "skip"] = "stop"
     """A loss that is NaN or infinite ends the run, or its step is left out (also for such a gradient) and counted."""
     keep: Literal["last", "best"] = "last"
-    """Which epoch's weights a phase ends with: the last one's, or those of the lowest validation loss."""
+    """Which epoch's weights a phase ends with: the last one's, or those of the lowest validation loss, its own or of
+    the phases before."""
 
     def __post_init__(self) -> None:
         for name in ("method", "schedule", "batchnorm", "augment", "not_finite", "keep"):

@@ -56,9 +56,9 @@ class Standing:
     Attributes:
         phase: which phase, from 0.
         begun: the phase's first epoch.
-        since: epochs since the lowest validation loss.
+        since: epochs of this phase since the lowest validation loss.
         best: the epoch with it.
-        best_loss: that loss, of this phase.
+        best_loss: that loss; where the best weights are kept, what the phase started from counts too.
         history: the records of all epochs so far.
         seconds: what took how long.
     """
@@ -119,8 +119,12 @@ class Run:
         steps = self._steps
         if resumed is None:
             state, so_far = self._start(trainer, phase, leaves, before), ZERO
-            self.at.phase, self.at.begun, self.at.since, self.at.best_loss = number, int(state.step) // steps, 0, None
-            self._best = None
+            self.at.phase, self.at.begun, self.at.since = number, int(state.step) // steps, 0
+            if self._keeps_best and before is not None:
+                # The best of the phase before, with the loss and epoch they have there, and what trains only now.
+                self._best = _copied(state)
+            else:
+                self._best, self.at.best_loss = None, None
         else:
             state, so_far = resumed
         done = int(state.step)
