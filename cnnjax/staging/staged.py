@@ -57,7 +57,8 @@ class Staged:
             changes from step to step (trainable weights, random keys).
         fixed: the frozen arrays, by value: their content is part of the features' keys.
         image: shape and dtype of one image.
-        late: the late arguments, as arrays or abstract shapes.
+        late: the late arguments, as arrays or abstract shapes; a function from a batch size to them, where some have a
+            row for each image.
         batches: batch sizes it will be run at. If the program is another one at some of them (rare: it
             chooses by size), nothing is cut, and what is stored is the images.
 
@@ -77,7 +78,7 @@ class Staged:
     ):
         self._fn, self.image = fn, image
         self._fixed = jax.tree.map(_abstract, fixed)
-        self._late = jax.tree.map(_abstract, late)
+        self._late = late if callable(late) else lambda batch: late
         self._fixed_count = len(jax.tree.leaves(fixed))
         self._traces: dict[int, tuple[Any, list[Any], Any]] = {}
         # Sizes that are asked for later are traced as the first one is: operations may go by the context.
@@ -93,7 +94,7 @@ class Staged:
     def _split(self, fixed: list[Any], batches: Sequence[int], opened: bool = True) -> None:
         self._opened = opened
         jaxpr, consts, _ = self._trace(_SIZES[0])
-        late = len(jax.tree.leaves(self._late))
+        late = len(jax.tree.leaves(self._late(_SIZES[0])))
         known = [FIXED] * self._fixed_count + [Known(Time.IMAGE, 0)] + [LATE] * late
         if opened:
             other, other_consts, _ = self._trace(_SIZES[1])
@@ -107,7 +108,7 @@ class Staged:
         self._stored = [v for v in self._cut if self.times[v].time is Time.IMAGE]
         leaves = dict(zip(jaxpr.constvars, map(digest, consts), strict=True))
         leaves |= dict(zip(jaxpr.invars, [*map(digest, fixed), "images"], strict=False))
-        self._keys = fingerprints(jaxpr, self._stored, leaves)
+        self._keys = fingerprints(jaxpr, self._cut, leaves)
         self.features = tuple(self._feature(v) for v in self._stored)
 
     def _feature(self, var: Any) -> Feature:
@@ -122,7 +123,8 @@ class Staged:
     def _trace(self, batch: int) -> tuple[Any, list[Any], Any]:
         if batch not in self._traces:
             images = jax.ShapeDtypeStruct((batch, *self.image.shape), self.image.dtype)
-            trace = partial(flat_trace, self._fn, self._fixed, images, self._late, opened=self._opened)
+            late = jax.tree.map(_abstract, self._late(batch))
+            trace = partial(flat_trace, self._fn, self._fixed, images, late, opened=self._opened)
             self._traces[batch] = self._context.copy().run(trace)
             first = self._traces[next(iter(self._traces))][0]
             names = [e.primitive for e in self._traces[batch][0].eqns]
@@ -168,6 +170,11 @@ class Staged:
     def intermediates(self) -> tuple[Feature, ...]:
         """Every value on the way to the frontier: if one is stored, the pass can start from it."""
         return tuple(self._feature(v) for v in self._keys if self.times[v].time is Time.IMAGE)
+
+    @property
+    def cut(self) -> tuple[str, ...]:
+        """Keys of all that is handed over the cut, in order: programs with the same share constants and features."""
+        return tuple(self._keys[v] for v in self._cut)
 
     @property
     def bytes_per_image(self) -> int:
