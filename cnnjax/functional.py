@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from cnnjax.counting import counting
+
 Leaves = dict[str, jax.Array]
 
 
@@ -90,6 +92,8 @@ class Functional:
     training: Any
     inference: Any
     variables: tuple[tuple[tuple[Any, ...], Any], ...]
+    normalises: bool = False
+    """Whether a BatchNorm takes its statistics from the batch while training."""
 
     @property
     def kinds(self) -> dict[str, type]:
@@ -196,7 +200,8 @@ def functionalize(model: nnx.Module, *, frozen: Callable[[str], bool] = lambda p
         model: any Flax NNX module; it is not changed.
         frozen: says of a leaf path whether it is frozen. A normalisation layer all of whose leaves are
             frozen runs on its stored statistics also while training (Keras's `trainable = False`), and so does
-            one whose statistics are frozen.
+            one whose statistics are frozen. In the training program the others take their statistics over the rows
+            that count (see `cnnjax.counting`).
     """
     graph, state = nnx.split(model)
     training, inference = nnx.merge(graph, state), nnx.merge(graph, state)
@@ -211,4 +216,8 @@ def functionalize(model: nnx.Module, *, frozen: Callable[[str], bool] = lambda p
             if statistics and all(frozen(own.get(place, place)) for place in places):
                 module.use_running_average = True  # ty: ignore[invalid-assignment]
     variables = tuple((path, v) for path, v in nnx.to_flat_state(state))
-    return Functional(nnx.split(training)[0], nnx.split(inference)[0], variables)
+    norms = [m for m in (training, *(m for _, m in modules(training))) if isinstance(m, nnx.BatchNorm)]
+    for norm in norms:
+        norm.__class__ = counting(type(norm))
+    live = any(not norm.use_running_average for norm in norms)
+    return Functional(nnx.split(training)[0], nnx.split(inference)[0], variables, live)

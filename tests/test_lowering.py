@@ -68,7 +68,7 @@ def trainer_of(model, name, kind, **options):
 def exported(trainer, which, rows, platform):
     """The operations of a module for one platform, those that leave StableHLO apart."""
     found = program(trainer, which, rows, examples=7)
-    module = jax.export.export(found.function, platforms=[platform])(*found.arguments, decoded=found.decoded)
+    module = jax.export.export(found.function, platforms=[platform])(*found.arguments, **found.how)
     assert module.platforms == (platform,)
     text = module.mlir_module()
     targets = set(re.findall(r"custom_call @([\w.$]+)", text)) | set(re.findall(r'call_target_name = "([^"]+)"', text))

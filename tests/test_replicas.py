@@ -92,7 +92,7 @@ def test_eight_devices_share_the_replicas():
         for freeze, count in (("all", 9), ("1", 3)):
             many, rows, states = t.setting(freeze, count=count)
             program, seen = many._program, []
-            many._program = lambda *args: seen.append((out := program(*args))[0]) or out
+            many._program = lambda *args, **how: seen.append((out := program(*args, **how))[0]) or out
             spread, _ = many.fit(states, rows, epochs=1, seeds=range(count))
             one, rows, states = t.setting(freeze, devices=jax.devices()[:1], count=count)
             alone = t.in_turn(one.trainer, rows, states, 1)

@@ -55,7 +55,8 @@ class Staged:
             changes from step to step (trainable weights, random keys).
         fixed: the frozen arrays, by value: their content is part of the features' keys.
         image: shape and dtype of one image.
-        late: the late arguments, as arrays or abstract shapes.
+        late: the late arguments, as arrays or abstract shapes; a function from a batch size to them, where some have a
+            row for each image.
         batches: batch sizes it will be run at, first of all one that `fn` must take. The program is traced at each:
             what is another operation at one of them is left to the step. If it cannot be followed through all of them
             (it has other equations, or raises at a size that is not the first), nothing is cut, and what is stored is
@@ -77,7 +78,7 @@ class Staged:
     ):
         self._fn, self.image = fn, image
         self._fixed = jax.tree.map(_abstract, fixed)
-        self._late = jax.tree.map(_abstract, late)
+        self._late = late if callable(late) else lambda batch: late
         self._fixed_count = len(jax.tree.leaves(fixed))
         self._traces: dict[int, tuple[Any, list[Any], Any]] = {}
         self._owns: dict[int, dict[Any, Any]] = {}
@@ -102,7 +103,7 @@ class Staged:
         return traced_at_two(self._trace)[0]
 
     def _inputs(self) -> list[Known]:
-        late = len(jax.tree.leaves(self._late))
+        late = len(jax.tree.leaves(self._late(self._sizes[0])))
         return [FIXED] * self._fixed_count + [Known(Time.IMAGE, 0)] + [LATE] * late
 
     def _split(self, fixed: list[Any]) -> None:
@@ -128,7 +129,7 @@ class Staged:
     def _name(self, jaxpr: Any, consts: list[Any], fixed: list[Any]) -> None:
         leaves = dict(zip(jaxpr.constvars, map(digest, consts), strict=True))
         leaves |= dict(zip(jaxpr.invars, [*map(digest, fixed), "images"], strict=False))
-        self._keys = fingerprints(jaxpr, self._stored, leaves, self._said)
+        self._keys = fingerprints(jaxpr, self._cut, leaves, self._said)
         self.features = tuple(self._feature(v) for v in self._stored)
 
     def _feature(self, var: Any) -> Feature:
@@ -143,7 +144,8 @@ class Staged:
     def _trace(self, batch: int) -> tuple[Any, list[Any], Any]:
         if batch not in self._traces:
             images = jax.ShapeDtypeStruct((batch, *self.image.shape), self.image.dtype)
-            trace = partial(flat_trace, self._fn, self._fixed, images, self._late, opened=self._opened)
+            late = jax.tree.map(_abstract, self._late(batch))
+            trace = partial(flat_trace, self._fn, self._fixed, images, late, opened=self._opened)
             self._traces[batch] = self._context.copy().run(trace)
         return self._traces[batch]
 
@@ -192,6 +194,11 @@ class Staged:
     def intermediates(self) -> tuple[Feature, ...]:
         """Every value on the way to the frontier: if one is stored, the pass can start from it."""
         return tuple(self._feature(v) for v in self._keys if self.times[v].time is Time.IMAGE)
+
+    @property
+    def cut(self) -> tuple[str, ...]:
+        """Keys of all that is handed over the cut, in order: programs with the same share constants and features."""
+        return tuple(self._keys[v] for v in self._cut)
 
     @property
     def bytes_per_image(self) -> int:
