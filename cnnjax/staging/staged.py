@@ -88,7 +88,8 @@ class Staged:
         leaves, named = jax.tree.leaves(fixed), tuple(dict.fromkeys(batches))
         try:
             # Keys do not depend on the two sizes; the trace at the first is the one that all else is told by.
-            self._sizes = (named[0], named[1] if len(named) > 1 else 2 * named[0]) if named else self._any_sizes()
+            pair = (*named, 2 * named[0])[:2] if named else traced_at_two(self._trace)[0]
+            self._sizes = pair[0], pair[1]
             self._split(leaves)
             for batch in named[2:]:
                 self._at(batch)
@@ -98,9 +99,6 @@ class Staged:
             self._traces.clear()
             self._owns.clear()
             self._keep_whole(leaves)
-
-    def _any_sizes(self) -> tuple[int, int]:
-        return traced_at_two(self._trace)[0]
 
     def _inputs(self) -> list[Known]:
         late = len(jax.tree.leaves(self._late(self._sizes[0])))
