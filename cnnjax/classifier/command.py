@@ -37,8 +37,7 @@ class Evaluate:
     on_bad: Literal["refuse", "skip"] = "refuse"
     """What to do with pictures that cannot be decoded; what is skipped is counted."""
     scale: str | None = None
-    """Which values of 16-bit files become black and white, LOW:HIGH: 0:4095 for 12-bit data. The
-    classifier's own if not given."""
+    """LOW:HIGH, the values of 16-bit files that become black and white; the classifier's own if not given."""
     batch_size: int = 32
     """Pictures at once."""
 
@@ -62,8 +61,7 @@ class Predict:
     on_bad: Literal["refuse", "skip"] = "refuse"
     """What to do with pictures that cannot be decoded: refuse, or skip and say so in their place."""
     scale: str | None = None
-    """Which values of 16-bit files become black and white, LOW:HIGH: 0:4095 for 12-bit data. The
-    classifier's own if not given."""
+    """LOW:HIGH, the values of 16-bit files that become black and white; the classifier's own if not given."""
     batch_size: int = 32
     """Pictures at once."""
 

@@ -59,8 +59,8 @@ class Fit:
     resizing: Resizing = "bilinear"
     """How pictures come to their size: bilinear (as Keras), antialias, crop_to_aspect_ratio or center_crop."""
     scale: str | None = None
-    """Which values of 16-bit files become black and white, LOW:HIGH: 0:4095 for 12-bit data. Without it they are taken
-    as 0:65535, and files that would come out nearly black are refused."""
+    """LOW:HIGH, the values of 16-bit files that become black and white: 0:4095 for 12-bit data; 0:65535 if not given,
+    and then files that would come out nearly black are refused."""
     on_bad: Literal["refuse", "skip"] = "refuse"
     """What to do with a picture that cannot be decoded."""
     seed: int = 0

@@ -70,8 +70,8 @@ class Pack:
     resizing: Resizing = "bilinear"
     """With --image-size: how (bilinear as Keras, antialias, crop_to_aspect_ratio or center_crop)."""
     scale: str | None = None
-    """Which values of 16-bit files become black and white, LOW:HIGH: 0:4095 for 12-bit data. Without it they are taken
-    as 0:65535, and files that would come out nearly black are refused."""
+    """LOW:HIGH, the values of 16-bit files that become black and white: 0:4095 for 12-bit data; 0:65535 if not given,
+    and then files that would come out nearly black are refused."""
 
     def __post_init__(self) -> None:
         if self.image_size is not None and (not self.decoded or self.image_size < 1):

@@ -54,8 +54,8 @@ class Ablation:
     resizing: Resizing = "bilinear"
     """How pictures come to their size: bilinear (as Keras), antialias, crop_to_aspect_ratio or center_crop."""
     scale: str | None = None
-    """Which values of 16-bit files become black and white, LOW:HIGH: 0:4095 for 12-bit data. Without it they are taken
-    as 0:65535, and files that would come out nearly black are refused."""
+    """LOW:HIGH, the values of 16-bit files that become black and white: 0:4095 for 12-bit data; 0:65535 if not given,
+    and then files that would come out nearly black are refused."""
     sample_rate: int | None = None
     """For sounds, SPLIT/CLASS/FILE: read at this many samples a second, and made log-mel pictures in the step."""
     seconds: float = 1.0

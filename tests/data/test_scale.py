@@ -9,9 +9,12 @@ import pytest
 from PIL import Image
 
 from cnnjax import ImageClassifier
+from cnnjax.classifier.command import Evaluate, Predict, evaluate, predict
+from cnnjax.classifier.fitting import Fit, fit
 from cnnjax.data import Folder, InMemory, open_data, pack_folder
 from cnnjax.data.decoded import Kept
 from cnnjax.data.pixels import PictureError, checked_scale, decode
+from cnnjax.fit import Recipe
 
 TWELVE = np.random.default_rng(0).integers(0, 4096, (6, 5, 3)).astype(np.uint16)
 TWELVE[0, 0] = 0, 4095, 2048
@@ -151,3 +154,20 @@ def test_predict_refuses_floats_of_0_to_1_and_takes_them_by_a_scale():
 def test_what_is_no_scale_is_refused(wrong):
     with pytest.raises(ValueError, match="expected LOW:HIGH, two numbers, the lower first"):
         checked_scale(wrong)
+
+
+def test_the_commands_take_the_scale_and_keep_it(folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("cnnjax.classifier.command.keep_programs", lambda: None)
+    monkeypatch.setattr("cnnjax.classifier.fitting.keep_programs", lambda: None)
+    recipe = Recipe("scratch", epochs=1, batch_size=4)
+    options = dict(data=str(folder), backbone="lecture_cnn", image_size=48, head="linear", recipe=recipe)
+    with pytest.raises(PictureError, match="0:4095"):
+        fit(Fit(**options, out=tmp_path / "run", store=tmp_path / "store"))
+    out = fit(Fit(**options, scale="0:4095", out=tmp_path / "run", store=tmp_path / "store"))
+    capsys.readouterr()
+    predict(Predict(out / "classifier", (folder / "cat",), json=True))
+    assert capsys.readouterr().out.count('"class"') == 4
+    evaluate(Evaluate(out / "classifier", str(folder), "all", samples=0))
+    assert "8 examples, 2 classes" in capsys.readouterr().out
+    with pytest.raises(PictureError, match="outside of the scale 0:1023"):
+        predict(Predict(out / "classifier", (folder / "cat",), scale="0:1023"))
