@@ -58,6 +58,9 @@ class Fit:
     """Slices of a TFDS data set: train 'train[:80%]' validation 'train[80%:]' test test."""
     resizing: Resizing = "bilinear"
     """How pictures come to their size: bilinear (as Keras), antialias, crop_to_aspect_ratio or center_crop."""
+    scale: str | None = None
+    """LOW:HIGH, the values of 16-bit files that become black and white: 0:4095 for 12-bit data; 0:65535 if not given,
+    and then files that would come out nearly black are refused."""
     on_bad: Literal["refuse", "skip"] = "refuse"
     """What to do with a picture that cannot be decoded."""
     seed: int = 0
@@ -108,7 +111,9 @@ def _fit(config: Fit, devices: "Devices | None") -> Path:
     primary = devices is None or devices.primary
     console = Console(width=None if sys.stdout.isatty() else 120, highlight=False, quiet=not primary)
     size = (config.image_size, config.image_size)
-    sources = open_data(config.data, size, parts=config.splits, on_error=config.on_bad, resizing=config.resizing)
+    sources = open_data(
+        config.data, size, parts=config.splits, on_error=config.on_bad, resizing=config.resizing, scale=config.scale
+    )
     for name, source in sources.items():
         source.verify()
         for reason in source.skipped:
@@ -116,7 +121,8 @@ def _fit(config: Fit, devices: "Devices | None") -> Path:
     console.print(f"{config.data}: {account(sources)}")
     classifier = ImageClassifier(
         config.backbone, sources["train"].class_names, weights=None if config.init_from else config.weights,
-        image_size=config.image_size, head=config.head, resizing=config.resizing, seed=config.seed, alpha=config.alpha,
+        image_size=config.image_size, head=config.head, resizing=config.resizing, scale=config.scale,
+        seed=config.seed, alpha=config.alpha,
     )  # fmt: skip
     if config.init_from:
         classifier = classifier.with_leaves(initial_leaves(config.init_from, classifier.leaves, config.init_part))
@@ -240,6 +246,8 @@ def _identity(config: Fit, sources: Mapping[str, Any], classifier: ImageClassifi
     left_out = ("out", "store", "store_gib", "workers", "find_rate", "running")
     options = {name: value for name, value in asdict(config).items() if name not in left_out}
     options |= {name: str(value) for name, value in options.items() if isinstance(value, Path)}
+    if config.scale is None:
+        del options["scale"]
     pictures = {
         f"{name}_pictures": digest(source.digest, np.asarray(source.labels), *source.class_names)
         for name, source in sources.items()

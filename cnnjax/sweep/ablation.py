@@ -112,6 +112,8 @@ def _identity(config: Ablation, task: Task) -> dict[str, Any]:
         k: v for k, v in asdict(config).items() if k not in ("out", "store", "store_gib", "workers", "processes")
     }
     options |= {k: str(v) for k, v in options.items() if isinstance(v, Path)}
+    if config.scale is None:
+        del options["scale"]
     pictures = {
         f"{name}_pictures": digest(source.digest, np.asarray(source.labels), *source.class_names)
         for name, source in task.splits.items()

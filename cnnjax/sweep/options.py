@@ -53,6 +53,9 @@ class Ablation:
     """Pictures a step."""
     resizing: Resizing = "bilinear"
     """How pictures come to their size: bilinear (as Keras), antialias, crop_to_aspect_ratio or center_crop."""
+    scale: str | None = None
+    """LOW:HIGH, the values of 16-bit files that become black and white: 0:4095 for 12-bit data; 0:65535 if not given,
+    and then files that would come out nearly black are refused."""
     sample_rate: int | None = None
     """For sounds, SPLIT/CLASS/FILE: read at this many samples a second, and made log-mel pictures in the step."""
     seconds: float = 1.0
@@ -107,8 +110,8 @@ class Ablation:
         if any(size < 1 for size in self.sizes):
             raise ValueError(f"sizes must be at least 1 picture, found {self.sizes}")
         augmented = "lecture" in self.augment
-        if self.data is None and (self.splits or augmented or self.resizing != "bilinear"):
-            raise ValueError("splits, augment and resizing are for pictures of your own: give --data as well")
+        if self.data is None and (self.splits or augmented or self.resizing != "bilinear" or self.scale):
+            raise ValueError("splits, augment, resizing and scale are for pictures of your own: give --data as well")
         if self.views < 0 or (self.views and not augmented):
             raise ValueError(f"views: expected 0 or more, and --augment to draw them with, found {self.views}")
         if self.sample_rate is not None and (self.data is None or self.splits or augmented):
