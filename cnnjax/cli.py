@@ -69,7 +69,7 @@ def main(argv: list[str] | None = None) -> None:
     gc.set_threshold(50_000, 20, 100)
     import tyro
 
-    from cnnjax import preemption
+    from cnnjax.runtime import preemption
 
     module = importlib.import_module(module_name)
     try:

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from cnnjax.counting import counting
+from cnnjax.train.counting import counting
 
 Leaves = dict[str, jax.Array]
 
@@ -201,7 +201,7 @@ def functionalize(model: nnx.Module, *, frozen: Callable[[str], bool] = lambda p
         frozen: says of a leaf path whether it is frozen. A normalisation layer all of whose leaves are
             frozen runs on its stored statistics also while training (Keras's `trainable = False`), and so does
             one whose statistics are frozen. In the training program the others take their statistics over the rows
-            that count (see `cnnjax.counting`).
+            that count (see `cnnjax.train.counting`).
     """
     graph, state = nnx.split(model)
     training, inference = nnx.merge(graph, state), nnx.merge(graph, state)

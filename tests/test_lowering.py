@@ -16,10 +16,10 @@ from flax import nnx
 from cnnjax.augment import Augmentation
 from cnnjax.data import InMemory
 from cnnjax.freeze import Freeze
-from cnnjax.lowering import PROGRAMS, Traffic, collectives, program
 from cnnjax.models import BACKBONES, Classifier, create, linear_head
 from cnnjax.ops import use_onednn
-from cnnjax.training import Trainer
+from cnnjax.train.lowering import PROGRAMS, Traffic, collectives, program
+from cnnjax.train.trainer import Trainer
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 # JAX's own random numbers, where its CUDA plugin is installed; nothing else may be bound to a platform.
@@ -176,8 +176,8 @@ _SPREAD = """
 import json, jax, numpy as np
 from flax import nnx
 from cnnjax import Freeze, Trainer
-from cnnjax.devices import Devices
-from cnnjax.lowering import collectives, program
+from cnnjax.runtime.devices import Devices
+from cnnjax.train.lowering import collectives, program
 model = nnx.Sequential(lambda x: x.reshape(len(x), -1), nnx.Linear(192, 512, rngs=nnx.Rngs(0)), nnx.relu,
                        nnx.Linear(512, 4, rngs=nnx.Rngs(1)))
 trainer = Trainer(model, Freeze.none().resolve(model), (8, 8), batch_size=16, optimizer="adam")

@@ -16,8 +16,8 @@ from flax import nnx
 
 import cnnjax
 from cnnjax import Classifier, Freeze, Trainer, lecture_cnn, linear_head, ops
-from cnnjax.compiling import compile_seconds
 from cnnjax.data import InMemory
+from cnnjax.runtime.compiling import compile_seconds
 
 NHWC = ("NHWC", "HWIO", "NHWC")
 _FAULTS = """

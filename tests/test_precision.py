@@ -11,8 +11,8 @@ from flax import nnx
 
 import cnnjax
 from cnnjax import Classifier, Freeze, Trainer, linear_head
-from cnnjax.lowering import program
-from cnnjax.precision import resolved
+from cnnjax.runtime.precision import resolved
+from cnnjax.train.lowering import program
 
 
 @pytest.mark.parametrize(

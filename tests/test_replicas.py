@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from cnnjax import Classifier, Freeze, Trainer, replicas
+from cnnjax import Classifier, Freeze, Trainer
 from cnnjax.data import InMemory
 from cnnjax.functional import leaves_of
 from cnnjax.models import lecture_cnn, linear_head
-from cnnjax.replicas import Replicas
+from cnnjax.train import replicas
+from cnnjax.train.replicas import Replicas
 
 SIZE = (32, 32)
 pytestmark = pytest.mark.usefixtures("compiled_fast")

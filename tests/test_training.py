@@ -11,19 +11,19 @@ import pytest
 from flax import nnx
 from residual import ResNet, randomized
 
-from cnnjax.counting import batch_of
 from cnnjax.data import InMemory
 from cnnjax.data.order import epoch_batches
 from cnnjax.features import FeatureStore
 from cnnjax.freeze import Freeze
 from cnnjax.functional import leaves_of
-from cnnjax.losses import ZERO, losses
 from cnnjax.models import Classifier, lecture_cnn, lecture_head, linear_head, mobilenet
 from cnnjax.ops import use_onednn
 from cnnjax.optim import make_optimizer
 from cnnjax.staging import staged
 from cnnjax.staging.trace import part
-from cnnjax.training import Trainer, _Steered
+from cnnjax.train.counting import batch_of
+from cnnjax.train.losses import ZERO, losses
+from cnnjax.train.trainer import Trainer, _Steered
 
 RNG = np.random.default_rng(0)
 pytestmark = pytest.mark.usefixtures("compiled_fast")
@@ -197,7 +197,7 @@ def test_features_on_disk_and_in_no_store_train_alike(resnet, tmp_path, monkeypa
         trainer = Trainer(resnet, frozen, (32, 32), batch_size=8, optimizer="sgd", store=store)
         with monkeypatch.context() as patch, warnings.catch_warnings(record=True) as warned:
             warnings.simplefilter("always")
-            patch.setattr("cnnjax.rows.fits_on_device", lambda nbytes, fits=where == "device": fits)
+            patch.setattr("cnnjax.train.dataset.fits_on_device", lambda nbytes, fits=where == "device": fits)
             rows, test = trainer.rows(source), trainer.rows(source, train=False)
         told = [str(w.message) for w in warned if "persistent compilation cache" not in str(w.message)]
         assert ["the frozen part runs in every step instead" in text for text in told] == (

@@ -7,12 +7,12 @@ from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
-from cnnjax.cache import keep_programs
 from cnnjax.classifier.classifier import ImageClassifier
 from cnnjax.classifier.prediction import Prediction
 from cnnjax.data import Folder, account, holds_records, open_data, splits
 from cnnjax.data.listing import shown, some, visible_folders
-from cnnjax.runs import write_whole
+from cnnjax.files.runs import write_whole
+from cnnjax.runtime.cache import keep_programs
 
 ALL = "all"
 SAMPLES = 2000

@@ -12,7 +12,6 @@ import numpy as np
 import tyro
 from rich.console import Console
 
-from cnnjax.cache import cache_folder, keep_programs
 from cnnjax.checkpoints import Checkpoints
 from cnnjax.classifier.classifier import ImageClassifier
 from cnnjax.classifier.command import affordable
@@ -20,17 +19,18 @@ from cnnjax.classifier.running import Running, initial_leaves
 from cnnjax.data import account, open_data
 from cnnjax.data.pixels import Resizing
 from cnnjax.features import GIB, FeatureStore
+from cnnjax.files.runs import RunFolder, write_whole
 from cnnjax.fit import Fitted, Fitter, Recipe, find_rate
 from cnnjax.metrics import Journal, Report
 from cnnjax.metrics import report as measure
-from cnnjax.precision import Precision, resolved
-from cnnjax.preemption import watching
-from cnnjax.progress import Bars
-from cnnjax.runs import RunFolder, write_whole
+from cnnjax.runtime.cache import cache_folder, keep_programs
+from cnnjax.runtime.precision import Precision, resolved
+from cnnjax.runtime.preemption import watching
+from cnnjax.runtime.progress import Bars
 from cnnjax.staging.trace import digest
 
 if TYPE_CHECKING:
-    from cnnjax.devices import Devices
+    from cnnjax.runtime.devices import Devices
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cnnjax.cache import cache_folder
 from cnnjax.data.pixels import FORMATS, MAX_PIXELS, PIXEL_CHOICES, Scale, scale_choice
+from cnnjax.runtime.cache import cache_folder
 
 BESIDE = "cnnjax-pack"
 """The folder beside packed record files that says what they hold."""

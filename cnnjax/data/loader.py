@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 
-from cnnjax import preemption
 from cnnjax.data.order import LastBatch, Order
 from cnnjax.data.source import THREADS, undivided
+from cnnjax.runtime import preemption
 
 if TYPE_CHECKING:
-    from cnnjax.devices import Devices
+    from cnnjax.runtime.devices import Devices
 
 READ_AHEAD = 2
 """Batches that are read before they are asked for, in each thread or worker."""

@@ -36,7 +36,7 @@ from cnnjax.data.listing import Account, account, existing_folder, shown
 from cnnjax.data.pack_plan import KEYS, METADATA, Part, begin, claimed, file_state, list_states
 from cnnjax.data.pixels import PictureError, Resizing, checked_scale, decode, read_bytes
 from cnnjax.data.source import map_threaded
-from cnnjax.progress import Bars
+from cnnjax.runtime.progress import Bars
 
 _CHUNK_BYTES, _CHUNK_FILES = 64 << 20, 512
 _SHOWN = 20

@@ -14,12 +14,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cnnjax import preemption
 from cnnjax.data.loader import read_batches
 from cnnjax.data.source import as_kept
 from cnnjax.features.partial import DiskWriter, Half, MemoryWriter, claimed, clear, discard, mapped
 from cnnjax.ops.onednn import takes
 from cnnjax.ops.spread import cpu_threads
+from cnnjax.runtime import preemption
 from cnnjax.staging import Feature, Maker, ProgramDiffers, Staged
 from cnnjax.staging.trace import digest
 

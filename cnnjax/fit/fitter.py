@@ -14,12 +14,12 @@ from cnnjax.freeze import layer_names
 from cnnjax.functional import Leaves, lasting_leaves, names_of
 from cnnjax.metrics import Journal
 from cnnjax.optim import by_depth, by_groups, make_optimizer, warmup_cosine, warmup_linear
-from cnnjax.precision import Precision
-from cnnjax.rows import LabelledPictures, Rows
-from cnnjax.training import Trainer
+from cnnjax.runtime.precision import Precision
+from cnnjax.train.dataset import LabelledPictures, Rows
+from cnnjax.train.trainer import Trainer
 
 if TYPE_CHECKING:
-    from cnnjax.devices import Devices
+    from cnnjax.runtime.devices import Devices
 
 Report = Callable[[str], Progress]
 """Gives a progress function (done, all) for what is begun under a name."""

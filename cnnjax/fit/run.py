@@ -10,16 +10,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cnnjax import preemption
 from cnnjax.fit.recipe import Phase
 from cnnjax.functional import Leaves
-from cnnjax.losses import ZERO, Metrics
 from cnnjax.metrics import Journal
 from cnnjax.optim import averaged, carry, with_rate
 from cnnjax.optim.average import with_average
-from cnnjax.rows import LabelledPictures, Rows
-from cnnjax.state import State
-from cnnjax.training import NotFinite, Trainer
+from cnnjax.runtime import preemption
+from cnnjax.train.dataset import LabelledPictures, Rows
+from cnnjax.train.losses import ZERO, Metrics
+from cnnjax.train.state import State
+from cnnjax.train.trainer import NotFinite, Trainer
 
 if TYPE_CHECKING:
     from cnnjax.checkpoints import Checkpoints

@@ -10,15 +10,15 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from cnnjax.cache import cache_folder, keep_programs
 from cnnjax.data import account
 from cnnjax.features import GIB, FeatureStore
+from cnnjax.files.runs import RunFolder
 from cnnjax.functional import leaves_of
 from cnnjax.models import Classifier, SoundClassifier
-from cnnjax.precision import resolved
-from cnnjax.preemption import watching
-from cnnjax.progress import Bars
-from cnnjax.runs import RunFolder
+from cnnjax.runtime.cache import cache_folder, keep_programs
+from cnnjax.runtime.precision import resolved
+from cnnjax.runtime.preemption import watching
+from cnnjax.runtime.progress import Bars
 from cnnjax.show import depth
 from cnnjax.staging.trace import digest
 from cnnjax.sweep.bench import Bench, make_head

@@ -8,7 +8,7 @@ from cnnjax.data.pixels import Resizing
 from cnnjax.freeze import Freeze
 from cnnjax.models import BACKBONES, create
 from cnnjax.optim import make_optimizer
-from cnnjax.precision import Precision
+from cnnjax.runtime.precision import Precision
 
 
 @dataclass(frozen=True)

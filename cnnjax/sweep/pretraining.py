@@ -7,16 +7,16 @@ import jax
 from flax import nnx
 from rich.console import Console
 
-from cnnjax.cache import cache_folder
 from cnnjax.checkpoints import restore, save
 from cnnjax.freeze import Freeze
 from cnnjax.functional import functionalize, leaves_of
 from cnnjax.models import Backbone, Classifier, lecture_cnn, linear_head
-from cnnjax.progress import Bars
+from cnnjax.runtime.cache import cache_folder
+from cnnjax.runtime.progress import Bars
 from cnnjax.staging.trace import digest
 from cnnjax.sweep.options import Ablation, seeds_text
 from cnnjax.sweep.task import Task
-from cnnjax.training import Trainer
+from cnnjax.train.trainer import Trainer
 
 SIZE = 64
 WIDTHS = (16, 32, 32, 64)

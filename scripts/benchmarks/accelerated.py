@@ -27,8 +27,8 @@ from resnet import ResNet50
 
 from cnnjax import Classifier, Freeze, Trainer
 from cnnjax.augment import Augmentation
-from cnnjax.lowering import program
-from cnnjax.replicas import Replicas
+from cnnjax.train.lowering import program
+from cnnjax.train.replicas import Replicas
 
 STEPS, HEADS = 16, 64
 FLIP = Augmentation(flip="horizontal")

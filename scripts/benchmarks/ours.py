@@ -10,7 +10,7 @@ import time
 
 START = time.perf_counter()
 
-import cnnjax  # before NumPy's and JAX's threads begin: see cnnjax/allocation.py  # isort: skip
+import cnnjax  # before NumPy's and JAX's threads begin: see cnnjax/runtime/allocation.py  # isort: skip
 
 import json
 import resource

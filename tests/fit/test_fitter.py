@@ -14,12 +14,12 @@ from cnnjax import Freeze, Trainer
 from cnnjax.data import InMemory
 from cnnjax.fit import Fitter, Recipe, find_rate
 from cnnjax.functional import leaves_of
-from cnnjax.losses import losses
 from cnnjax.metrics import Journal
 from cnnjax.metrics.journal import read
 from cnnjax.models import Classifier, vgg16
 from cnnjax.models.heads import linear_head
 from cnnjax.optim import averaged, make_optimizer
+from cnnjax.train.losses import losses
 
 pytestmark = pytest.mark.usefixtures("compiled_fast")
 

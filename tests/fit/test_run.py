@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from small import SIZE, make, pictures
 
-from cnnjax import preemption
 from cnnjax.checkpoints import Checkpoints, CorruptCheckpoint
 from cnnjax.data.order import epoch_batches
 from cnnjax.fit import Fitter, Keeping, Recipe
 from cnnjax.metrics import Journal
 from cnnjax.metrics.journal import read
-from cnnjax.training import NotFinite
+from cnnjax.runtime import preemption
+from cnnjax.train.trainer import NotFinite
 
 RECIPES = {
     "scratch": Recipe("scratch", epochs=3, batch_size=8, optimizer="adam", ema=0.9, schedule="cosine", warmup=0.2),

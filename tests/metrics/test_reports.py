@@ -13,8 +13,8 @@ import pytest
 from scipy.special import expit, softmax
 from scipy.stats import mannwhitneyu
 
-from cnnjax import losses
 from cnnjax.metrics import Report, report
+from cnnjax.train import losses
 
 NAMES = ("cat", "dog", "fox", "hen", "owl", "pig", "rat")
 

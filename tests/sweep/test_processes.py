@@ -18,7 +18,7 @@ from killing import FLAGS
 from rich.console import Console
 
 from cnnjax.ops.spread import cpu_threads
-from cnnjax.preemption import EXIT_CODE
+from cnnjax.runtime.preemption import EXIT_CODE
 from cnnjax.sweep.ablation import sweep
 from cnnjax.sweep.options import Ablation
 from cnnjax.sweep.task import open_task

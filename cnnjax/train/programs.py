@@ -11,18 +11,18 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from cnnjax.counting import batch_of
 from cnnjax.data.order import LastBatch, epoch_steps
-from cnnjax.devices import Devices
 from cnnjax.features import PASS_BATCH
 from cnnjax.freeze import Frozen
 from cnnjax.functional import Leaves, functionalize, leaves_of
-from cnnjax.losses import Metrics, count_logits, losses, targets
 from cnnjax.ops import spread_over_devices
 from cnnjax.optim import make_optimizer
-from cnnjax.precision import Precision, resolved
+from cnnjax.runtime.devices import Devices
+from cnnjax.runtime.precision import Precision, resolved
 from cnnjax.staging import Staged
-from cnnjax.state import State, checked_leaves, fresh_state
+from cnnjax.train.counting import batch_of
+from cnnjax.train.losses import Metrics, count_logits, losses, targets
+from cnnjax.train.state import State, checked_leaves, fresh_state
 
 if TYPE_CHECKING:
     from cnnjax.augment import Augmentation

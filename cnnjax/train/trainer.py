@@ -14,19 +14,19 @@ import numpy as np
 import optax
 from flax import nnx
 
-from cnnjax import preemption
-from cnnjax.compiling import compile_seconds
 from cnnjax.data.loader import Batch, Loader, to_device
 from cnnjax.data.order import LastBatch, epoch_batches, epoch_views
 from cnnjax.data.views import Views
-from cnnjax.devices import Devices
 from cnnjax.features import FeatureStore, Progress, ahead
 from cnnjax.freeze import Frozen
-from cnnjax.losses import ZERO, Metrics
-from cnnjax.precision import Precision
-from cnnjax.programs import NotFiniteChoice, Programs
-from cnnjax.rows import LabelledPictures, Own, Rows, checked_labels, feature_rows, image_rows
-from cnnjax.state import State
+from cnnjax.runtime import preemption
+from cnnjax.runtime.compiling import compile_seconds
+from cnnjax.runtime.devices import Devices
+from cnnjax.runtime.precision import Precision
+from cnnjax.train.dataset import LabelledPictures, Own, Rows, checked_labels, feature_rows, image_rows
+from cnnjax.train.losses import ZERO, Metrics
+from cnnjax.train.programs import NotFiniteChoice, Programs
+from cnnjax.train.state import State
 
 if TYPE_CHECKING:
     from cnnjax.augment import Augmentation

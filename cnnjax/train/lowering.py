@@ -14,9 +14,9 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
-from cnnjax.devices import AXIS, Devices
-from cnnjax.rows import Kind
-from cnnjax.training import Trainer
+from cnnjax.runtime.devices import AXIS, Devices
+from cnnjax.train.dataset import Kind
+from cnnjax.train.trainer import Trainer
 
 PROGRAMS: dict[str, tuple[Kind, ...]] = {
     "step": ("source", "features"),
@@ -24,8 +24,8 @@ PROGRAMS: dict[str, tuple[Kind, ...]] = {
     "epoch": ("images", "features"),
     "evaluate": ("source", "images", "features"),
 }
-"""Each program of a trainer, and the kinds of rows (see `cnnjax.rows.Rows`) that it runs on: a step on a batch from
-the host, a step that takes its batch out of rows on the device, an epoch of these, and evaluation of a batch."""
+"""Each program of a trainer, and the kinds of rows (see `cnnjax.train.dataset.Rows`) that it runs on: a step on a batch
+from the host, a step that takes its batch out of rows on the device, an epoch of these, and evaluation of a batch."""
 
 
 class Program(NamedTuple):

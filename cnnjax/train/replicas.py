@@ -10,13 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
-from cnnjax import preemption
-from cnnjax.compiling import compile_seconds
 from cnnjax.features import Progress, free_bytes
-from cnnjax.losses import ZERO, Metrics
-from cnnjax.rows import Rows
-from cnnjax.state import State
-from cnnjax.training import Trainer
+from cnnjax.runtime import preemption
+from cnnjax.runtime.compiling import compile_seconds
+from cnnjax.train.dataset import Rows
+from cnnjax.train.losses import ZERO, Metrics
+from cnnjax.train.state import State
+from cnnjax.train.trainer import Trainer
 
 _COPIES = 4  # weights, gradients, updates, and what the optimizer makes on the way
 _AXIS = "replicas"
