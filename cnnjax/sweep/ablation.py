@@ -43,7 +43,7 @@ def sweep(config: Ablation, task: Task, console: Console | None = None) -> Path:
     config = replace(config, precision=resolved(config.precision))  # the cells of a run are not told apart by machine
     assert config.image_size and config.epochs and config.optimizer
     model = task.classifier(make_head(config, task, config.first_seed))
-    wanted = cells(config, model)
+    wanted = cells(config, model, task.example)
     for size in config.sizes:
         subset(np.asarray(task.splits["train"].labels), size)  # raises before anything is trained
     identity = _identity(config, task)

@@ -159,7 +159,7 @@ class Bench:
             "freeze": cell.freeze,
             **{axis: getattr(cell, axis) for axis in cell.axes},
             "frozen_layers": len(cell.frozen.layers),
-            "first_trainable": first_trainable(self.task.backbone, cell.frozen),
+            "first_trainable": first_trainable(self.model, cell.frozen, self.task.example),
             "seed": cell.seed,
             "learning_rate": cell.learning_rate,
             "trainable_parameters": trainer.trainable_parameters,

@@ -27,7 +27,7 @@ from cnnjax.runtime import preemption
 from cnnjax.runtime.cache import keep_programs
 from cnnjax.runtime.progress import Bars
 from cnnjax.sweep.bench import Bench, make_head
-from cnnjax.sweep.grid import Cell, first_trainable
+from cnnjax.sweep.grid import Cell, tunes
 from cnnjax.sweep.options import Ablation
 from cnnjax.sweep.task import Task
 
@@ -119,7 +119,7 @@ def run_in_processes(
 
 def _units(group: Sequence[Cell], task: Task, done: Set[str]) -> list[Unit]:
     """The parts of a group that different processes may train."""
-    if not first_trainable(task.backbone, group[0].frozen):
+    if not tunes(task.backbone, group[0].frozen):
         return [list(group)]
     return [[cell] for cell in group if cell.name not in done]
 
