@@ -1,11 +1,9 @@
 """MobileNet, version 1 (Howard et al. 2017, arXiv:1704.04861), as in `keras.applications.MobileNet`."""
 
-from typing import Any
-
 from flax import nnx
 
-from cnnjax.models import layers
 from cnnjax.models.backbone import Backbone, Shape
+from cnnjax.models.graph import Graph
 from cnnjax.weights.published import Published
 
 # (pointwise filters at alpha 1, stride of the depthwise convolution) of blocks 1 to 13
@@ -50,51 +48,26 @@ def mobilenet(
         raise ValueError(f"MobileNet needs images of at least 32x32 pixels, found input_shape {input_shape}")
     if include_top and classes < 1:
         raise ValueError(f"MobileNet with top needs at least one class, found {classes}")
-    channels = int(32 * alpha)
-    named: list[tuple[str, Any]] = [
-        ("input_layer", layers.InputLayer()),
-        (
-            "conv1",
-            layers.conv2d(_colours(input_shape), channels, (3, 3), (2, 2), padding="SAME", use_bias=False, rngs=rngs),
-        ),
-        ("conv1_bn", layers.batch_normalization(channels, rngs=rngs)),
-        ("conv1_relu", layers.ReLU(6.0)),
-    ]
-    for block, (width, stride) in enumerate(_BLOCKS, start=1):
-        out = int(width * alpha)
-        if stride == 2:
-            named.append((f"conv_pad_{block}", layers.ZeroPadding2D(((0, 1), (0, 1)))))
-        padding = "SAME" if stride == 1 else "VALID"
-        named += [
-            (
-                f"conv_dw_{block}",
-                layers.depthwise_conv2d(channels, (3, 3), (stride, stride), padding=padding, use_bias=False, rngs=rngs),
-            ),
-            (f"conv_dw_{block}_bn", layers.batch_normalization(channels, rngs=rngs)),
-            (f"conv_dw_{block}_relu", layers.ReLU(6.0)),
-            (
-                f"conv_pw_{block}",
-                layers.conv2d(channels, out, (1, 1), padding="SAME", use_bias=False, rngs=rngs),
-            ),
-            (f"conv_pw_{block}_bn", layers.batch_normalization(out, rngs=rngs)),
-            (f"conv_pw_{block}_relu", layers.ReLU(6.0)),
-        ]
-        channels = out
-    if include_top:
-        named += [
-            ("global_average_pooling2d", layers.GlobalAveragePooling2D(keepdims=True)),
-            ("dropout", nnx.Dropout(dropout, rngs=rngs)),
-            ("conv_preds", layers.conv2d(channels, classes, (1, 1), padding="SAME", rngs=rngs)),
-            ("reshape_2", layers.Reshape((classes,))),
-            ("predictions", layers.Activation(classifier_activation or "linear")),
-        ]
-    return Backbone(named, input_shape=input_shape, alpha=alpha, name="mobilenet")
-
-
-def _colours(input_shape: Shape) -> int:
     if len(input_shape) != 3 or input_shape[2] is None:
         raise ValueError(f"input_shape must be (height, width, channels) with known channels, found {input_shape}")
-    return input_shape[2]
+    net = Graph(input_shape, rngs=rngs, name="mobilenet")
+    x = net.conv("conv1", net.input, int(32 * alpha), 3, strides=2, padding="same", bias=False)
+    x = net.relu("conv1_relu", net.batch_norm("conv1_bn", x), 6.0)
+    for block, (width, stride) in enumerate(_BLOCKS, start=1):
+        if stride == 2:
+            x = net.zero_padding(f"conv_pad_{block}", x, ((0, 1), (0, 1)))
+        padding = "same" if stride == 1 else "valid"
+        x = net.depthwise_conv(f"conv_dw_{block}", x, 3, strides=stride, padding=padding, bias=False)
+        x = net.relu(f"conv_dw_{block}_relu", net.batch_norm(f"conv_dw_{block}_bn", x), 6.0)
+        x = net.conv(f"conv_pw_{block}", x, int(width * alpha), 1, padding="same", bias=False)
+        x = net.relu(f"conv_pw_{block}_relu", net.batch_norm(f"conv_pw_{block}_bn", x), 6.0)
+    if include_top:
+        x = net.global_avg_pool("global_average_pooling2d", x, keepdims=True)
+        x = net.dropout("dropout", x, dropout)
+        x = net.conv("conv_preds", x, classes, 1, padding="same")
+        x = net.reshape("reshape_2", x, (classes,))
+        x = net.activation("predictions", x, classifier_activation or "linear")
+    return net.backbone(x, alpha=alpha)
 
 
 _DIGESTS = {

@@ -1,11 +1,9 @@
 """VGG16 (Simonyan and Zisserman 2014, arXiv:1409.1556), as in `keras.applications.VGG16`."""
 
-from typing import Any
-
 from flax import nnx
 
-from cnnjax.models import layers
 from cnnjax.models.backbone import Backbone, Shape
+from cnnjax.models.graph import Graph
 from cnnjax.weights.published import Published
 
 _BLOCKS = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))  # (filters, convolutions)
@@ -48,22 +46,18 @@ def vgg16(
         raise ValueError(f"VGG16 with top needs a known image size (fc1 reads every position), found {input_shape}")
     if include_top and classes < 1:
         raise ValueError(f"VGG16 with top needs at least one class, found {classes}")
-    named: list[tuple[str, Any]] = [("input_layer", layers.InputLayer())]
+    net = Graph(input_shape, rngs=rngs, name="vgg16")
+    x = net.input
     for block, (filters, convolutions) in enumerate(_BLOCKS, start=1):
         for i in range(1, convolutions + 1):
-            conv = layers.conv2d(channels, filters, (3, 3), padding="SAME", activation="relu", rngs=rngs)
-            named.append((f"block{block}_conv{i}", conv))
-            channels = filters
-        named.append((f"block{block}_pool", layers.MaxPooling2D((2, 2), (2, 2))))
-    if include_top and height is not None and width is not None:
-        features = (height // 32) * (width // 32) * channels
-        named += [
-            ("flatten", layers.Flatten()),
-            ("fc1", layers.dense(features, 4096, activation="relu", rngs=rngs)),
-            ("fc2", layers.dense(4096, 4096, activation="relu", rngs=rngs)),
-            ("predictions", layers.dense(4096, classes, activation=classifier_activation or "linear", rngs=rngs)),
-        ]
-    return Backbone(named, input_shape=input_shape, name="vgg16")
+            x = net.conv(f"block{block}_conv{i}", x, filters, 3, padding="same", activation="relu")
+        x = net.max_pool(f"block{block}_pool", x, 2)
+    if include_top:
+        x = net.flatten("flatten", x)
+        x = net.dense("fc1", x, 4096, activation="relu")
+        x = net.dense("fc2", x, 4096, activation="relu")
+        x = net.dense("predictions", x, classes, activation=classifier_activation or "linear")
+    return net.backbone(x)
 
 
 PUBLISHED = tuple(
