@@ -1,6 +1,10 @@
-"""Convolutional networks and transfer learning on JAX: freezing is partial evaluation."""
+"""Convolutional networks and transfer learning on JAX: freezing is partial evaluation.
+
+Every architecture is a function here as well, such as `cnnjax.mobilenet`; `cnnjax.models.BACKBONES` lists them.
+"""
 
 import importlib
+import importlib.util
 from typing import TYPE_CHECKING, Any
 
 from cnnjax.allocation import keep_freed_memory
@@ -20,13 +24,9 @@ if TYPE_CHECKING:
         Classifier,
         LogMel,
         SoundClassifier,
-        cifar_cnn,
         create,
-        lecture_cnn,
         lecture_head,
         linear_head,
-        mobilenet,
-        vgg16,
     )
     from cnnjax.staging import Staged
     from cnnjax.summaries import summary
@@ -51,17 +51,13 @@ __all__ = [
     "SoundClassifier",
     "Staged",
     "Trainer",
-    "cifar_cnn",
     "create",
     "keep_programs",
-    "lecture_cnn",
     "lecture_head",
     "linear_head",
     "load_weights",
-    "mobilenet",
     "sizing",
     "summary",
-    "vgg16",
 ]
 
 # Imported when first asked for: a command or a process that reads pictures needs no Flax, and no JAX.
@@ -90,11 +86,15 @@ def __getattr__(name: str) -> Any:
         from importlib.metadata import version
 
         return version("cnnjax")
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     if name == "sizing":
         return importlib.import_module("cnnjax.sizing")
-    found = getattr(importlib.import_module(_LATER.get(name, "cnnjax.models")), name)
+    if name in __all__:
+        found = getattr(importlib.import_module(_LATER.get(name, "cnnjax.models")), name)
+    else:  # an architecture; what asks for a module first, as `from cnnjax import hooks` does, must not import them
+        other = name.startswith("_") or importlib.util.find_spec(f"{__name__}.{name}") is not None
+        found = None if other else importlib.import_module("cnnjax.models").BACKBONES.get(name)
+        if found is None:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     globals()[name] = found
     return found
 

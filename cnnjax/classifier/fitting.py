@@ -12,6 +12,7 @@ import numpy as np
 import tyro
 from rich.console import Console
 
+from cnnjax.arguments import BackboneName, BackboneOptions
 from cnnjax.cache import cache_folder, keep_programs
 from cnnjax.checkpoints import Checkpoints
 from cnnjax.classifier.classifier import ImageClassifier
@@ -23,6 +24,7 @@ from cnnjax.features import GIB, FeatureStore
 from cnnjax.fit import Fitted, Fitter, Recipe, find_rate
 from cnnjax.metrics import Journal, Report
 from cnnjax.metrics import report as measure
+from cnnjax.models.registry import entry
 from cnnjax.precision import Precision, resolved
 from cnnjax.preemption import watching
 from cnnjax.progress import Bars
@@ -44,12 +46,12 @@ class Fit:
     data: str
     """Folder of pictures, SPLIT/CLASS/FILE or CLASS/FILE, packed or not; or tfds:NAME[:CONFIG]."""
     recipe: Annotated[Recipe, tyro.conf.arg(name="")] = field(default_factory=Recipe)
-    backbone: str = "mobilenet"
-    """mobilenet, vgg16, lecture_cnn or cifar_cnn."""
+    backbone: BackboneName = "mobilenet"
+    """The network."""
+    backbone_options: BackboneOptions = field(default_factory=dict)
+    """Its own options."""
     weights: Path | None = None
     """Keras HDF5 file (.h5) with the backbone's pretrained weights."""
-    alpha: float | None = None
-    """Width of MobileNet (1.0 if not given)."""
     image_size: int = 160
     """Height and width the pictures are resized to."""
     head: Literal["lecture", "linear"] = "lecture"
@@ -84,6 +86,8 @@ class Fit:
     """How much the store may hold, in GiB; the oldest features make room."""
 
     def __post_init__(self) -> None:
+        own = entry(self.backbone).checked(self.backbone_options, include_top=False)
+        object.__setattr__(self, "backbone_options", own)
         if self.weights is not None and not self.weights.is_file():
             raise FileNotFoundError(f"no weights file {self.weights}")
         if self.weights is None and self.init_from is None and self.recipe.method != "scratch":
@@ -116,7 +120,8 @@ def _fit(config: Fit, devices: "Devices | None") -> Path:
     console.print(f"{config.data}: {account(sources)}")
     classifier = ImageClassifier(
         config.backbone, sources["train"].class_names, weights=None if config.init_from else config.weights,
-        image_size=config.image_size, head=config.head, resizing=config.resizing, seed=config.seed, alpha=config.alpha,
+        image_size=config.image_size, head=config.head, resizing=config.resizing, seed=config.seed,
+        **config.backbone_options,
     )  # fmt: skip
     if config.init_from:
         classifier = classifier.with_leaves(initial_leaves(config.init_from, classifier.leaves, config.init_part))

@@ -2,15 +2,19 @@
 
 import difflib
 from collections import Counter
+from typing import Literal, get_args
 
 from flax import nnx
 
 from cnnjax.models.backbone import Backbone, Shape
 from cnnjax.models.graph import Graph, Tensor
+from cnnjax.models.registry import register
 
-POOLINGS = ("flatten", "max")
+Pooling = Literal["flatten", "max"]
+POOLINGS = get_args(Pooling)
 
 
+@register(small={"widths": (4, 8), "input_shape": (10, 10, 3)})
 def lecture_cnn(
     input_shape: Shape = (150, 150, 3),
     widths: tuple[int, ...] = (32, 64, 128, 128),
@@ -69,9 +73,10 @@ def lecture_cnn(
     return net.backbone(x)
 
 
+@register(top=("pooling",), small={"input_shape": (24, 24, 3)})
 def cifar_cnn(
     input_shape: Shape = (32, 32, 3),
-    pooling: str = "flatten",
+    pooling: Pooling = "flatten",
     include_top: bool = True,
     classes: int = 10,
     classifier_activation: str | None = "auto",

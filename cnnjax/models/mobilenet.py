@@ -4,12 +4,38 @@ from flax import nnx
 
 from cnnjax.models.backbone import Backbone, Shape
 from cnnjax.models.graph import Graph
+from cnnjax.models.registry import register
 from cnnjax.weights.published import Published
 
 # (pointwise filters at alpha 1, stride of the depthwise convolution) of blocks 1 to 13
 _BLOCKS = ((64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2), *((512, 1),) * 5, (1024, 2), (1024, 1))
 
 
+_DIGESTS = {
+    "mobilenet_2_5_224_tf_no_top": "sha256:dbdb03ee2a22fd895301636cd328b234bb3a9952358f436d82f46b81e0d5b0bf",
+}
+
+PUBLISHED = tuple(
+    Published(
+        name=name,
+        backbone="mobilenet",
+        url=f"https://storage.googleapis.com/tensorflow/keras-applications/mobilenet/{name}.h5",
+        digest=_DIGESTS.get(name),
+        input_size=size,
+        preprocessing="tf",
+        classes=1000,
+        licence="Apache-2.0",
+        include_top=top,
+        options={"alpha": alpha},
+    )
+    for alpha, text in ((1.0, "1_0"), (0.75, "7_5"), (0.5, "5_0"), (0.25, "2_5"))
+    for size in (224, 192, 160, 128)
+    for top in (False, True)
+    for name in (f"mobilenet_{text}_{size}_tf" + ("" if top else "_no_top"),)
+)
+
+
+@register(published=PUBLISHED, top=("dropout",), small={"alpha": 1 / 32, "input_shape": (32, 32, 3)})
 def mobilenet(
     alpha: float = 1.0,
     input_shape: Shape = (224, 224, 3),
@@ -68,27 +94,3 @@ def mobilenet(
         x = net.reshape("reshape_2", x, (classes,))
         x = net.activation("predictions", x, classifier_activation or "linear")
     return net.backbone(x, alpha=alpha)
-
-
-_DIGESTS = {
-    "mobilenet_2_5_224_tf_no_top": "sha256:dbdb03ee2a22fd895301636cd328b234bb3a9952358f436d82f46b81e0d5b0bf",
-}
-
-PUBLISHED = tuple(
-    Published(
-        name=name,
-        backbone="mobilenet",
-        url=f"https://storage.googleapis.com/tensorflow/keras-applications/mobilenet/{name}.h5",
-        digest=_DIGESTS.get(name),
-        input_size=size,
-        preprocessing="tf",
-        classes=1000,
-        licence="Apache-2.0",
-        include_top=top,
-        alpha=alpha,
-    )
-    for alpha, text in ((1.0, "1_0"), (0.75, "7_5"), (0.5, "5_0"), (0.25, "2_5"))
-    for size in (224, 192, 160, 128)
-    for top in (False, True)
-    for name in (f"mobilenet_{text}_{size}_tf" + ("" if top else "_no_top"),)
-)

@@ -4,11 +4,32 @@ from flax import nnx
 
 from cnnjax.models.backbone import Backbone, Shape
 from cnnjax.models.graph import Graph
+from cnnjax.models.registry import register
 from cnnjax.weights.published import Published
 
 _BLOCKS = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))  # (filters, convolutions)
 
 
+PUBLISHED = tuple(
+    Published(
+        name=name,
+        backbone="vgg16",
+        url=f"https://storage.googleapis.com/tensorflow/keras-applications/vgg16/{name}.h5",
+        digest=f"md5:{md5}",
+        input_size=224,
+        preprocessing="caffe",
+        classes=1000,
+        licence="CC-BY-4.0",
+        include_top=top,
+    )
+    for name, md5, top in (
+        ("vgg16_weights_tf_dim_ordering_tf_kernels", "64373286793e3c8b2b4e3219cbf3544b", True),
+        ("vgg16_weights_tf_dim_ordering_tf_kernels_notop", "6d6bbae143d832006294945121d1f1fc", False),
+    )
+)
+
+
+@register(published=PUBLISHED, small={"input_shape": (32, 32, 3)})
 def vgg16(
     input_shape: Shape = (224, 224, 3),
     include_top: bool = True,
@@ -58,22 +79,3 @@ def vgg16(
         x = net.dense("fc2", x, 4096, activation="relu")
         x = net.dense("predictions", x, classes, activation=classifier_activation or "linear")
     return net.backbone(x)
-
-
-PUBLISHED = tuple(
-    Published(
-        name=name,
-        backbone="vgg16",
-        url=f"https://storage.googleapis.com/tensorflow/keras-applications/vgg16/{name}.h5",
-        digest=f"md5:{md5}",
-        input_size=224,
-        preprocessing="caffe",
-        classes=1000,
-        licence="CC-BY-4.0",
-        include_top=top,
-    )
-    for name, md5, top in (
-        ("vgg16_weights_tf_dim_ordering_tf_kernels", "64373286793e3c8b2b4e3219cbf3544b", True),
-        ("vgg16_weights_tf_dim_ordering_tf_kernels_notop", "6d6bbae143d832006294945121d1f1fc", False),
-    )
-)

@@ -1,6 +1,6 @@
 """`cnnjax show`: pictures of a network, and of what it makes of a photograph."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from tyro.conf import Positional, arg
 
+from cnnjax.arguments import BackboneName, BackboneOptions
 from cnnjax.hooks import checked_layer
 from cnnjax.models import Backbone, preprocess
 from cnnjax.pretrained import open_backbone
@@ -28,14 +29,14 @@ from cnnjax.weights.hdf5 import WeightsError
 class _Options:
     """What all pictures share."""
 
-    backbone: str = "mobilenet"
-    """mobilenet, vgg16, lecture_cnn or cifar_cnn."""
-    alpha: float | None = None
-    """Width of MobileNet (1.0 if not given)."""
+    backbone: BackboneName = "mobilenet"
+    """The network."""
+    backbone_options: BackboneOptions = field(default_factory=dict)
+    """Its own options."""
     weights: Path | None = None
     """Keras HDF5 file (.h5) with the network's weights; random numbers if not given."""
     image_size: int | None = None
-    """Height and width of the pictures; the network's own if not given (224 for mobilenet and vgg16)."""
+    """Height and width of the pictures; the network's own if not given."""
     layer: str | None = None
     """The layer's name; above stands which is taken if it is not given."""
     out: Path | None = None
@@ -49,7 +50,7 @@ class _Options:
         """The network, without its top if not asked for, and the name of its preprocessing."""
         options = {"include_top": False, **options}
         model, preprocessing = open_backbone(
-            self.backbone, image_size=self.image_size, alpha=self.alpha, weights=self.weights, **options
+            self.backbone, image_size=self.image_size, weights=self.weights, **self.backbone_options, **options
         )
         if self.layer is not None:
             checked_layer(
@@ -61,7 +62,8 @@ class _Options:
 
     def titled(self, layer: str, text: str) -> str:
         """A title that names network, layer and what is shown."""
-        name = self.backbone if self.alpha is None else f"{self.backbone} {self.alpha:g}"
+        given = [v if isinstance(v, tuple) else (v,) for v in self.backbone_options.values()]
+        name = " ".join([self.backbone, *(f"{n:g}" if isinstance(n, float) else str(n) for v in given for n in v)])
         return f"{name}{'' if self.weights else ' (random numbers)'}, {layer}: {text}"
 
     def saved(self, sheet: Sheet, *parts: str) -> Path:

@@ -1,12 +1,13 @@
 """What a sweep is asked for."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from cnnjax.arguments import BackboneName, BackboneOptions
 from cnnjax.data.pixels import Resizing
 from cnnjax.freeze import Freeze
-from cnnjax.models import BACKBONES, create
+from cnnjax.models.registry import entry
 from cnnjax.optim import make_optimizer
 from cnnjax.precision import Precision
 
@@ -24,12 +25,12 @@ class Ablation:
     given."""
     splits: dict[str, str] | None = None
     """Slices of a TFDS data set: train 'train[:80%]' test 'train[80%:]'. Its own splits if not given."""
-    backbone: str = "lecture_cnn"
-    """mobilenet, vgg16, lecture_cnn or cifar_cnn."""
+    backbone: BackboneName = "lecture_cnn"
+    """The network."""
+    backbone_options: BackboneOptions = field(default_factory=dict)
+    """Its own options."""
     weights: Path | None = None
     """Keras HDF5 file (.h5) with the backbone's pretrained weights."""
-    alpha: float | None = None
-    """Width of MobileNet (1.0 if not given)."""
     image_size: int | None = None
     """Height and width the pictures are resized to; 160 if not given."""
     freeze: tuple[str, ...] = ()
@@ -83,13 +84,11 @@ class Ablation:
     """How much the store may hold, in GiB; the oldest features make room."""
 
     def __post_init__(self) -> None:
-        if self.backbone not in BACKBONES:
-            create(self.backbone)  # raises the error with the nearest name
-        if self.alpha is not None and self.backbone != "mobilenet":
-            raise ValueError(f"alpha is the width of mobilenet; {self.backbone} has none")
+        own = entry(self.backbone).checked(self.backbone_options, include_top=False)
+        object.__setattr__(self, "backbone_options", own)
         if self.weights is not None and not self.weights.is_file():
             raise FileNotFoundError(f"no weights file {self.weights}")
-        if self.data is None and (self.weights is not None or self.backbone != "lecture_cnn"):
+        if self.data is None and (self.weights is not None or self.backbone != "lecture_cnn" or own):
             raise ValueError(
                 "give --data FOLDER as well: without it the built-in default is run, which takes no backbone"
             )

@@ -11,7 +11,8 @@ from cnnjax.cache import cache_folder
 from cnnjax.checkpoints import restore, save
 from cnnjax.freeze import Freeze
 from cnnjax.functional import functionalize, leaves_of
-from cnnjax.models import Backbone, Classifier, lecture_cnn, linear_head
+from cnnjax.models import Backbone, Classifier, linear_head
+from cnnjax.models.lecture_cnn import lecture_cnn
 from cnnjax.progress import Bars
 from cnnjax.staging.trace import digest
 from cnnjax.sweep.options import Ablation, seeds_text

@@ -62,8 +62,9 @@ def open_task(config: Ablation, console: Console) -> Task:
         for reason in source.skipped:
             console.print(f"left out of {name}: {reason}", style="yellow", highlight=False)
     backbone, preprocessing = open_backbone(
-        config.backbone, image_size=config.image_size, alpha=config.alpha, weights=config.weights, include_top=False
-    )
+        config.backbone, image_size=config.image_size, weights=config.weights, include_top=False,
+        **config.backbone_options,
+    )  # fmt: skip
     if config.weights is None:
         console.print("no --weights: the backbone starts from random numbers", style="yellow")
     else:

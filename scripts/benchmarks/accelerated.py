@@ -23,11 +23,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from ours import Job, pictures, serve
-from resnet import ResNet50
 
 from cnnjax import Classifier, Freeze, Trainer
 from cnnjax.augment import Augmentation
 from cnnjax.lowering import program
+from cnnjax.models.resnet import resnet
 from cnnjax.replicas import Replicas
 
 STEPS, HEADS = 16, 64
@@ -85,7 +85,9 @@ def products(size: int) -> tuple[Job, float]:
 
 def resnet50(size: int, batch: int) -> tuple[Job, float]:
     """All of ResNet-50, BatchNorm live."""
-    model = ResNet50(nnx.Rngs(0))
+    shape = (size, size, 3)
+    network = resnet(50, "v1.5", input_shape=shape, classes=1, classifier_activation=None, rngs=nnx.Rngs(0))
+    model = Classifier(network, None, "tf")
     return epochs(model, Freeze.none().resolve(model), size, batch)
 
 
