@@ -47,6 +47,8 @@ def _shown(value: Any) -> str:
     return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
+ImageSize = Annotated[int | tuple[int, int], tyro.conf.arg(metavar="PIXELS|HEIGHT WIDTH")]
+"""The type of an option that gives images a size."""
 BackboneName = Annotated[str, tyro.conf.arg(metavar="NAME", help=f"The network: {', '.join(registry.entries())}.")]
 """The type of an option that names an architecture."""
 BackboneOptions = Annotated[dict[str, Any], tyro.conf.arg(name="", constructor_factory=_constructor)]

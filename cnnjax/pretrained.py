@@ -1,5 +1,6 @@
 """A network with its published weights, as a command names it."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -7,13 +8,15 @@ from flax import nnx
 
 from cnnjax.models import Backbone, create
 from cnnjax.models.registry import STANDARD, entry
+from cnnjax.models.sizes import sides
 from cnnjax.weights.assign import load_weights
 
 
 def open_backbone(
     name: str,
     *,
-    image_size: int | None = None,
+    image_size: int | Sequence[int] | None = None,
+    channels: int | None = None,
     weights: Path | None = None,
     include_top: bool = True,
     **kwargs: Any,
@@ -22,7 +25,8 @@ def open_backbone(
 
     Args:
         name: A key of `cnnjax.models.BACKBONES`.
-        image_size: Height and width in pixels; the architecture's own if not given.
+        image_size: Height and width in pixels, one number for both; the architecture's own if not given.
+        channels: Of the images; 3 if not given.
         weights: Keras's HDF5 file; random numbers if not given.
         include_top: Whether the network ends in its classification layers.
         **kwargs: Further arguments of the architecture's function: its own options (`alpha` of mobilenet), `classes`.
@@ -45,12 +49,12 @@ def open_backbone(
     given = {key: value for key, value in kwargs.items() if value is not None or key == "classifier_activation"}
     own = {key: value for key, value in given.items() if key not in STANDARD}
     options: dict[str, Any] = {**given, **found.checked(own, include_top=include_top), "include_top": include_top}
-    if image_size is not None:
-        if image_size < 1:
-            raise ValueError(f"image_size must be at least 1 pixel, not {image_size}")
-        options["input_shape"] = (image_size, image_size, 3)
+    if channels is not None and channels < 1:
+        raise ValueError(f"channels must be at least 1, not {channels}")
+    if image_size is not None or channels is not None:
+        options["input_shape"] = (*(found.image_size if image_size is None else sides(image_size)), channels or 3)
     model = create(name, rngs=nnx.Rngs(0), **options)
     if weights is not None:
         load_weights(model, weights, leave_out=() if include_top else "top")
     # The scaling of the pixels belongs to the published weights; a network without any takes 0 to 1.
-    return model, found.preprocessing(own)
+    return model, found.preprocessing(own, channels or 3)

@@ -41,7 +41,7 @@ class ImageClassifier:
         class_names: The classes, in the order of their labels; two share one logit (but with the top of mobilenet or
             vgg16), more have one each.
         weights: Keras's HDF5 file with the backbone's weights; random numbers if not given.
-        image_size: Height and width in pixels; the architecture's own if not given.
+        image_size: Height and width in pixels, one number for both; the architecture's own if not given.
         head: "lecture" or "linear" (see `cnnjax.models.heads`), or "top": the backbone's own classification layers.
         preprocessing: A key of `cnnjax.models.PREPROCESSING`; what the published weights expect if not given.
         resizing: How pictures come to their size; see `cnnjax.data.resize`.
@@ -75,7 +75,7 @@ class ImageClassifier:
         class_names: Sequence[str],
         *,
         weights: str | os.PathLike[str] | None = None,
-        image_size: int | None = None,
+        image_size: int | tuple[int, int] | None = None,
         head: str = "lecture",
         preprocessing: str | None = None,
         resizing: Resizing = "bilinear",
@@ -133,7 +133,7 @@ class ImageClassifier:
     @property
     def image_size(self) -> tuple[int, int]:
         """Height and width of the pictures that the model takes: the `image_size` of a source for it."""
-        return self.config.image_size, self.config.image_size
+        return self.config.size
 
     @property
     def leaves(self) -> Leaves:

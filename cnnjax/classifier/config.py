@@ -14,6 +14,7 @@ from cnnjax.models import Backbone, Classifier
 from cnnjax.models.heads import HEADS
 from cnnjax.models.preprocessing import checked_preprocessing
 from cnnjax.models.registry import entry
+from cnnjax.models.sizes import sides
 
 TOP = "top"
 # A config may come from a stranger: what would take hours only to describe is refused.
@@ -28,7 +29,7 @@ class Config:
     Attributes:
         backbone: A key of `cnnjax.models.BACKBONES`.
         classes: The classes' names, in the order of their labels.
-        image_size: Height and width of the pictures, in pixels.
+        image_size: Height and width of the pictures in pixels, one number where they are the same.
         head: A key of `cnnjax.models.heads.HEADS`, or "top": the backbone's own classification layers.
         preprocessing: A key of `cnnjax.models.PREPROCESSING`.
         resizing: How pictures come to their size; see `cnnjax.data.resize`.
@@ -46,7 +47,7 @@ class Config:
 
     backbone: str
     classes: tuple[str, ...]
-    image_size: int
+    image_size: int | tuple[int, int]
     head: str
     preprocessing: str
     resizing: Resizing = "bilinear"
@@ -63,12 +64,20 @@ class Config:
         checked_preprocessing(self.preprocessing)
         checked_resizing(self.resizing)
         object.__setattr__(self, "classes", _checked_classes(self.classes))
-        size = self.image_size
-        if isinstance(size, bool) or not isinstance(size, int) or not 1 <= size <= _MAX_SIZE:
-            raise ValueError(f"image_size: expected a whole number of pixels from 1 to {_MAX_SIZE}, found {size!r}")
+        height, width = self.size
+        if max(height, width) > _MAX_SIZE:
+            raise ValueError(
+                f"image_size: expected a whole number of pixels from 1 to {_MAX_SIZE}, found {self.image_size!r}"
+            )
+        object.__setattr__(self, "image_size", height if height == width else (height, width))
         if not isinstance(self.options, Mapping):
             raise ValueError(f"options: expected values by name, found {self.options!r}")
         object.__setattr__(self, "options", found.checked(self.options, include_top=self.head == TOP))
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the pictures."""
+        return sides(self.image_size)
 
     def build(self, seed: int = 0) -> Classifier:
         """The model, filled with random numbers; under `nnx.eval_shape` abstract."""
@@ -86,7 +95,7 @@ class Config:
         return self._created(rngs, include_top=self.head == TOP, **asked)
 
     def _created(self, rngs: nnx.Rngs, **asked: Any) -> Backbone:
-        return entry(self.backbone).function(input_shape=(self.image_size, self.image_size, 3), rngs=rngs, **asked)
+        return entry(self.backbone).function(input_shape=(*self.size, 3), rngs=rngs, **asked)
 
     def _check_features(self, backbone: Backbone) -> None:
         """Refuse a dense layer on more features than any machine has room for."""
@@ -109,7 +118,8 @@ class Config:
         """The same as plain values."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         options = {k: list(v) if isinstance(v, tuple) else v for k, v in self.options.items()}
-        return {**values, "classes": list(self.classes), "options": options}
+        size = self.image_size if isinstance(self.image_size, int) else list(self.image_size)
+        return {**values, "image_size": size, "classes": list(self.classes), "options": options}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "Config":
@@ -122,9 +132,9 @@ class Config:
         return cls(**values)
 
 
-def own_size(backbone: str) -> int:
+def own_size(backbone: str) -> tuple[int, int]:
     """Height and width that an architecture's pictures have if nothing else is said."""
-    return entry(backbone).image_size[0]
+    return entry(backbone).image_size
 
 
 def own_preprocessing(backbone: str, options: Mapping[str, Any] | None = None) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 import tyro
 from rich.console import Console
 
-from cnnjax.arguments import BackboneName, BackboneOptions
+from cnnjax.arguments import BackboneName, BackboneOptions, ImageSize
 from cnnjax.cache import cache_folder, keep_programs
 from cnnjax.checkpoints import Checkpoints
 from cnnjax.classifier.classifier import ImageClassifier
@@ -25,6 +25,7 @@ from cnnjax.fit import Fitted, Fitter, Recipe, find_rate
 from cnnjax.metrics import Journal, Report
 from cnnjax.metrics import report as measure
 from cnnjax.models.registry import entry
+from cnnjax.models.sizes import sides
 from cnnjax.precision import Precision, resolved
 from cnnjax.preemption import watching
 from cnnjax.progress import Bars
@@ -52,8 +53,8 @@ class Fit:
     """Its own options."""
     weights: Path | None = None
     """Keras HDF5 file (.h5) with the backbone's pretrained weights."""
-    image_size: int = 160
-    """Height and width the pictures are resized to."""
+    image_size: ImageSize = 160
+    """Height and width the pictures are resized to, one number for both."""
     head: Literal["lecture", "linear"] = "lecture"
     """lecture: Flatten, Dense 256, Dropout 0.5, Dense. linear: average pooling, Dropout 0.2, Dense."""
     splits: dict[str, str] | None = None
@@ -111,7 +112,7 @@ def _fit(config: Fit, devices: "Devices | None") -> Path:
     config = replace(config, precision=resolved(config.precision))  # a run does not change it on another machine
     primary = devices is None or devices.primary
     console = Console(width=None if sys.stdout.isatty() else 120, highlight=False, quiet=not primary)
-    size = (config.image_size, config.image_size)
+    size = sides(config.image_size)
     sources = open_data(config.data, size, parts=config.splits, on_error=config.on_bad, resizing=config.resizing)
     for name, source in sources.items():
         source.verify()

@@ -9,6 +9,7 @@ from flax import nnx
 from cnnjax.models.backbone import Backbone, Shape
 from cnnjax.models.graph import Graph, Tensor
 from cnnjax.models.registry import register
+from cnnjax.models.sizes import checked_images
 
 Pooling = Literal["flatten", "max"]
 POOLINGS = get_args(Pooling)
@@ -53,7 +54,7 @@ def lecture_cnn(
     """
     if not widths or any(width < 1 for width in widths):
         raise ValueError(f"lecture_cnn needs at least one width, each of at least 1, found {tuple(widths)}")
-    _check_channels("lecture_cnn", input_shape)
+    checked_images("lecture_cnn", input_shape)
     smallest = _smallest(len(widths))
     side = min((n for n in input_shape[:2] if n is not None), default=smallest)
     if side < smallest:
@@ -112,9 +113,7 @@ def cifar_cnn(
     if pooling not in POOLINGS:
         nearest = difflib.get_close_matches(pooling, POOLINGS, n=1, cutoff=0)[0]
         raise ValueError(f"no pooling {pooling!r} in cifar_cnn; did you mean {nearest!r}? There are {POOLINGS}")
-    _check_channels("cifar_cnn", input_shape)
-    if any(n is not None and n < 24 for n in input_shape[:2]):
-        raise ValueError(f"cifar_cnn needs images of at least 24x24 pixels, found input_shape {input_shape}")
+    checked_images("cifar_cnn", input_shape, 24)
     called = _Names()
     net = Graph(input_shape, rngs=rngs, name="cifar_cnn", input_layer=None)
     x = net.input
@@ -160,11 +159,6 @@ def _top(
         activation = "sigmoid" if outputs == 1 else "softmax"
     x = net.dense(called("dense"), x, hidden, activation="relu")
     return net.dense(called("dense"), x, outputs, activation=activation or "linear")
-
-
-def _check_channels(what: str, input_shape: Shape) -> None:
-    if len(input_shape) != 3 or input_shape[2] is None:
-        raise ValueError(f"{what} needs an input_shape (height, width, channels) with known channels: {input_shape}")
 
 
 def _smallest(depth: int) -> int:

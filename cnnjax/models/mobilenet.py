@@ -5,6 +5,7 @@ from flax import nnx
 from cnnjax.models.backbone import Backbone, Shape
 from cnnjax.models.graph import Graph
 from cnnjax.models.registry import register
+from cnnjax.models.sizes import checked_images
 from cnnjax.weights.published import Published
 
 # (pointwise filters at alpha 1, stride of the depthwise convolution) of blocks 1 to 13
@@ -50,7 +51,7 @@ def mobilenet(
 
     Args:
         alpha: The width multiplier; every layer has int(alpha * its width) channels.
-        input_shape: (H, W, 3), at least 32 pixels a side; None for any height or width.
+        input_shape: (H, W, C), at least 32 pixels a side; None for any height or width.
         include_top: Whether to end in Keras's classification layers; False for a backbone under another head.
         classes: Classes of the top.
         dropout: Dropout rate in the top.
@@ -58,7 +59,7 @@ def mobilenet(
         rngs: Keys for weights and dropout.
 
     Returns:
-        f32[N, H, W, 3] with values -1 to 1 to f32[N, H/32, W/32, 1024 alpha] (rounded up), or to f32[N,
+        f32[N, H, W, C] with values -1 to 1 to f32[N, H/32, W/32, 1024 alpha] (rounded up), or to f32[N,
         classes] with top.
 
     Raises:
@@ -70,12 +71,9 @@ def mobilenet(
     """
     if int(32 * alpha) < 1:
         raise ValueError(f"alpha {alpha} leaves conv1 {int(32 * alpha)} of its 32 channels; it must be at least 1/32")
-    if any(n is not None and n < 32 for n in input_shape[:2]):
-        raise ValueError(f"MobileNet needs images of at least 32x32 pixels, found input_shape {input_shape}")
+    checked_images("MobileNet", input_shape, 32)
     if include_top and classes < 1:
         raise ValueError(f"MobileNet with top needs at least one class, found {classes}")
-    if len(input_shape) != 3 or input_shape[2] is None:
-        raise ValueError(f"input_shape must be (height, width, channels) with known channels, found {input_shape}")
     net = Graph(input_shape, rngs=rngs, name="mobilenet")
     x = net.conv("conv1", net.input, int(32 * alpha), 3, strides=2, padding="same", bias=False)
     x = net.relu("conv1_relu", net.batch_norm("conv1_bn", x), 6.0)

@@ -10,10 +10,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
+from cnnjax.models.preprocessing import OF_RGB
 from cnnjax.weights.published import Published
 
 STANDARD = ("input_shape", "include_top", "classes", "classifier_activation", "rngs")
 """Arguments that every architecture's function takes; all others are its options."""
+RESERVED = ("name", "backbone", "backbone_options", "class_names", "weights", "image_size", "channels", "head",
+            "preprocessing", "resizing", "seed", "freeze", "data", "out", "layer")  # fmt: skip
+"""What `ImageClassifier`, `open_backbone` and the commands call other things."""
 
 # An option may come from a stranger's file: what would take hours only to describe is refused.
 _MOST_FACTOR, _MOST_NUMBERS, _MOST_NUMBER = 4.0, 16, 4096
@@ -124,15 +128,16 @@ class Entry:
                 )
         return {name: self.options[name].checked(value, self.name) for name, value in options.items()}
 
-    def preprocessing(self, options: Mapping[str, Any]) -> str:
+    def preprocessing(self, options: Mapping[str, Any], channels: int = 3) -> str:
         """What the published weights of a network with these options expect of their pixels; "unit" where none are.
 
-        A network of another width has the same preprocessing; one of another variant (a text) has not.
+        A network of another width has the same preprocessing; one of another variant (a text), or of other channels
+        than the preprocessing is made for, has not.
         """
         full = {name: option.default for name, option in self.options.items()} | dict(options)
         for found in self.published:
             if all(full.get(name) == value for name, value in found.options.items() if isinstance(value, str)):
-                return found.preprocessing
+                return found.preprocessing if channels == 3 or found.preprocessing not in OF_RGB else "unit"
         return "unit"
 
     @property
@@ -160,8 +165,8 @@ def register(
         small: Arguments that make a network which is quickly traced.
 
     Raises:
-        TypeError: The function lacks an argument that all have, or an option lacks type, default or description, or
-            has another type than in another architecture.
+        TypeError: The function lacks an argument that all have, or an option lacks type, default, description or a name
+            that is free, or has another type than in another architecture.
         ValueError: The name is taken.
     """
 
@@ -262,6 +267,7 @@ def _options(function: Any, top: tuple[str, ...]) -> dict[str, Option]:
         kind, choices = _kind(hints.get(name))
         faults = [
             *(["a type (bool, int, float, str, a Literal of texts or tuple[int, ...])"] if kind is None else []),
+            *(["a name that is free"] if name in RESERVED else []),
             *(["a default"] if parameter.default is inspect.Parameter.empty else []),
             *(["a description under Args in the docstring"] if name not in described else []),
         ]

@@ -8,6 +8,7 @@ from flax import nnx
 from cnnjax.models.backbone import Backbone, Shape
 from cnnjax.models.graph import Graph, Tensor
 from cnnjax.models.registry import register
+from cnnjax.models.sizes import checked_images
 from cnnjax.weights.published import Published
 
 
@@ -96,8 +97,7 @@ def resnet(
         raise ValueError(f"no ResNet {variant!r}; did you mean {near!r}? There are {', '.join(_VARIANTS)}")
     if not 1 <= len(widths) <= len(_BLOCKS[depth]) or min(widths) < 1:
         raise ValueError(f"ResNet has one to {len(_BLOCKS[depth])} stages, each of a width from 1 on, found {widths}")
-    if any(n is not None and n < 32 for n in input_shape[:2]):
-        raise ValueError(f"ResNet needs images of at least 32x32 pixels, found input_shape {input_shape}")
+    checked_images("ResNet", input_shape, 32)
     if include_top and classes < 1:
         raise ValueError(f"ResNet with top needs at least one class, found {classes}")
     net = _Net(Graph(input_shape, rngs=rngs, name="resnet"), _VARIANTS[variant])

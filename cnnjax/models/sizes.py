@@ -10,6 +10,42 @@ Pair = tuple[int, int]
 Named = Sequence[tuple[str, Shape]]
 
 
+def sides(image_size: int | Sequence[int]) -> Pair:
+    """Height and width of images: one number for both, or one each.
+
+    Raises:
+        ValueError: There are other numbers, or none is a whole number from 1 on.
+
+    >>> sides(160), sides((96, 128))
+    ((160, 160), (96, 128))
+    """
+    both: Any = [image_size] * 2 if _whole(image_size) else image_size if isinstance(image_size, list | tuple) else ()
+    if len(both) != 2 or not all(_whole(n) and n >= 1 for n in both):
+        raise ValueError(
+            f"image_size: expected a whole number of pixels from 1 on, or height and width, found {image_size!r}"
+        )
+    return (both[0], both[1])
+
+
+def checked_images(what: str, shape: Shape, smallest: int = 1) -> None:
+    """Refuse what is no shape of images for an architecture: (H, W, C), H and W may be None.
+
+    Raises:
+        ValueError: It has other axes, unknown channels, or fewer pixels a side than `smallest`.
+
+    >>> checked_images("MobileNet", (None, 32, 1), 32)
+    """
+    channels = shape[2] if len(shape) == 3 else None
+    if channels is None or channels < 1:
+        raise ValueError(
+            f"{what}: input_shape must be (height, width, channels) with known channels, found {tuple(shape)}"
+        )
+    if any(n is not None and n < smallest for n in shape[:2]):
+        raise ValueError(
+            f"{what} needs images of at least {smallest}x{smallest} pixels, found input_shape {tuple(shape)}"
+        )
+
+
 def pair(name: str, size: Any) -> Pair:
     """A size for height and one for width.
 

@@ -5,6 +5,7 @@ from flax import nnx
 from cnnjax.models.backbone import Backbone, Shape
 from cnnjax.models.graph import Graph
 from cnnjax.models.registry import register
+from cnnjax.models.sizes import checked_images
 from cnnjax.weights.published import Published
 
 _BLOCKS = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))  # (filters, convolutions)
@@ -41,7 +42,7 @@ def vgg16(
     """Build VGG16 with Keras's layer names in Keras's order (19 layers, 23 with top).
 
     Args:
-        input_shape: (H, W, 3), at least 32 pixels a side; None for any height or width, without top only.
+        input_shape: (H, W, C), at least 32 pixels a side; None for any height or width, without top only.
         include_top: Whether to end in Keras's classification layers (fc1, fc2, predictions); False for a backbone
             under another head.
         classes: Classes of the top.
@@ -49,7 +50,7 @@ def vgg16(
         rngs: Keys for weights.
 
     Returns:
-        f32[N, H, W, 3] (BGR less ImageNet's mean) to f32[N, H/32, W/32, 512] (rounded down), or to f32[N,
+        f32[N, H, W, C] (BGR less ImageNet's mean) to f32[N, H/32, W/32, 512] (rounded down), or to f32[N,
         classes] with top.
 
     Raises:
@@ -58,12 +59,8 @@ def vgg16(
     >>> vgg16((180, 180, 3), include_top=False, rngs=nnx.Rngs(0)).output_shape()
     (5, 5, 512)
     """
-    height, width, channels = input_shape
-    if channels is None:
-        raise ValueError(f"input_shape must be (height, width, channels) with known channels, found {input_shape}")
-    if any(n is not None and n < 32 for n in (height, width)):
-        raise ValueError(f"VGG16 needs images of at least 32x32 pixels, found input_shape {input_shape}")
-    if include_top and (height is None or width is None):
+    checked_images("VGG16", input_shape, 32)
+    if include_top and None in input_shape:
         raise ValueError(f"VGG16 with top needs a known image size (fc1 reads every position), found {input_shape}")
     if include_top and classes < 1:
         raise ValueError(f"VGG16 with top needs at least one class, found {classes}")

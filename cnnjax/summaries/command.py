@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import tyro
 from flax import nnx
 
-from cnnjax.arguments import BackboneName, BackboneOptions
+from cnnjax.arguments import BackboneName, BackboneOptions, ImageSize
 from cnnjax.models.registry import entry
 from cnnjax.pretrained import open_backbone
 from cnnjax.summaries.summary import summary
@@ -22,8 +22,10 @@ class Summarise:
     """The network."""
     backbone_options: BackboneOptions = field(default_factory=dict)
     """Its own options."""
-    image_size: int | None = None
-    """Height and width of the images; the network's own if not given."""
+    image_size: ImageSize | None = None
+    """Height and width of the images, one number for both; the network's own if not given."""
+    channels: int | None = None
+    """Of the images; 3 if not given."""
     classes: int | None = None
     """Classes of the top."""
     include_top: bool = True
@@ -48,6 +50,7 @@ def summarise(config: Summarise) -> None:
         return open_backbone(
             config.name,
             image_size=config.image_size,
+            channels=config.channels,
             include_top=config.include_top,
             classes=config.classes,
             **config.backbone_options,

@@ -4,10 +4,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from cnnjax.arguments import BackboneName, BackboneOptions
+from cnnjax.arguments import BackboneName, BackboneOptions, ImageSize
 from cnnjax.data.pixels import Resizing
 from cnnjax.freeze import Freeze
 from cnnjax.models.registry import entry
+from cnnjax.models.sizes import sides
 from cnnjax.optim import make_optimizer
 from cnnjax.precision import Precision
 
@@ -31,8 +32,8 @@ class Ablation:
     """Its own options."""
     weights: Path | None = None
     """Keras HDF5 file (.h5) with the backbone's pretrained weights."""
-    image_size: int | None = None
-    """Height and width the pictures are resized to; 160 if not given."""
+    image_size: ImageSize | None = None
+    """Height and width the pictures are resized to, one number for both; 160 if not given."""
     freeze: tuple[str, ...] = ()
     """The depths to compare, each: none, all, a number of layers, a layer's name (up to and including),
     [start:stop] as in Keras, or a pattern. Up to six from none to all if not given."""
@@ -92,7 +93,9 @@ class Ablation:
             raise ValueError(
                 "give --data FOLDER as well: without it the built-in default is run, which takes no backbone"
             )
-        for name in ("seeds", "epochs", "batch_size", "image_size"):
+        if self.image_size is not None:
+            sides(self.image_size)  # raises
+        for name in ("seeds", "epochs", "batch_size"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
         if not self.learning_rates or not all(rate > 0 for rate in (*self.learning_rates, self.tuning_factor)):

@@ -41,7 +41,7 @@ def embedded(config: Ablation, console: Console) -> tuple[Ablation, Task]:
     config = replace(
         config, image_size=config.image_size or SIZE, epochs=config.epochs or 12, optimizer=config.optimizer or "adam"
     )
-    if config.image_size != SIZE:
+    if config.image_size not in (SIZE, (SIZE, SIZE)):
         raise ValueError(f"the built-in pictures are drawn at {SIZE}x{SIZE}; --image-size is for --data")
     console.print(f"no --data: drawing textured shapes at {SIZE}x{SIZE} (kept in {cache_folder()})", highlight=False)
     splits = {

@@ -3,10 +3,17 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 from jax import lax
+from residual import randomized
 
+from cnnjax import Classifier, Freeze, Trainer, summary
+from cnnjax.data import InMemory
+from cnnjax.freeze import deepest
+from cnnjax.functional import functionalize, leaves_of
+from cnnjax.models.graph import Graph
 from cnnjax.models.resnet import PUBLISHED, resnet
 from cnnjax.weights.assign import load_weights
 
@@ -58,6 +65,67 @@ def test_layers_are_keras_layers(pair):
         assert layer.name == "input_layer" or list(reads) == [x._keras_history[0].name for x in theirs_read]
 
 
+def test_freezing_means_what_it_means_in_keras(pair):
+    ours, theirs = pair
+    names = [layer.name for layer in theirs.layers]
+    for text in ("none", "all", "[:-4]", "[:87]", "conv4_block2_out", "conv3_block1_0_bn", "conv2_*,*_0_conv", "3"):
+        frozen = Freeze.parse(text).resolve(ours)
+        if text == "3":  # the stem and the first two of a block, with all that follows them up to the next kernel
+            assert frozen.layers == tuple(names[: names.index("conv2_block1_0_conv")])
+        elif text.startswith("["):
+            assert list(frozen.layers) == eval(f"names{text}")
+        elif text.endswith(("_out", "_bn")):
+            assert list(frozen.layers) == names[: names.index(text) + 1]
+    assert deepest(ours) == sum(hasattr(layer, "kernel") for layer in theirs.layers) == 54
+
+
+def test_a_frozen_part_is_computed_once_where_all_ways_to_it_are_frozen():
+    model = nnx.eval_shape(lambda: resnet(50, "v1.5", (4, 6), (32, 48, 3), include_top=False, rngs=nnx.Rngs(0)))
+    # Keras's order puts the shortcut's normalisation before the other way's: both convolutions are known, one
+    # normalisation is not, and what both ways made has to be stored.
+    table = summary(model, freeze="conv2_block1_0_bn")
+    once = {layer.name: layer.once for layer in table.layers}
+    assert (once["conv2_block1_3_conv"], once["conv2_block1_3_bn"], once["conv2_block1_add"]) == (True, False, False)
+    assert [shape for _, shape in table.frontier.stored] == [(8, 12, 16), (8, 12, 16)]
+    assert [shape for _, shape in summary(model, freeze="conv2_block1_out").frontier.stored] == [(8, 12, 16)]
+    assert table.layer("conv2_block1_add").reads == ("conv2_block1_0_bn", "conv2_block1_3_bn")
+    wide = table.text(wide=True)
+    assert "connected to" in wide and "conv2_block1_0_bn, conv2_block1_3_bn" in wide
+    assert "connected to" not in table.text() and "connected to" in table.markdown(wide=True)
+    # Multiplications: the formula of each convolution, F * F * D * W' * H' * D'.
+    assert table.layer("conv2_block1_2_conv").multiplications == 3 * 3 * 4 * 8 * 12 * 4
+
+
+def test_a_step_behind_a_cut_through_a_block_is_that_of_the_whole_program():
+    shape = (36, 48, 3)
+    backbone = randomized(resnet(50, widths=(2, 3), input_shape=shape, include_top=False, rngs=nnx.Rngs(0)))
+    net = Graph(backbone.output_shape(), rngs=nnx.Rngs(1), input_layer=None)
+    head = net.backbone(net.dense("dense", net.global_avg_pool("pool", net.input), 1))
+    model = Classifier(backbone, head, "tf")
+    frozen = Freeze.through("conv3_block1_0_bn").resolve(model, "backbone")
+    images = np.random.default_rng(0).integers(0, 256, (6, *shape), np.uint8)
+    labels = np.arange(6) % 2
+    trainer = Trainer(model, frozen, shape[:2], batch_size=6, optimizer=optax.sgd(0.1))
+    state, _ = trainer.fit(trainer.init(), trainer.rows(InMemory(images, labels, ("a", "b"))), epochs=1)
+
+    functional = functionalize(model, frozen=frozen)
+    trained, rest = frozen.partition(leaves_of(model))
+    parameters = {path: trained[path] for path in functional.parameters() if path in trained}
+
+    def loss(parameters):
+        logits, after = functional.apply({**trained, **rest, **parameters}, jnp.asarray(images), train=True)
+        return optax.sigmoid_binary_cross_entropy(logits[:, 0], labels).mean(), after
+
+    gradients, after = jax.jit(jax.grad(loss, has_aux=True))(parameters)
+    want = {**after, **{path: parameters[path] - 0.1 * gradients[path] for path in parameters}}
+    got = trainer.leaves(state)
+    assert set(got) == set(want) and len(parameters) < len(functional.parameters())
+    for path, value in want.items():
+        np.testing.assert_allclose(got[path], value, rtol=1e-3, atol=1e-4, err_msg=path)
+        if frozen(path):
+            np.testing.assert_array_equal(got[path], rest[path])
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("depth", [101, 152])
 def test_deeper_networks_have_keras_layers(depth, keras_oracle):
@@ -101,10 +169,6 @@ def torchvision(leaves, x, depth, stages):
 
 @pytest.mark.parametrize(("depth", "stages"), [(18, (2, 2, 2)), (50, (3, 4, 6))])
 def test_version_1_5_is_torchvisions(depth, stages):
-    from residual import randomized
-
-    from cnnjax.functional import leaves_of
-
     # 10 rows at the third stage's end, an odd number before: padding on one side would show.
     model = resnet(depth, "v1.5", (4, 6, 8), (37, 50, 3), include_top=False, rngs=nnx.Rngs(0))
     randomized(model).eval()
