@@ -82,8 +82,8 @@ def in_channels(picture: np.ndarray, channels: int, what: str) -> np.ndarray:
     Raises:
         ValueError: It has other channels than the network takes.
 
-    >>> in_channels(np.array([[[255, 0, 0]]], np.uint8), 1, "net").round(2).tolist()
-    [[[76.24]]]
+    >>> in_channels(np.array([[[255, 0, 0]]], np.uint8), 1, "net").astype(int).tolist()
+    [[[76]]]
     """
     have = picture.shape[-1]
     if have == channels:
