@@ -3,7 +3,7 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from cnnjax.runtime.allocation import keep_freed_memory
+from cnnjax.runtime.tuning import tune_cpu
 
 if TYPE_CHECKING:
     from cnnjax import sizing
@@ -60,6 +60,7 @@ __all__ = [
     "mobilenet",
     "sizing",
     "summary",
+    "tune_cpu",
     "vgg16",
 ]
 
@@ -78,9 +79,6 @@ _MODULES = {
     "cnnjax.weights.assign": ("load_weights",),
 }
 _LATER = {name: module for module, names in _MODULES.items() for name in names}
-
-
-keep_freed_memory()
 
 
 def __getattr__(name: str) -> Any:

@@ -12,7 +12,9 @@ import time
 START = time.perf_counter()
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # the other side's process needs memory as well
 
-import cnnjax  # before NumPy's and JAX's threads begin  # isort: skip
+import cnnjax  # isort: skip
+
+cnnjax.tune_cpu()  # before NumPy's and JAX's threads begin
 
 import sys
 from collections.abc import Callable
