@@ -7,6 +7,7 @@ import numpy as np
 import optax
 from flax import nnx
 
+from cnnjax.data.order import epoch_steps
 from cnnjax.features import FeatureStore, Progress
 from cnnjax.fit.recipe import Phase, Recipe, phases
 from cnnjax.fit.run import Keeping, Record, Run
@@ -106,7 +107,7 @@ class Fitter:
     def trainer(self, phase: int, pictures: int) -> Trainer:
         """The trainer of a phase, for a training set of this many pictures; made once."""
         recipe, found = self.recipe, self.phases[phase]
-        batches = -(-pictures // recipe.batch_size)
+        batches = epoch_steps(pictures, recipe.batch_size, recipe.last_batch)
         if (phase, batches) not in self._trainers:
             optimizer = make_optimizer(
                 recipe.optimizer, found.learning_rate, schedule=_schedule(recipe, found, batches), clip=recipe.clip,
@@ -116,7 +117,7 @@ class Fitter:
                 self._model, found.frozen, self._example, batch_size=recipe.batch_size, optimizer=optimizer,
                 store=self.store, augment=recipe.augmentation, views=recipe.views, workers=self._workers,
                 label_smoothing=recipe.label_smoothing, not_finite=recipe.not_finite, stream=self._stream,
-                precision=self._precision, devices=self.devices,
+                precision=self._precision, devices=self.devices, last_batch=recipe.last_batch,
             )  # fmt: skip
         return self._trainers[phase, batches]
 
@@ -143,8 +144,9 @@ class Fitter:
             raise ValueError("views are stored, and stream stores nothing: give one of them")
         if not validated and (self.recipe.patience is not None or self.recipe.keep == "best"):
             raise ValueError("patience and keep='best' go by the validation loss: give validation pictures as well")
+        batches = epoch_steps(pictures, self.recipe.batch_size, self.recipe.last_batch)
         for phase in self.phases:
-            _schedule(self.recipe, phase, -(-pictures // self.recipe.batch_size))
+            _schedule(self.recipe, phase, batches)
 
     def fit(
         self,

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from cnnjax.data.order import LastBatch
 from cnnjax.data.pixels import Resizing
 from cnnjax.freeze import Freeze
 from cnnjax.models import BACKBONES, create
@@ -51,6 +52,9 @@ class Ablation:
     """Passes over the training pictures; 30 if not given (12 for the drawn shapes)."""
     batch_size: int = 20
     """Pictures a step."""
+    last_batch: LastBatch = "pad"
+    """pad: an epoch's short last batch is filled up with rows that count nowhere, also in no statistics of BatchNorm.
+    drop: it is left out, for models with a normalisation over the batch that is not BatchNorm's."""
     resizing: Resizing = "bilinear"
     """How pictures come to their size: bilinear (as Keras), antialias, crop_to_aspect_ratio or center_crop."""
     scale: str | None = None
