@@ -7,15 +7,12 @@ import importlib
 import importlib.util
 from typing import TYPE_CHECKING, Any
 
-from cnnjax.allocation import keep_freed_memory
-from cnnjax.onednn import ask as ask_for_onednn
+from cnnjax.runtime.tuning import tune_cpu
 
 if TYPE_CHECKING:
     from cnnjax import sizing
-    from cnnjax.cache import keep_programs
     from cnnjax.checkpoints import Checkpoints
     from cnnjax.classifier import ImageClassifier
-    from cnnjax.devices import Devices
     from cnnjax.features import FeatureStore
     from cnnjax.fit import Fitter, Keeping, Recipe
     from cnnjax.freeze import Freeze, Frozen
@@ -28,9 +25,11 @@ if TYPE_CHECKING:
         lecture_head,
         linear_head,
     )
+    from cnnjax.runtime.cache import keep_programs
+    from cnnjax.runtime.devices import Devices
     from cnnjax.staging import Staged
     from cnnjax.summaries import summary
-    from cnnjax.training import Trainer
+    from cnnjax.train.trainer import Trainer
     from cnnjax.weights.assign import load_weights
 
     __version__: str
@@ -58,27 +57,24 @@ __all__ = [
     "load_weights",
     "sizing",
     "summary",
+    "tune_cpu",
 ]
 
 # Imported when first asked for: a command or a process that reads pictures needs no Flax, and no JAX.
 _MODULES = {
-    "cnnjax.cache": ("keep_programs",),
+    "cnnjax.runtime.cache": ("keep_programs",),
     "cnnjax.checkpoints": ("Checkpoints",),
     "cnnjax.classifier": ("ImageClassifier",),
-    "cnnjax.devices": ("Devices",),
+    "cnnjax.runtime.devices": ("Devices",),
     "cnnjax.features": ("FeatureStore",),
     "cnnjax.fit": ("Fitter", "Keeping", "Recipe"),
     "cnnjax.freeze": ("Freeze", "Frozen"),
     "cnnjax.staging": ("Staged",),
     "cnnjax.summaries": ("summary",),
-    "cnnjax.training": ("Trainer",),
+    "cnnjax.train.trainer": ("Trainer",),
     "cnnjax.weights.assign": ("load_weights",),
 }
 _LATER = {name: module for module, names in _MODULES.items() for name in names}
-
-
-keep_freed_memory()
-ask_for_onednn()
 
 
 def __getattr__(name: str) -> Any:

@@ -10,13 +10,13 @@ import fnmatch
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import jax
 import optax
 from flax import nnx
 
-from cnnjax.functional import children, join, leaves_of, model_name
+from cnnjax.functional import children, join, leaves_of, model_name, named_variables, names_of
 
 T = TypeVar("T")
 
@@ -124,25 +124,29 @@ class Freeze:
         layers = _layers(part)
         chosen = self._choose(model_name(part), layers)
         prefix = f"{within}/" if within else ""
-        leaves = tuple(leaves_of(model))
-        _refuse_shared(layers, chosen, prefix, leaves)
         # "all" names the whole part, so that nothing in it is left out.
-        frozen = frozenset([within] if self.kind == "all" else (prefix + name for name in chosen))
+        frozen = {within} if self.kind == "all" else {prefix + n for k in layers if k.name in chosen for n in k.names}
         if not live_statistics:
-            frozen |= {prefix + path for path in leaves_of(part, nnx.BatchStat)}
-        return Frozen(str(self), tuple(name for name, _, _ in layers if name in chosen), frozen, leaves)
+            statistics = (n for n, v in named_variables(part).items() if isinstance(v, nnx.BatchStat))
+            frozen |= {prefix + name for name in statistics}
+        names = tuple(layer.name for layer in layers if layer.name in chosen)
+        found = Frozen(str(self), names, frozenset(frozen), tuple(leaves_of(model)))
+        _refuse_half(found, model, within)
+        return found
 
-    def _choose(self, what: str, layers: list[tuple[str, Any, bool]]) -> set[str]:
-        names = [name for name, _, _ in layers]
+    def _choose(self, what: str, layers: "list[_Layer]") -> set[str]:
+        names = [layer.name for layer in layers]
+        # A shared layer is one layer, as in Keras: it is frozen under all of its names or under none.
+        called = {name: layer.name for layer in layers for name in layer.names}
         if self.kind == "all":
             return set(names)
         if self.kind == "match":
-            hits = {p: fnmatch.filter(names, p) for p in self.value}
-            missed = [f"  {p!r} matches no layer{_nearest(p, names)}" for p, found in hits.items() if not found]
+            hits = {p: fnmatch.filter(called, p) for p in self.value}
+            missed = [f"  {p!r} matches no layer{_nearest(p, called)}" for p, found in hits.items() if not found]
             if missed:
                 raise ValueError(f"patterns that match nothing in {what}:\n" + "\n".join(missed))
-            return {name for found in hits.values() for name in found}
-        if not all(certain for _, _, certain in layers):
+            return {called[name] for found in hits.values() for name in found}
+        if not all(layer.certain for layer in layers):
             raise ValueError(
                 f"the order of {what}'s layers was lost: nnx.merge or nnx.clone sorted attributes that __init__ sets "
                 "indirectly. Freeze by patterns, or give the model `layer_names`, its layers in order"
@@ -150,11 +154,13 @@ class Freeze:
         if self.kind == "slice":
             return set(names[slice(*self.value)])
         if self.kind == "through":
-            inside = [k for k, name in enumerate(names) if name == self.value or name.startswith(f"{self.value}/")]
+            inside = [name for name in called if name == self.value or name.startswith(f"{self.value}/")]
             if not inside:
-                raise ValueError(f"no layer {self.value!r} in {what}{_nearest(self.value, names)}")
-            return set(names[: inside[-1] + 1])
-        kernels = [k for k, (_, layer, _) in enumerate(layers) if _has_kernel(layer)]
+                raise ValueError(f"no layer {self.value!r} in {what}{_nearest(self.value, called)}")
+            places = {name: k for layer in layers for name, k in zip(layer.names, layer.places, strict=True)}
+            last = max(places[name] for name in inside)
+            return {layer.name for layer in layers if layer.places[0] <= last}
+        kernels = [k for k, layer in enumerate(layers) if _has_kernel(layer.node)]
         if self.value > len(kernels):
             raise ValueError(
                 f"cannot freeze {self.value} layers of {what}: it has {len(kernels)} layers with a kernel"
@@ -164,18 +170,27 @@ class Freeze:
         return set(names[:stop])
 
 
-def _refuse_shared(layers: list[tuple[str, Any, bool]], chosen: set[str], prefix: str, leaves: tuple[str, ...]) -> None:
-    """NNX knows a shared array by one path only; freezing it by another would do nothing, silently."""
-    have = set(leaves)
-    for name, layer, _ in layers:
-        if name not in chosen:
-            continue
-        own = [prefix + name] if isinstance(layer, nnx.Variable) else [f"{prefix}{name}/{p}" for p in leaves_of(layer)]
-        if missing := [path for path in own if path not in have]:
-            raise ValueError(
-                f"cannot freeze {prefix + name}: {', '.join(missing)} is shared with another layer and trained there; "
-                "give each layer its own arrays"
-            )
+def _refuse_half(frozen: "Frozen", model: nnx.Module, within: str) -> None:
+    """An array that several layers share is frozen or trains; it cannot do both."""
+    faults = []
+    for path, names in names_of(model).items():
+        cold = [name for name in names if frozen.is_frozen(name)]
+        warm = [name for name in names if name not in cold]
+        if cold and warm and path not in leaves_of(model, nnx.RngState):
+            trains = f"{_layer_of(warm[0])} trains"
+            if within and not f"{warm[0]}/".startswith(f"{within}/"):
+                trains += f", as all does outside of {within}"
+            faults.append(f"  {cold[0]} is {warm[0]} too: {_layer_of(cold[0])} is to be frozen, and {trains}")
+    if faults:
+        raise ValueError(
+            f"Freeze({frozen.label!r}) freezes arrays that layers which train share:\n"
+            + "\n".join(faults)
+            + "\nfreeze both layers, or neither, or give each its own array"
+        )
+
+
+def _layer_of(leaf: str) -> str:
+    return leaf.rpartition("/")[0] or leaf
 
 
 @dataclass(frozen=True)
@@ -235,13 +250,14 @@ class Frozen:
 def layer_names(model: nnx.Module) -> tuple[str, ...]:
     """The layers of a model in order: its `layer_names` if it has them, otherwise its innermost modules.
 
-    Parameters that belong to a module with submodules (a class token, a layer's scale) stand for themselves.
+    Parameters that belong to a module with submodules (a class token, a layer's scale) stand for themselves. A layer
+    that is used twice is one layer, as in Keras, and bears its first name.
 
     Example:
         >>> layer_names(nnx.Sequential(nnx.Linear(2, 3, rngs=nnx.Rngs(0)), nnx.BatchNorm(3, rngs=nnx.Rngs(0))))
         ('layers/0', 'layers/1')
     """
-    return tuple(path for path, _, _ in _layers(model))
+    return tuple(layer.name for layer in _layers(model))
 
 
 def deepest(model: nnx.Module) -> int:
@@ -251,11 +267,40 @@ def deepest(model: nnx.Module) -> int:
         >>> deepest(nnx.Sequential(nnx.Linear(2, 3, rngs=nnx.Rngs(0)), nnx.BatchNorm(3, rngs=nnx.Rngs(0))))
         1
     """
-    return sum(_has_kernel(layer) for _, layer, _ in _layers(model))
+    return sum(_has_kernel(layer.node) for layer in _layers(model))
 
 
-def _layers(model: nnx.Module) -> list[tuple[str, Any, bool]]:
-    """(path, module or variable, whether the order up to here is certain) of every layer."""
+class _Layer(NamedTuple):
+    """A layer of a model.
+
+    Attributes:
+        node: a module or a variable.
+        certain: whether the order up to here is certain.
+        names: every path to it, the first one first.
+        places: where in the model's order each of them stands.
+    """
+
+    node: Any
+    certain: bool
+    names: tuple[str, ...]
+    places: tuple[int, ...]
+
+    @property
+    def name(self) -> str:
+        return self.names[0]
+
+
+def _layers(model: nnx.Module) -> list[_Layer]:
+    """Every layer once, in order."""
+    layers: dict[int, _Layer] = {}
+    for place, (name, node, certain) in enumerate(_places(model)):
+        have = layers.setdefault(id(node), _Layer(node, certain, (), ()))
+        layers[id(node)] = have._replace(names=(*have.names, name), places=(*have.places, place))
+    return list(layers.values())
+
+
+def _places(model: nnx.Module) -> list[tuple[str, Any, bool]]:
+    """(path, module or variable, whether the order up to here is certain) of every place where a layer stands."""
     found: list[tuple[str, Any, bool]] = []
 
     def walk(node: Any, path: tuple[Any, ...], certain: bool) -> None:

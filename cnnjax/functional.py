@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from cnnjax.train.counting import counting
+
 Leaves = dict[str, jax.Array]
 
 
@@ -90,6 +92,8 @@ class Functional:
     training: Any
     inference: Any
     variables: tuple[tuple[tuple[Any, ...], Any], ...]
+    normalises: bool = False
+    """Whether a BatchNorm takes its statistics from the batch while training."""
 
     @property
     def kinds(self) -> dict[str, type]:
@@ -148,6 +152,41 @@ def leaves_of(model: nnx.Module, kind: type = nnx.Variable) -> Leaves:
     return {join(path): v.get_value() for path, v in found if isinstance(v, kind)}
 
 
+def named_variables(model: nnx.Module) -> dict[str, nnx.Variable]:
+    """Every variable under every path that leads to it, in order of definition.
+
+    What is shared has several paths; `leaves_of` knows it by one of them, which NNX takes by the alphabet.
+    """
+    found: dict[str, nnx.Variable] = {}
+
+    def walk(node: Any, path: tuple[Any, ...], above: tuple[int, ...]) -> None:
+        if isinstance(node, nnx.Variable):
+            found[join(path)] = node
+        elif id(node) not in above:
+            for name, child in children(node)[0]:
+                walk(child, (*path, name), (*above, id(node)))
+
+    walk(model, (), ())
+    return found
+
+
+def names_of(model: nnx.Module) -> dict[str, tuple[str, ...]]:
+    """The paths of every leaf: by its path in `leaves_of`, all that lead to it, in order of definition.
+
+    Example:
+        >>> model = nnx.Sequential(nnx.Linear(2, 2, rngs=nnx.Rngs(0)), nnx.Linear(2, 2, rngs=nnx.Rngs(1)))
+        >>> model.layers[1].kernel = model.layers[0].kernel
+        >>> names_of(model)["layers/0/kernel"]
+        ('layers/0/kernel', 'layers/1/kernel')
+    """
+    paths: dict[int, list[str]] = {}
+    for path, variable in named_variables(model).items():
+        paths.setdefault(id(variable), []).append(path)
+    every = {path: tuple(names) for names in paths.values() for path in names}
+    # What hides in an object that only NNX looks into has the one name.
+    return {path: every.get(path, (path,)) for path in leaves_of(model)}
+
+
 def lasting_leaves(model: nnx.Module) -> Leaves:
     """Every leaf of a model by path, random keys and counters left out."""
     random = leaves_of(model, nnx.RngState)
@@ -161,16 +200,24 @@ def functionalize(model: nnx.Module, *, frozen: Callable[[str], bool] = lambda p
         model: any Flax NNX module; it is not changed.
         frozen: says of a leaf path whether it is frozen. A normalisation layer all of whose leaves are
             frozen runs on its stored statistics also while training (Keras's `trainable = False`), and so does
-            one whose statistics are frozen.
+            one whose statistics are frozen. In the training program the others take their statistics over the rows
+            that count (see `cnnjax.train.counting`).
     """
     graph, state = nnx.split(model)
     training, inference = nnx.merge(graph, state), nnx.merge(graph, state)
     training.train()
     inference.eval()
+    # By the leaves' own paths: a module that is shared has several, and `modules` gives one of them.
+    own = {name: path for path, names in names_of(training).items() for name in names}
     for path, module in modules(training):
         if hasattr(module, "use_running_average"):
             statistics = leaves_of(module, nnx.BatchStat) or leaves_of(module)
-            if statistics and all(frozen(f"{path}/{name}") for name in statistics):
+            places = (f"{path}/{name}" for name in statistics)
+            if statistics and all(frozen(own.get(place, place)) for place in places):
                 module.use_running_average = True  # ty: ignore[invalid-assignment]
     variables = tuple((path, v) for path, v in nnx.to_flat_state(state))
-    return Functional(nnx.split(training)[0], nnx.split(inference)[0], variables)
+    norms = [m for m in (training, *(m for _, m in modules(training))) if isinstance(m, nnx.BatchNorm)]
+    for norm in norms:
+        norm.__class__ = counting(type(norm))
+    live = any(not norm.use_running_average for norm in norms)
+    return Functional(nnx.split(training)[0], nnx.split(inference)[0], variables, live)

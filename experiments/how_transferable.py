@@ -64,8 +64,8 @@ from cnnjax.features import FeatureStore
 from cnnjax.functional import Leaves, leaves_of
 from cnnjax.metrics import interval
 from cnnjax.models import Backbone, layers
-from cnnjax.rows import Rows
-from cnnjax.state import State
+from cnnjax.train.dataset import Rows
+from cnnjax.train.state import State
 
 SIZE, BATCH, RATE = (32, 32), 32, 1e-3
 PICTURES, EPOCHS, SEEDS = 300, 20, range(8)  # pictures of each class to train on

@@ -224,8 +224,8 @@ def measure(job: Job, topology: str, batch: int, precision: str, shard_parameter
     import numpy as np
     from jax.sharding import Mesh
 
-    from cnnjax.devices import AXIS, Devices
-    from cnnjax.lowering import collectives, program
+    from cnnjax.runtime.devices import AXIS, Devices
+    from cnnjax.train.lowering import collectives, program
 
     slice_ = devices_of(topology)
     devices = Devices(Mesh(np.array(slice_), (AXIS,)), shard_parameters)

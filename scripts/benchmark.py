@@ -1,6 +1,6 @@
 """Measurements for people who work on the library: ratios of medians, side by side in one run.
 
-    python scripts/benchmark.py jobs [JOB ...] [--against PYTHON]
+    python scripts/benchmark.py jobs [JOB ...] [--against PYTHON] [--before FOLDER]
     python scripts/benchmark.py sweep FOLDER --weights mobilenet_7_5_224_tf_no_top.h5 --against PYTHON
     python scripts/benchmark.py accelerator [--against PYTHON]
     python scripts/benchmark.py ops
@@ -49,6 +49,9 @@ def main() -> None:
     job.add_argument("--systems", nargs="+", choices=jobs.SYSTEMS, default=list(jobs.SYSTEMS))
     job.add_argument("--repeats", type=int, default=5)
     job.add_argument("--bfloat16", action="store_true", help="take turns with ourselves computing in bfloat16 as well")
+    job.add_argument(
+        "--before", type=Path, metavar="FOLDER", help="a checkout of an earlier commit, after `uv sync`, in turns too"
+    )
     job.set_defaults(run=jobs.run)
 
     job = commands.add_parser("sweep", help="a sweep over frozen depth")

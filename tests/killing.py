@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from cnnjax.checkpoints import Checkpoints
-from cnnjax.preemption import EXIT_CODE
+from cnnjax.runtime.preemption import EXIT_CODE
 
 # The command itself, in a process that writes down what it is doing, so that a kill is known to have met it.
 RUNNER = """
@@ -35,7 +35,7 @@ import jax, jax._src.compiler
 from cnnjax.checkpoints import Checkpoints
 from cnnjax.features import FeatureStore
 from cnnjax.fit.run import Run
-from cnnjax.training import Trainer
+from cnnjax.train.trainer import Trainer
 noted(jax._src.compiler, "compile_or_get_cached", "compiling")
 noted(Run, "_save", "saving")
 noted(Trainer, "evaluate", "evaluating")
@@ -44,7 +44,7 @@ compiled = []
 jax.monitoring.register_event_listener(
     lambda event, **kwargs: compiled.append(event) if event == "/jax/compilation_cache/cache_misses" else None
 )
-from cnnjax import devices
+from cnnjax.runtime import devices
 devices.start.__kwdefaults__["lost"] = 8  # of several hosts a dead one is missed sooner than in a minute and a half
 import importlib
 # MobileNet in all it has, but in five blocks: each process that is killed traces it anew.
@@ -58,7 +58,7 @@ note.write(f"compiled {len(compiled)}\\n")
 
 # Without oneDNN, whose programs jaxlib cannot write down: a process that goes on finds all of them in the cache. And
 # compiled fast: what is compared is compiled alike.
-FLAGS = "--xla_cpu_experimental_onednn_custom_call=false --xla_backend_optimization_level=0"
+FLAGS = "--xla_backend_optimization_level=0"
 
 
 def command(base, out, options, host=0):
@@ -69,7 +69,7 @@ def command(base, out, options, host=0):
 
 def start(words, cache, flags=None):
     environment = os.environ | {"CNNJAX_CACHE": str(cache), "PYTHONWARNINGS": "error::RuntimeWarning"}
-    environment |= {"XLA_FLAGS": FLAGS} | (flags or {})
+    environment |= {"XLA_FLAGS": FLAGS, "CNNJAX_ONEDNN": "0"} | (flags or {})
     return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
 
 

@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cnnjax import preemption
 from cnnjax.data import InMemory
 from cnnjax.features import FeatureStore, partial
+from cnnjax.runtime import preemption
 from cnnjax.staging import Staged
 
 W = {"w": np.arange(12.0, dtype=np.float32).reshape(3, 4) / 7}

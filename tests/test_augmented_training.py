@@ -10,9 +10,9 @@ from cnnjax.augment import Augmentation
 from cnnjax.data import InMemory, Views
 from cnnjax.features import FeatureStore
 from cnnjax.freeze import Freeze
-from cnnjax.losses import losses
 from cnnjax.models import Classifier, lecture_cnn, linear_head
-from cnnjax.training import Trainer
+from cnnjax.train.losses import losses
+from cnnjax.train.trainer import Trainer
 
 RNG = np.random.default_rng(0)
 LECTURE = Augmentation(flip=True, rotation=0.1, zoom=0.2)
@@ -52,7 +52,7 @@ def test_augmentation_runs_in_one_compiled_step_from_memory_or_from_the_source(m
     assert trainer.traces["step"] == 1
     plain = Trainer(model, frozen(model), (16, 16), batch_size=4, optimizer="sgd")
     assert not same(in_memory, ends(plain, plain.rows(pictures)))
-    monkeypatch.setattr("cnnjax.rows.fits_on_device", lambda nbytes: False)
+    monkeypatch.setattr("cnnjax.train.dataset.fits_on_device", lambda nbytes: False)
     streamed = trainer.rows(pictures)
     assert streamed.kind == "source"
     assert same(in_memory, ends(trainer, streamed))

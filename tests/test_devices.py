@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cnnjax.devices import Devices, start
+from cnnjax.runtime.devices import Devices, start
 
 RUNS = Path(__file__).parent / "hosts" / "runs.py"
 LOST = 6  # seconds until a dead process is missed
@@ -200,6 +200,6 @@ def test_one_process_is_no_cluster():
     ],
 )
 def test_who_does_not_come_is_an_error_like_others(hosts, error, message):
-    program = f"from cnnjax.devices import start\nstart({hosts!r}, join=1)"
+    program = f"from cnnjax.runtime.devices import start\nstart({hosts!r}, join=1)"
     found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
     assert found.returncode == 1 and f"{error}: hosts: {message}" in found.stderr

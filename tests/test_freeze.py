@@ -190,17 +190,6 @@ def test_a_blocks_own_parameter_stands_for_itself():
     assert Freeze.through("blocks/0").resolve(model).layers == names[:5]
 
 
-def test_shared_arrays_are_refused_rather_than_silently_trained():
-    class Tied(nnx.Module):
-        def __init__(self, rngs: nnx.Rngs):
-            self.z = nnx.Linear(2, 2, rngs=rngs)
-            self.a = nnx.Linear(2, 2, rngs=rngs)
-            self.a.kernel = self.z.kernel
-
-    with pytest.raises(ValueError, match=r"cannot freeze z: z/kernel is shared with another layer"):
-        Freeze.through("z").resolve(Tied(nnx.Rngs(0)))
-
-
 def test_an_unknown_part_is_named(mobile):
     with pytest.raises(ValueError, match="no part 'heads' in Backbone"):
         Freeze.all().resolve(mobile, within="heads")

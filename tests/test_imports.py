@@ -23,7 +23,7 @@ _HEAVY = ["jax", "flax", "optax", "orbax", "grain", "tensorflow_datasets", "matp
         ("cnnjax.sizing", []),
         ("cnnjax.data", []),
         ("cnnjax.cli", []),
-        ("cnnjax.training", ["jax", "flax", "optax"]),
+        ("cnnjax.train.trainer", ["jax", "flax", "optax"]),
     ],
 )
 def test_nothing_heavy_is_imported_before_it_is_used(module, brings):

@@ -17,10 +17,10 @@ import pytest
 import slow_pass
 from slow_pass import Slow, two_features
 
-from cnnjax import preemption
 from cnnjax.data import InMemory
 from cnnjax.features import FeatureStore
 from cnnjax.features import partial as halves
+from cnnjax.runtime import preemption
 from cnnjax.staging import Staged
 
 # Batches of 8 leave a short one at the end.

@@ -11,8 +11,8 @@ from flax import nnx
 
 import cnnjax
 from cnnjax import Classifier, Freeze, Trainer, linear_head
-from cnnjax.lowering import program
-from cnnjax.precision import resolved
+from cnnjax.runtime.precision import resolved
+from cnnjax.train.lowering import program
 
 
 @pytest.mark.parametrize(
@@ -37,7 +37,7 @@ def test_every_convolution_and_product_of_a_bfloat16_model_is_of_bfloat16():
     for precision in ("float32", "bfloat16"):
         trainer = Trainer(model, Freeze.none().resolve(model), (32, 32), batch_size=4, precision=precision)
         found = program(trainer, "step", "features", examples=7)
-        module = jax.export.export(found.function, platforms=["tpu"])(*found.arguments, decoded=found.decoded)
+        module = jax.export.export(found.function, platforms=["tpu"])(*found.arguments, **found.how)
         lines = [x for x in module.mlir_module().splitlines() if "stablehlo.convolution" in x or "dot_general" in x]
         assert len(lines) > 13 * 3 - 2
         kinds[precision] = {kind for x in lines for kind in re.findall(r"x(f32|bf16)>", x.rpartition(" : ")[2])}

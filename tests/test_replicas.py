@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from cnnjax import Classifier, Freeze, Trainer, replicas
+from cnnjax import Classifier, Freeze, Trainer
 from cnnjax.data import InMemory
 from cnnjax.functional import leaves_of
 from cnnjax.models import lecture_cnn, linear_head
-from cnnjax.replicas import Replicas
+from cnnjax.train import replicas
+from cnnjax.train.replicas import Replicas
 
 SIZE = (32, 32)
 pytestmark = pytest.mark.usefixtures("compiled_fast")
@@ -92,7 +93,7 @@ def test_eight_devices_share_the_replicas():
         for freeze, count in (("all", 9), ("1", 3)):
             many, rows, states = t.setting(freeze, count=count)
             program, seen = many._program, []
-            many._program = lambda *args: seen.append((out := program(*args))[0]) or out
+            many._program = lambda *args, **how: seen.append((out := program(*args, **how))[0]) or out
             spread, _ = many.fit(states, rows, epochs=1, seeds=range(count))
             one, rows, states = t.setting(freeze, devices=jax.devices()[:1], count=count)
             alone = t.in_turn(one.trainer, rows, states, 1)

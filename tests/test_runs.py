@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from cnnjax.runs import RunFolder, RunMismatch
+from cnnjax.files.runs import RunFolder, RunMismatch
 
 CONFIG = {"epochs": 3, "freeze": ["all", "none"], "data": None}
 
@@ -66,7 +66,7 @@ def test_a_file_in_place_of_the_folder_is_named(tmp_path):
 def test_a_killed_process_leaves_whole_lines(tmp_path):
     code = f"""
 import os, signal
-from cnnjax.runs import RunFolder
+from cnnjax.files.runs import RunFolder
 run = RunFolder({str(tmp_path)!r}, {CONFIG!r})
 for k in range(5):
     run.append({{"cell": k}})
@@ -88,7 +88,7 @@ def test_a_cell_counts_once_and_what_is_not_finite_is_null(tmp_path):
 
 def test_two_processes_do_not_write_to_one_folder(tmp_path):
     code = f"""
-from cnnjax.runs import RunFolder
+from cnnjax.files.runs import RunFolder
 with RunFolder({str(tmp_path)!r}, {CONFIG!r}).locked():
     pass
 """

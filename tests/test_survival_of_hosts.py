@@ -9,7 +9,7 @@ from killing import FLAGS, command, ended, result, start, wait_for_checkpoint, w
 
 from cnnjax.checkpoints import Checkpoints
 from cnnjax.metrics.journal import read
-from cnnjax.preemption import EXIT_CODE
+from cnnjax.runtime.preemption import EXIT_CODE
 
 OPTIONS = ["--backbone", "lecture_cnn", "--image-size", "48", "--head", "linear", "--method", "scratch", "--stream"]
 OPTIONS += ["--batch-size", "8", "--epochs", "16", "--optimizer", "adam", "--augment", "imagenet"]

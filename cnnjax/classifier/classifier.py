@@ -15,7 +15,7 @@ from cnnjax.classifier.config import TOP, Config, own_preprocessing, own_size
 from cnnjax.classifier.pictures import Files, check_source, find_pictures
 from cnnjax.classifier.prediction import Prediction, predictions
 from cnnjax.data.listing import some
-from cnnjax.data.pixels import Resizing
+from cnnjax.data.pixels import Resizing, checked_scale
 from cnnjax.data.source import InMemory, Source
 from cnnjax.features import FeatureStore, ahead
 from cnnjax.fit import Fitted, Fitter, Recipe
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 Pictures = str | os.PathLike[str] | Iterable[str | os.PathLike[str]] | np.ndarray | jax.Array | Source
 """Files, folders that are searched for some, arrays u8 or f32[N, H, W, 3] in 0..255, or a source."""
+Scaling = str | Sequence[float] | None
 
 _FLOATS = (np.dtype(np.float32), np.dtype(jnp.bfloat16), np.dtype(np.float16))
 
@@ -45,6 +46,7 @@ class ImageClassifier:
         head: "lecture" or "linear" (see `cnnjax.models.heads`), or "top": the backbone's own classification layers.
         preprocessing: A key of `cnnjax.models.PREPROCESSING`; what the published weights expect if not given.
         resizing: How pictures come to their size; see `cnnjax.data.resize`.
+        scale: Which values of 16-bit files become 0 and 255; see `cnnjax.data.Folder`.
         seed: Of the random numbers.
         **options: The architecture's own, such as `alpha` of mobilenet; those of its classification layers, such as
             `pooling` of cifar_cnn, with head "top" alone.
@@ -79,6 +81,7 @@ class ImageClassifier:
         head: str = "lecture",
         preprocessing: str | None = None,
         resizing: Resizing = "bilinear",
+        scale: Scaling = None,
         seed: int = 0,
         **options: Any,
     ):
@@ -91,6 +94,7 @@ class ImageClassifier:
             own_preprocessing(backbone, given) if preprocessing is None else preprocessing,
             resizing,
             given,
+            checked_scale(scale),
         )
         if seed < 0:
             raise ValueError(f"seed: expected a whole number from 0 on, found {seed}")
@@ -172,8 +176,9 @@ class ImageClassifier:
         return other
 
     def predict(
-        self, pictures: Pictures, *, on_bad: Literal["refuse", "skip"] = "refuse", batch_size: int = 32
-    ) -> list[Prediction]:
+        self, pictures: Pictures, *, on_bad: Literal["refuse", "skip"] = "refuse", batch_size: int = 32,
+        scale: Scaling = None,
+    ) -> list[Prediction]:  # fmt: skip
         """Say what is on pictures, decoded and resized as for training.
 
         Args:
@@ -182,23 +187,25 @@ class ImageClassifier:
             on_bad: What becomes of files that cannot be decoded: "refuse" raises for all of them, "skip" gives them a
                 prediction with an `error`.
             batch_size: How many are classified at once, at most.
+            scale: Which values of arrays, or of 16-bit files, become 0 and 255: (0, 1), "0:4095". Of files, and of
+                arrays u16, the classifier's own if not given.
 
         Raises:
             PictureError: Files cannot be decoded; each is named with the reason.
             FileNotFoundError: There is no such file or folder.
-            ValueError: There is nothing to classify, or arrays do not fit.
+            ValueError: There is nothing to classify, or arrays do not fit: floats that all lie in 0..1 need a scale.
         """
         if on_bad not in ("refuse", "skip"):
             raise ValueError(f"on_bad: expected 'refuse' or 'skip', found {on_bad!r}")
-        source = self._opened(pictures)
+        source = self._opened(pictures, scale)
         errors = source.errors if isinstance(source, Files) and on_bad == "skip" else {}
         names = source.paths if isinstance(source, Files) else source.names
         found = predictions(names, self._run(source, batch_size, skip=on_bad == "skip"), self.class_names)
         return [Prediction(p.path, error=errors[i]) if i in errors else p for i, p in enumerate(found)]
 
-    def predict_logits(self, pictures: Pictures, *, batch_size: int = 32) -> np.ndarray:
-        """Logits f32[N, 1 or classes] of a source, of arrays or of files; raises as `predict`."""
-        return self._run(self._opened(pictures), batch_size)
+    def predict_logits(self, pictures: Pictures, *, batch_size: int = 32, scale: Scaling = None) -> np.ndarray:
+        """Logits f32[N, 1 or classes] of a source, of arrays or of files; as `predict`."""
+        return self._run(self._opened(pictures, scale), batch_size)
 
     def evaluate(self, source: Source, *, samples: int = 0, batch_size: int = 32) -> "Measured":
         """Measure the classifier on labelled pictures.
@@ -334,19 +341,30 @@ class ImageClassifier:
         loaded.metrics, loaded.history = measured["metrics"], measured["history"]
         return loaded
 
-    def _opened(self, pictures: Any) -> Any:
+    def _opened(self, pictures: Any, scale: Scaling = None) -> Any:
         if isinstance(pictures, np.ndarray | jax.Array):
             array = np.asarray(pictures)
-            if array.dtype != np.uint8 and array.size and array.min() >= -0.01 and array.max() <= 255.01:
+            if scale is None and array.dtype == np.uint16:
+                scale = self.config.scale
+            if (
+                scale is None
+                and array.dtype != np.uint8
+                and array.size
+                and array.min() >= -0.01
+                and array.max() <= 255.01
+            ):
                 array = np.clip(array, 0, 255)  # antialiased resizing rounds to 255.00003
             none = np.zeros(len(array) if array.ndim else 0, np.int32)
             # What has the size is resized already; "center_crop" would crop it once more.
             way = "bilinear" if array.shape[1:3] == self.image_size else self.config.resizing
-            return InMemory(array, none, self.class_names, image_size=self.image_size, resizing=way)
+            return InMemory(array, none, self.class_names, image_size=self.image_size, resizing=way, scale=scale)
         if hasattr(pictures, "read") and hasattr(pictures, "image_size"):
             check_source(pictures, self.image_size, self.config.resizing)
+            if scale is not None:
+                raise ValueError("scale: a source has its own; open it with scale=")
             return pictures
-        return Files(find_pictures(pictures), self.image_size, self.config.resizing)
+        own = self.config.scale if scale is None else checked_scale(scale)
+        return Files(find_pictures(pictures), self.image_size, self.config.resizing, own)
 
     def _run(self, source: Any, batch_size: int, *, skip: bool = False) -> np.ndarray:
         """Logits of all pictures, in batches of one shape; `skip` passes over files that cannot be decoded."""

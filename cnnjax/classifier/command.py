@@ -7,12 +7,12 @@ from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
-from cnnjax.cache import keep_programs
 from cnnjax.classifier.classifier import ImageClassifier
 from cnnjax.classifier.prediction import Prediction
 from cnnjax.data import Folder, account, holds_records, open_data, splits
 from cnnjax.data.listing import shown, some, visible_folders
-from cnnjax.runs import write_whole
+from cnnjax.files.runs import write_whole
+from cnnjax.runtime.cache import keep_programs
 
 ALL = "all"
 SAMPLES = 2000
@@ -36,6 +36,8 @@ class Evaluate:
     """Resamples for the 95 % bootstrap intervals, 0 for none; 2,000 if not given, none where that takes minutes."""
     on_bad: Literal["refuse", "skip"] = "refuse"
     """What to do with pictures that cannot be decoded; what is skipped is counted."""
+    scale: str | None = None
+    """LOW:HIGH, the values of 16-bit files that become black and white; the classifier's own if not given."""
     batch_size: int = 32
     """Pictures at once."""
 
@@ -58,6 +60,8 @@ class Predict:
     """The K likeliest classes of each picture; 1 in the table and all in JSON if not given."""
     on_bad: Literal["refuse", "skip"] = "refuse"
     """What to do with pictures that cannot be decoded: refuse, or skip and say so in their place."""
+    scale: str | None = None
+    """LOW:HIGH, the values of 16-bit files that become black and white; the classifier's own if not given."""
     batch_size: int = 32
     """Pictures at once."""
 
@@ -96,7 +100,7 @@ def predict(config: Predict) -> None:
     """Print what is on the pictures, as a table or as JSON lines."""
     keep_programs()
     classifier = ImageClassifier.load(config.classifier)
-    found = classifier.predict(config.files, on_bad=config.on_bad, batch_size=config.batch_size)
+    found = classifier.predict(config.files, on_bad=config.on_bad, batch_size=config.batch_size, scale=config.scale)
     if config.json:
         for prediction in found:
             print(json.dumps(prediction.to_json(config.top), allow_nan=False))
@@ -106,7 +110,8 @@ def predict(config: Predict) -> None:
 
 def _source(config: Evaluate, classifier: ImageClassifier) -> Any:
     """The pictures that the options name."""
-    settings: dict[str, Any] = {"on_error": config.on_bad, "resizing": classifier.config.resizing}
+    scale = classifier.config.scale if config.scale is None else config.scale
+    settings: dict[str, Any] = {"on_error": config.on_bad, "resizing": classifier.config.resizing, "scale": scale}
     data, size = Path(config.data), classifier.image_size
     if data.is_dir() and (own := splits(data)):  # also where the test split is all there is
         return Folder(data, own.get(config.split, config.split), size, **settings)

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 from flax import nnx
 
-from cnnjax.data.pixels import Resizing, checked_resizing
+from cnnjax.data.pixels import Resizing, Scale, checked_resizing, checked_scale
 from cnnjax.models import Backbone, Classifier
 from cnnjax.models.heads import HEADS
 from cnnjax.models.preprocessing import checked_preprocessing
@@ -35,6 +35,7 @@ class Config:
         resizing: How pictures come to their size; see `cnnjax.data.resize`.
         options: The architecture's own (`cnnjax.models.registry`), such as `alpha` of mobilenet; those of its
             classification layers, such as `pooling` of cifar_cnn, with head "top" alone.
+        scale: Which values of 16-bit files become 0 and 255; see `cnnjax.data.Folder`.
 
     Raises:
         LookupError: There is no such backbone, head or preprocessing; the nearest name is given.
@@ -52,6 +53,7 @@ class Config:
     preprocessing: str
     resizing: Resizing = "bilinear"
     options: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    scale: Scale | None = None
 
     def __post_init__(self) -> None:
         for name in ("backbone", "head", "preprocessing", "resizing"):
@@ -63,6 +65,7 @@ class Config:
             raise LookupError(f"no head {self.head!r}; did you mean {near!r}? There are {', '.join(HEADS)} and {TOP}")
         checked_preprocessing(self.preprocessing)
         checked_resizing(self.resizing)
+        object.__setattr__(self, "scale", checked_scale(self.scale))
         object.__setattr__(self, "classes", _checked_classes(self.classes))
         height, width = self.size
         if max(height, width) > _MAX_SIZE:
@@ -116,16 +119,17 @@ class Config:
 
     def to_json(self) -> dict[str, Any]:
         """The same as plain values."""
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "scale"}
         options = {k: list(v) if isinstance(v, tuple) else v for k, v in self.options.items()}
         size = self.image_size if isinstance(self.image_size, int) else list(self.image_size)
-        return {**values, "image_size": size, "classes": list(self.classes), "options": options}
+        scale = {} if self.scale is None else {"scale": list(self.scale)}
+        return {**values, "image_size": size, "classes": list(self.classes), "options": options, **scale}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "Config":
         """The config of which `to_json` gave `values`; raises as the constructor, and for names it has not."""
         names = [f.name for f in fields(cls)]
-        if faults := [f"{n!r} is missing" for n in names if n not in values]:
+        if faults := [f"{n!r} is missing" for n in names if n not in values and n != "scale"]:
             raise ValueError(", ".join(faults))
         if faults := [f"{n!r} is unknown" for n in values if n not in names]:
             raise ValueError(f"{', '.join(faults)}; there are {', '.join(names)}")

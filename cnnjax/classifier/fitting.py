@@ -13,7 +13,6 @@ import tyro
 from rich.console import Console
 
 from cnnjax.arguments import BackboneName, BackboneOptions, ImageSize
-from cnnjax.cache import cache_folder, keep_programs
 from cnnjax.checkpoints import Checkpoints
 from cnnjax.classifier.classifier import ImageClassifier
 from cnnjax.classifier.command import affordable
@@ -21,19 +20,20 @@ from cnnjax.classifier.running import Running, initial_leaves
 from cnnjax.data import account, open_data
 from cnnjax.data.pixels import Resizing
 from cnnjax.features import GIB, FeatureStore
+from cnnjax.files.runs import RunFolder, write_whole
 from cnnjax.fit import Fitted, Fitter, Recipe, find_rate
 from cnnjax.metrics import Journal, Report
 from cnnjax.metrics import report as measure
 from cnnjax.models.registry import entry
 from cnnjax.models.sizes import sides
-from cnnjax.precision import Precision, resolved
-from cnnjax.preemption import watching
-from cnnjax.progress import Bars
-from cnnjax.runs import RunFolder, write_whole
+from cnnjax.runtime.cache import cache_folder, keep_programs
+from cnnjax.runtime.precision import Precision, resolved
+from cnnjax.runtime.preemption import watching
+from cnnjax.runtime.progress import Bars
 from cnnjax.staging.trace import digest
 
 if TYPE_CHECKING:
-    from cnnjax.devices import Devices
+    from cnnjax.runtime.devices import Devices
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,9 @@ class Fit:
     """Slices of a TFDS data set: train 'train[:80%]' validation 'train[80%:]' test test."""
     resizing: Resizing = "bilinear"
     """How pictures come to their size: bilinear (as Keras), antialias, crop_to_aspect_ratio or center_crop."""
+    scale: str | None = None
+    """LOW:HIGH, the values of 16-bit files that become black and white: 0:4095 for 12-bit data; 0:65535 if not given,
+    and then files that would come out nearly black are refused."""
     on_bad: Literal["refuse", "skip"] = "refuse"
     """What to do with a picture that cannot be decoded."""
     seed: int = 0
@@ -113,7 +116,9 @@ def _fit(config: Fit, devices: "Devices | None") -> Path:
     primary = devices is None or devices.primary
     console = Console(width=None if sys.stdout.isatty() else 120, highlight=False, quiet=not primary)
     size = sides(config.image_size)
-    sources = open_data(config.data, size, parts=config.splits, on_error=config.on_bad, resizing=config.resizing)
+    sources = open_data(
+        config.data, size, parts=config.splits, on_error=config.on_bad, resizing=config.resizing, scale=config.scale
+    )
     for name, source in sources.items():
         source.verify()
         for reason in source.skipped:
@@ -121,8 +126,8 @@ def _fit(config: Fit, devices: "Devices | None") -> Path:
     console.print(f"{config.data}: {account(sources)}")
     classifier = ImageClassifier(
         config.backbone, sources["train"].class_names, weights=None if config.init_from else config.weights,
-        image_size=config.image_size, head=config.head, resizing=config.resizing, seed=config.seed,
-        **config.backbone_options,
+        image_size=config.image_size, head=config.head, resizing=config.resizing, scale=config.scale,
+        seed=config.seed, **config.backbone_options,
     )  # fmt: skip
     if config.init_from:
         classifier = classifier.with_leaves(initial_leaves(config.init_from, classifier.leaves, config.init_part))
@@ -246,6 +251,8 @@ def _identity(config: Fit, sources: Mapping[str, Any], classifier: ImageClassifi
     left_out = ("out", "store", "store_gib", "workers", "find_rate", "running")
     options = {name: value for name, value in asdict(config).items() if name not in left_out}
     options |= {name: str(value) for name, value in options.items() if isinstance(value, Path)}
+    if config.scale is None:
+        del options["scale"]
     pictures = {
         f"{name}_pictures": digest(source.digest, np.asarray(source.labels), *source.class_names)
         for name, source in sources.items()

@@ -13,8 +13,8 @@ import numpy as np
 
 from cnnjax.classifier.config import Config
 from cnnjax.data.listing import existing_folder, some
+from cnnjax.files.runs import finite
 from cnnjax.functional import Leaves
-from cnnjax.runs import finite
 
 FORMAT, VERSION = "cnnjax classifier", 1
 CONFIG, WEIGHTS, METRICS = "config.json", "model.safetensors", "metrics.json"

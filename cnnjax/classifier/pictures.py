@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from cnnjax.data.listing import EXTENSIONS, existing_folder, shown
-from cnnjax.data.pixels import PictureError, Resizing, keeps_as_is, load, read_bytes
+from cnnjax.data.pixels import PictureError, Resizing, Scale, keeps_as_is, load, read_bytes
 from cnnjax.data.source import map_threaded
 
 SEARCHED = (*EXTENSIONS, ".webp")
@@ -74,13 +74,14 @@ class Files:
         paths: Their paths.
         size: Height and width.
         resizing: See `cnnjax.data.resize`.
+        scale: Of 16-bit files; see `cnnjax.data.Folder`.
 
     Attributes:
         errors: By position, why a picture that was read cannot be decoded.
     """
 
-    def __init__(self, paths: Sequence[str], size: tuple[int, int], resizing: Resizing):
-        self.paths, self.image_size, self.resizing = list(paths), size, resizing
+    def __init__(self, paths: Sequence[str], size: tuple[int, int], resizing: Resizing, scale: Scale | None = None):
+        self.paths, self.image_size, self.resizing, self.scale = list(paths), size, resizing, scale
         self.errors: dict[int, str] = {}
 
     def __len__(self) -> int:
@@ -92,7 +93,8 @@ class Files:
 
         def fill(slot: int) -> None:
             try:
-                pictures[slot] = load(read_bytes(self.paths[indices[slot]]), self.image_size, self.resizing)
+                content = read_bytes(self.paths[indices[slot]])
+                pictures[slot] = load(content, self.image_size, self.resizing, self.scale)
             except PictureError as error:
                 self.errors[int(indices[slot])] = str(error)
 

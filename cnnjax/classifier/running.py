@@ -13,8 +13,8 @@ from cnnjax.classifier import folder
 from cnnjax.functional import Leaves
 
 if TYPE_CHECKING:
-    from cnnjax.devices import Devices
     from cnnjax.fit import Keeping
+    from cnnjax.runtime.devices import Devices
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Running:
         """Joins the hosts, and returns what the run is spread over; None for one device."""
         import jax
 
-        from cnnjax.devices import Devices, start
+        from cnnjax.runtime.devices import Devices, start
 
         start(self.hosts)
         if jax.device_count() == 1 and self.devices in (None, 1):

@@ -17,22 +17,24 @@ import numpy as np
 
 from cnnjax.data.entries import BESIDE, path_beside, write_synced_arrays
 from cnnjax.data.listing import shown
-from cnnjax.data.pixels import PIXEL_CHOICES, RESIZINGS, Resizing, decode, read_bytes, resize
+from cnnjax.data.pixels import PIXEL_CHOICES, RESIZINGS, Resizing, Scale, decode, read_bytes, resize, scale_choice
 from cnnjax.data.source import map_threaded
 
 _CHUNK = 64
 
 
 class Kept(NamedTuple):
-    """What is kept of each picture: its decoded pixels, or (with a size) these resized."""
+    """What is kept of each picture: its decoded pixels (by a scale of 16-bit files), or (with a size) these resized."""
 
     size: tuple[int, int] | None = None
     resizing: Resizing = "bilinear"
+    scale: Scale | None = None
 
     @property
     def suffix(self) -> str:
         """Of the file names."""
-        return ".pixels" if self.size is None else f".{self.size[0]}x{self.size[1]}-{self.resizing}.pixels"
+        scale = "" if self.scale is None else f".{self.scale[0]:g}-to-{self.scale[1]:g}"
+        return scale + (".pixels" if self.size is None else f".{self.size[0]}x{self.size[1]}-{self.resizing}.pixels")
 
     @property
     def dtype(self) -> type:
@@ -42,7 +44,8 @@ class Kept(NamedTuple):
     @property
     def choices(self) -> str:
         """Every choice that decides a value."""
-        return PIXEL_CHOICES if self.size is None else f"{PIXEL_CHOICES + RESIZINGS[self.resizing]}; {self.size}"
+        decoded = PIXEL_CHOICES + scale_choice(self.scale)
+        return decoded if self.size is None else f"{decoded + RESIZINGS[self.resizing]}; {self.size}"
 
 
 class Shard(NamedTuple):
@@ -157,7 +160,7 @@ def write_decoded(
         content = read_bytes(paths[row])
         if hashlib.sha256(content).digest() != hashes[row].tobytes():
             raise ValueError(f"{shown(paths[row])} is not what was packed; delete the pack and pack it anew")
-        pixels = decode(content)
+        pixels = decode(content, kept.scale)
         return np.ascontiguousarray(pixels if kept.size is None else resize(pixels, kept.size, kept.resizing))
 
     target = _pixels_path(record_file, kept)

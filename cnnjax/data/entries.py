@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cnnjax.cache import cache_folder
-from cnnjax.data.pixels import FORMATS, MAX_PIXELS, PIXEL_CHOICES
+from cnnjax.data.pixels import FORMATS, MAX_PIXELS, PIXEL_CHOICES, Scale, scale_choice
+from cnnjax.runtime.cache import cache_folder
 
 BESIDE = "cnnjax-pack"
 """The folder beside packed record files that says what they hold."""
@@ -33,11 +33,12 @@ class Entries(NamedTuple):
     decoder: str = ""
 
 
-def decoder() -> str:
-    """What decides whether a picture can be decoded here."""
+def decoder(scale: Scale | None = None) -> str:
+    """What decides whether a picture can be decoded here, by a scale of 16-bit files."""
     import PIL
 
-    return f"Pillow {PIL.__version__}; {PIXEL_CHOICES}; {', '.join(FORMATS)}; {MAX_PIXELS} pixels"
+    choices = f"{PIXEL_CHOICES}{scale_choice(scale) or '; 16 bit: no dark ones'}"
+    return f"Pillow {PIL.__version__}; {choices}; {', '.join(FORMATS)}; {MAX_PIXELS} pixels"
 
 
 def holds_records(folder: str | os.PathLike[str]) -> bool:
@@ -50,9 +51,9 @@ def records_cache() -> Path:
     return cache_folder() / "records"
 
 
-def verified_mark(hashes: np.ndarray) -> Path:
+def verified_mark(hashes: np.ndarray, scale: Scale | None = None) -> Path:
     """The file in the cache that says that all pictures with these hashes, u8[N, 32], can be decoded here."""
-    found = hashlib.sha256(decoder().encode())
+    found = hashlib.sha256(decoder(scale).encode())
     found.update(np.ascontiguousarray(hashes))
     return records_cache() / "verified" / found.hexdigest()[:32]
 

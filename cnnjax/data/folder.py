@@ -29,9 +29,11 @@ from cnnjax.data.pixels import (
     PictureError,
     Resizing,
     checked_resizing,
+    checked_scale,
     decode,
     load,
     read_bytes,
+    scale_choice,
 )
 from cnnjax.data.source import as_indices, as_size, map_threaded
 
@@ -65,6 +67,8 @@ class Folder:
         on_error: "refuse" raises `PictureError` for pictures that cannot be decoded; "skip" leaves them out
             and lists them in `skipped`.
         resizing: how `read` resizes: see `cnnjax.data.pixels.resize`.
+        scale: which values of 16-bit files become 0 and 255: "0:4095" or (0, 4095) for 12-bit data; see
+            `cnnjax.data.pixels.decode`.
 
     Attributes:
         selection: which files were found, used and left out, for `cnnjax.data.listing.account`.
@@ -96,9 +100,10 @@ class Folder:
         image_size: Sequence[int] = (160, 160),
         on_error: OnError = "refuse",
         resizing: Resizing = "bilinear",
+        scale: str | Sequence[float] | None = None,
     ) -> None:
         self.image_size: tuple[int, ...] = as_size(image_size)
-        self.resizing = checked_resizing(resizing)
+        self.resizing, self.scale = checked_resizing(resizing), checked_scale(scale)
         self._open(root, split, on_error)
 
     def _open(self, root: str | os.PathLike[str], split: str | None, on_error: OnError) -> None:
@@ -155,13 +160,13 @@ class Folder:
 
     @property
     def _choices(self) -> str:
-        return f"{PIXEL_CHOICES + RESIZINGS[self.resizing]}; {self.image_size}"
+        return f"{PIXEL_CHOICES + RESIZINGS[self.resizing] + scale_choice(self.scale)}; {self.image_size}"
 
     def _load(self, content: bytes) -> np.ndarray:
-        return load(content, (self.image_size[0], self.image_size[1]), self.resizing)
+        return load(content, (self.image_size[0], self.image_size[1]), self.resizing, self.scale)
 
     def _check(self, content: bytes) -> None:
-        decode(content)
+        decode(content, self.scale)
 
     def verify(self) -> None:
         """Decodes every picture once, on a few threads, so that a bad one is known before long work starts.
@@ -278,6 +283,7 @@ def open_splits(
     image_size: Sequence[int] = (160, 160),
     on_error: OnError = "refuse",
     resizing: Resizing = "bilinear",
+    scale: str | Sequence[float] | None = None,
 ) -> dict[str, Folder]:
     """Opens every split of `root` (`splits`), keyed "train", "validation", "test"; arguments as for `Folder`.
 
@@ -300,7 +306,7 @@ def open_splits(
     faults = [f"{name!r} lacks {some(sorted(everything - has))}" for name, has in classes.items() if everything - has]
     if faults:
         raise ValueError(f"the splits of {root} must hold the same classes, but " + "; ".join(faults))
-    return {kind: Folder(root, name, image_size, on_error, resizing) for kind, name in found.items()}
+    return {kind: Folder(root, name, image_size, on_error, resizing, scale) for kind, name in found.items()}
 
 
 def split_by_fraction(
@@ -310,6 +316,7 @@ def split_by_fraction(
     image_size: Sequence[int] = (160, 160),
     on_error: OnError = "refuse",
     resizing: Resizing = "bilinear",
+    scale: str | Sequence[float] | None = None,
 ) -> dict[str, Folder]:
     """Splits the pictures of `root/class/*` by chance, each class in the same proportions.
 
@@ -323,6 +330,7 @@ def split_by_fraction(
         image_size: as for `Folder`.
         on_error: as for `Folder`.
         resizing: as for `Folder`.
+        scale: as for `Folder`.
 
     Raises:
         ValueError: fractions that are not positive or do not sum to 1, or a class with fewer pictures than
@@ -332,7 +340,7 @@ def split_by_fraction(
     _check_on_error(on_error)
     if not fractions or min(fractions.values()) <= 0 or abs(sum(fractions.values()) - 1) > 1e-6:
         raise ValueError(f"fractions: expected positive numbers that sum to 1, found {dict(fractions)}")
-    whole = Folder(root, None, image_size, resizing=resizing)
+    whole = Folder(root, None, image_size, resizing=resizing, scale=scale)
     ends = np.cumsum(list(fractions.values()))[:-1]
     chosen: dict[str, list[np.ndarray]] = {kind: [] for kind in fractions}
     few = []

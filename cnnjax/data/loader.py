@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 
-from cnnjax import preemption
-from cnnjax.data.order import Order
+from cnnjax.data.order import LastBatch, Order
 from cnnjax.data.source import THREADS, undivided
+from cnnjax.runtime import preemption
 
 if TYPE_CHECKING:
-    from cnnjax.devices import Devices
+    from cnnjax.runtime.devices import Devices
 
 READ_AHEAD = 2
 """Batches that are read before they are asked for, in each thread or worker."""
@@ -65,6 +65,7 @@ class Loader:
         seed: Of the shuffling; None keeps the source's order.
         shard: (this host, number of hosts); this loader gives the host's rows of every batch.
         workers: Processes that read; 0 reads in threads of this one.
+        last_batch: What becomes of an epoch's short last batch: "pad" fills it up, "drop" leaves it out.
 
     Attributes:
         waited: Seconds that were spent waiting for a batch so far.
@@ -89,10 +90,11 @@ class Loader:
         seed: int | None = 0,
         shard: tuple[int, int] = (0, 1),
         workers: int = 0,
+        last_batch: LastBatch = "pad",
     ):
         if workers < 0:
             raise ValueError(f"workers: expected 0 or more processes, found {workers}")
-        self.order = Order(len(source), batch_size, epochs=epochs, seed=seed, shard=shard)
+        self.order = Order(len(source), batch_size, epochs=epochs, seed=seed, shard=shard, last_batch=last_batch)
         self.workers = workers
         self._source = source
         self._step = 0

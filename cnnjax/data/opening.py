@@ -18,6 +18,7 @@ def open_data(
     parts: Mapping[str, str] | None = None,
     on_error: OnError = "refuse",
     resizing: Resizing = "bilinear",
+    scale: str | Sequence[float] | None = None,
 ) -> dict[str, Any]:
     """Open pictures, and split them if they are not split yet.
 
@@ -27,6 +28,7 @@ def open_data(
         parts: Slices of a TFDS data set in its own syntax: `{"train": "train[:80%]", "test": "train[80%:]"}`.
         on_error: "refuse" raises for a picture that cannot be decoded, "skip" leaves it out and lists it.
         resizing: As for `Folder`.
+        scale: As for `Folder`.
 
     Returns:
         Sources by split: "train" and "test" at least.
@@ -46,17 +48,18 @@ def open_data(
     >>> root.cleanup()
     """
     name = os.fspath(data)
+    choices: dict[str, Any] = {"on_error": on_error, "resizing": resizing, "scale": scale}
     if (
         name.startswith("tfds:") or holds_records(name) or (Path(name) / BESIDE).is_dir()
     ):  # half a pack is told how it is finished
         from cnnjax.data.tfds_source import open_tfds
 
-        sources: dict[str, Any] = dict(open_tfds(name, parts, image_size, on_error=on_error, resizing=resizing))
+        sources: dict[str, Any] = dict(open_tfds(name, parts, image_size, **choices))
     elif parts:
         raise ValueError(f"slices are of TFDS data sets; {name} is a folder, whose subfolders are its splits")
     else:
         opened = open_splits if splits(name) else split_by_fraction
-        sources = dict(opened(name, image_size=image_size, on_error=on_error, resizing=resizing))
+        sources = dict(opened(name, image_size=image_size, **choices))
     if missing := [split for split in ("train", "test") if split not in sources]:
         raise ValueError(f"{name} has no {' and no '.join(missing)} split; found {', '.join(sources)}")
     return sources

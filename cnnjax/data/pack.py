@@ -34,9 +34,9 @@ from cnnjax.data.entries import BESIDE, Entries, decoder, holds_records, path_be
 from cnnjax.data.folder import Folder, open_splits, splits
 from cnnjax.data.listing import Account, account, existing_folder, shown
 from cnnjax.data.pack_plan import KEYS, METADATA, Part, begin, claimed, file_state, list_states
-from cnnjax.data.pixels import PictureError, Resizing, decode, read_bytes
+from cnnjax.data.pixels import PictureError, Resizing, checked_scale, decode, read_bytes
 from cnnjax.data.source import map_threaded
-from cnnjax.progress import Bars
+from cnnjax.runtime.progress import Bars
 
 _CHUNK_BYTES, _CHUNK_FILES = 64 << 20, 512
 _SHOWN = 20
@@ -69,6 +69,9 @@ class Pack:
     a value, slower or no use at others."""
     resizing: Resizing = "bilinear"
     """With --image-size: how (bilinear as Keras, antialias, crop_to_aspect_ratio or center_crop)."""
+    scale: str | None = None
+    """LOW:HIGH, the values of 16-bit files that become black and white: 0:4095 for 12-bit data; 0:65535 if not given,
+    and then files that would come out nearly black are refused."""
 
     def __post_init__(self) -> None:
         if self.image_size is not None and (not self.decoded or self.image_size < 1):
@@ -88,7 +91,9 @@ def pack(config: Pack) -> Path:
     with Bars(console) as bars:
         size = None if config.image_size is None else (config.image_size, config.image_size)
         kept = Kept(size, config.resizing) if config.decoded else None
-        packed = pack_folder(config.folder, config.out, config.on_bad, bars.bar("packing", "pictures"), decoded=kept)
+        packed = pack_folder(
+            config.folder, config.out, config.on_bad, bars.bar("packing", "pictures"), decoded=kept, scale=config.scale
+        )
     files = list(packed.out.glob("*.array_record-*"))
     size, pixels = (sum(file.stat().st_size for file in some) / 1e6 for some in (files, decoded_files(packed.out)))
     console.print(str(packed.account))
@@ -106,6 +111,7 @@ def pack_folder(
     progress: Progress | None = None,
     *,
     decoded: Kept | None = None,
+    scale: str | Sequence[float] | None = None,
 ) -> Packed:
     """Packs SPLIT/CLASS/FILE or CLASS/FILE (one split, "train") into a TFDS data set of ArrayRecord files.
 
@@ -126,6 +132,8 @@ def pack_folder(
         progress: called with (pictures done, all).
         decoded: also keep every picture's pixels beside the records: `Kept()` as they are decoded,
             `Kept((160, 160))` resized (see `cnnjax.data.decoded`); may be added later.
+        scale: which values of 16-bit files become 0 and 255, as for `Folder`: decides which files can be decoded, and
+            the pixels that are kept. Open the data set with the same one.
 
     Raises:
         PictureError: names the pictures that cannot be decoded (up to 20, and their number), with reasons.
@@ -149,7 +157,9 @@ def pack_folder(
     target = Path(out).resolve() if out is not None else root.with_name(f"{root.name}-packed")
     if target.is_relative_to(root) or root.is_relative_to(target):
         raise ValueError(f"{target} and {root} lie in one another; give another --out")
-    sources: dict[str, Folder] = dict(open_splits(root)) if splits(root) else {"train": Folder(root)}
+    sources: dict[str, Folder] = (
+        dict(open_splits(root, scale=scale)) if splits(root) else {"train": Folder(root, scale=scale)}
+    )
     class_names = next(iter(sources.values())).class_names
     if bad := [name for name in class_names if shown(name) != name or name.strip() != name]:
         raise ValueError(
@@ -170,7 +180,7 @@ def pack_folder(
                 progress(done, total)
         found = _finish(target, root, sources, parts, on_bad)
         if decoded is not None:
-            _add_decoded(parts, sources, decoded, progress)
+            _add_decoded(parts, sources, decoded._replace(scale=checked_scale(scale)), progress)
         return Packed(target, found)
 
 
@@ -201,7 +211,7 @@ def _write_part(part: Part, source: Folder, states: np.ndarray) -> Generator[int
         path, content, reason = source.path(row), b"", ""
         try:
             content = read_bytes(path)
-            decode(content)
+            decode(content, source.scale)
         except PictureError as error:
             reason = str(error)
         if file_state(path) != tuple(states[row].tolist()) or (content and len(content) != states[row, 0]):
@@ -235,7 +245,7 @@ def _write_part(part: Part, source: Folder, states: np.ndarray) -> Generator[int
         source.labels[kept].astype(np.int64),
         np.frombuffer(b"".join(hashes), np.uint8).reshape(-1, 32),
         tuple(source.names[row] for row in kept),
-        decoder(),
+        decoder(source.scale),
     )
     # Last: it says that the record file is finished.
     save_entries(path_beside(part.path), KEYS, (part.path.stat().st_size, -1), entries)

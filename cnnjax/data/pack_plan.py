@@ -106,10 +106,11 @@ def begin(target: Path, root: Path, sources: Mapping[str, Folder], states: Mappi
     """Writes down what is packed into which files, or checks that it is what was begun; returns the files.
 
     Raises:
-        ValueError: `target` was begun for another folder, or `root` has changed since; every change is named (up to
-            20, and their number).
+        ValueError: `target` was begun for another folder or with another scale, or `root` has changed since; every
+            change is named (up to 20, and their number).
     """
     plan, listing = target / BESIDE / "pack.json", target / BESIDE / "listing.npz"
+    scale = next(iter(sources.values())).scale
     if not plan.exists():
         _write_listing(listing, sources, states)
         whole = sum(int(state[:, 0].clip(0).sum()) for state in states.values())
@@ -118,13 +119,17 @@ def begin(target: Path, root: Path, sources: Mapping[str, Folder], states: Mappi
             "folder": str(root),
             "name": re.sub("[^a-z0-9]+", "_", f"packed_{root.name}".lower()).strip("_"),
             "parts": {split: cuts(state[:, 0].clip(0), most) for split, state in states.items()},
-        }
+        } | ({} if scale is None else {"scale": list(scale)})
         write_synced(plan, json.dumps(begun, indent=1).encode())
     else:
         begun = json.loads(plan.read_text())
         if begun["folder"] != str(root):
             raise ValueError(
                 f"{target} holds a pack of {begun['folder']}, not of {root}; give another --out, or delete it"
+            )
+        if begun.get("scale") != (None if scale is None else list(scale)):
+            raise ValueError(
+                f"{target} was begun with the scale {begun.get('scale')}, not {scale}; give another --out, or delete it"
             )
         _check_unchanged(target, root, _read_listing(listing), sources, states)
     for left in (*target.glob("*.partial"), *(target / BESIDE).glob("*.partial")):

@@ -39,6 +39,12 @@ RESIZINGS: Mapping[str, str] = MappingProxyType(
 )
 """The ways to resize (see `resize`), and what each adds to `PIXEL_CHOICES`: the default adds nothing."""
 
+Scale = tuple[float, float]
+"""Two values, the lower first, that become 0 and 255; what lies between follows linearly."""
+
+_DARK = 4096
+"""16-bit pictures with nothing above this are taken for 12-bit data, which would come out nearly black."""
+
 MAX_PIXELS = 89_478_485
 """The most pixels a picture may declare, Pillow's own limit too: a few bytes can declare gigabytes, so more is
 refused before anything is decoded. The lower of this and `PIL.Image.MAX_IMAGE_PIXELS` holds: raise both."""
@@ -78,19 +84,64 @@ def read_bytes(path: str) -> bytes:
 _KINDS = {stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFDIR: "a folder"}
 
 
-def decode(data: bytes) -> np.ndarray:
+def checked_scale(scale: str | Sequence[float] | None) -> Scale | None:
+    """Returns a scale that is given as two numbers or as text, LOW:HIGH; None as it is.
+
+    Raises:
+        ValueError: they are no two finite numbers, the lower first.
+
+    >>> checked_scale("0:4095"), checked_scale((-1, 1)), checked_scale(None)
+    ((0.0, 4095.0), (-1.0, 1.0), None)
+    """
+    if scale is None:
+        return None
+    try:
+        low, high = (float(part) for part in (scale.split(":") if isinstance(scale, str) else scale))
+    except (TypeError, ValueError):
+        low = high = math.nan
+    if not -math.inf < low < high < math.inf:
+        raise ValueError(f"scale: expected LOW:HIGH, two numbers, the lower first, such as 0:4095; found {scale!r}")
+    return low, high
+
+
+def scale_choice(scale: Scale | None) -> str:
+    """What a scale of 16-bit files adds to `PIXEL_CHOICES`: nothing where there is none."""
+    return "" if scale is None else f"; 16 bit: {scale[0]!r} to {scale[1]!r} as 0 to 255, rounded; v1"
+
+
+def scaled(values: np.ndarray, scale: Scale) -> np.ndarray:
+    """Maps numbers linearly to f32 in 0..255.
+
+    Raises:
+        ValueError: some lie outside of the scale, or are NaN.
+
+    >>> scaled(np.array([0, 2047.5, 4095]), (0, 4095)).tolist()
+    [0.0, 127.5, 255.0]
+    """
+    low, high = scale
+    least, most = (values.min(), values.max()) if values.size else (low, low)
+    if not (low <= least and most <= high):  # refuses NaN as well
+        raise ValueError(f"holds values {least:g} to {most:g}, outside of the scale {low:g}:{high:g}")
+    found = (np.asarray(values, np.float64) - low) * (255 / (high - low))
+    return np.minimum(found, 255).astype(np.float32)
+
+
+def decode(data: bytes, scale: Scale | None = None) -> np.ndarray:
     """Decodes the first frame of a picture to u8[H, W, 3], as Keras's `image_dataset_from_directory` does.
 
     Greyscale is repeated over the channels, an alpha channel is dropped and not blended, palettes are looked
     up, CMYK is converted by subtraction (JPEGs that carry Adobe's mark are stored inverted and are inverted
-    back first), 16-bit values keep their high byte as TensorFlow does, and the EXIF orientation is ignored: a
-    picture turned only by its EXIF tag stays as its sensor stored it, since Keras leaves it so.
+    back first), 16-bit values keep their high byte as TensorFlow does (or follow `scale`), and the EXIF orientation
+    is ignored: a picture turned only by its EXIF tag stays as its sensor stored it, since Keras leaves it so.
 
     Args:
         data: the whole content of a BMP, GIF, JPEG, PNG or WebP file.
+        scale: which values of a 16-bit file become 0 and 255: (0, 4095) for 12-bit data. Files of 8 bits stay as
+            they are.
 
     Raises:
-        PictureError: the bytes are no such picture, are cut short, or declare more than `MAX_PIXELS` pixels.
+        PictureError: the bytes are no such picture, are cut short, or declare more than `MAX_PIXELS` pixels; or a
+            16-bit file holds values outside of `scale`, or none above 4095 without one.
 
     >>> decode(b"")
     Traceback (most recent call last):
@@ -99,16 +150,16 @@ def decode(data: bytes) -> np.ndarray:
     if not data:
         raise PictureError("the file is empty")
     try:
-        return _decode(data)
+        return _decode(data, scale)
     except Warning:
         # Pillow warns of harmless things too (a broken EXIF block): the outcome must not depend on the
         # warning filters.
         with _LOCK, warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return _decode(data)
+            return _decode(data, scale)
 
 
-def _decode(data: bytes) -> np.ndarray:
+def _decode(data: bytes, scale: Scale | None) -> np.ndarray:
     if data.startswith(_JPEG) and (pixels := _decode_jpeg(data)) is not None:
         return pixels
     # Pillow registers WebP only when its plugin is imported.
@@ -120,7 +171,7 @@ def _decode(data: bytes) -> np.ndarray:
             if image.width * image.height > limit:
                 raise PictureError(f"declares {image.width} x {image.height} pixels, more than {limit}; {_LIMIT}")
             image.load()
-            return _rgb(image)
+            return _from_16_bits(_values(image, data), scale) if _has_16_bits(data) else _rgb(image)
     except (PictureError, Warning):
         raise
     except Image.UnidentifiedImageError:
@@ -161,12 +212,42 @@ def _decode_jpeg(data: bytes) -> np.ndarray | None:
 _JPEG, _COLOURS = b"\xff\xd8\xff", {"YCbCr", "RGB", "Gray"}
 
 
-def _rgb(image: Any) -> np.ndarray:
-    """Converts a loaded PIL image to u8[H, W, 3]."""
+def _has_16_bits(data: bytes) -> bool:
+    """Of the formats that are read PNG alone can; its header says so, and comes first."""
+    return data.startswith(b"\x89PNG\r\n\x1a\n") and data[24] == 16
+
+
+def _values(image: Any, data: bytes) -> np.ndarray:
+    """The numbers of a 16-bit PNG, [H, W, 1] or [H, W, 3], alpha dropped."""
     if image.mode.startswith("I"):
-        # Pillow would clip 16-bit values at 255; the high byte is what TensorFlow keeps.
-        grey = np.clip(np.asarray(image, dtype=np.int32) >> 8, 0, 255).astype(np.uint8)
-        return np.repeat(grey[:, :, None], 3, axis=2)
+        return np.asarray(image, dtype=np.int32)[:, :, None]
+    import cv2
+
+    # Pillow keeps the high bytes of colours alone.
+    found = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    if found is None or found.dtype != np.uint16:
+        raise PictureError("damaged: its 16-bit values cannot be read")
+    return found[:, :, 2::-1].astype(np.int32) if found.ndim == 3 else found[:, :, None].astype(np.int32)
+
+
+def _from_16_bits(values: np.ndarray, scale: Scale | None) -> np.ndarray:
+    if scale is not None:
+        try:
+            pixels = np.rint(scaled(values, scale)).astype(np.uint8)
+        except ValueError as error:
+            raise PictureError(str(error)) from None
+    else:
+        if 0 < (most := int(values.max())) < _DARK:
+            raise PictureError(
+                f"holds values {values.min()} to {most} of 16 bits: looks like 12-bit data, and would be nearly black; "
+                "give the scale 0:4095 (or 0:65535 to take it as it is)"
+            )
+        pixels = (values >> 8).astype(np.uint8)  # what TensorFlow keeps
+    return np.repeat(pixels, 3, axis=2) if pixels.shape[2] == 1 else np.ascontiguousarray(pixels)
+
+
+def _rgb(image: Any) -> np.ndarray:
+    """Converts a loaded PIL image of 8 bits to u8[H, W, 3]."""
     if image.mode != "RGB":
         # Transparency is dropped anyway, and Pillow would warn about the palette's.
         image.info.pop("transparency", None)
@@ -314,6 +395,6 @@ def _filter(length: int, whole: int, target: int) -> tuple[np.ndarray, np.ndarra
     return taps
 
 
-def load(data: bytes, size: tuple[int, int], resizing: Resizing = "bilinear") -> np.ndarray:
+def load(data: bytes, size: tuple[int, int], resizing: Resizing = "bilinear", scale: Scale | None = None) -> np.ndarray:
     """Decodes and resizes one picture to f32[*size, 3] in 0..255; raises `PictureError` like `decode`."""
-    return resize(decode(data), size, resizing)
+    return resize(decode(data, scale), size, resizing)

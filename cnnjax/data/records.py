@@ -14,7 +14,17 @@ from cnnjax.data.decoded import Decoded, Kept, Shard
 from cnnjax.data.entries import BESIDE, Entries, decoder, find_entries, keep_entries, records_cache, verified_mark
 from cnnjax.data.folder import OnError
 from cnnjax.data.listing import shown
-from cnnjax.data.pixels import PIXEL_CHOICES, RESIZINGS, PictureError, Resizing, checked_resizing, decode, resize
+from cnnjax.data.pixels import (
+    PIXEL_CHOICES,
+    RESIZINGS,
+    PictureError,
+    Resizing,
+    checked_resizing,
+    checked_scale,
+    decode,
+    resize,
+    scale_choice,
+)
 from cnnjax.data.prepared import data_source, described, feature_names, open_builder, parse_record
 from cnnjax.data.source import as_indices, as_labels, as_size, map_threaded
 
@@ -44,6 +54,7 @@ class Records:
             here, leaves such out and lists them in `skipped`.
         resizing: see `cnnjax.data.pixels.resize`.
         progress: called with (pictures done, all) while record files are read through.
+        scale: which values of 16-bit pictures become 0 and 255, as for `Folder`.
 
     Attributes:
         directory: of the data set.
@@ -74,11 +85,13 @@ class Records:
         on_error: OnError = "refuse",
         resizing: Resizing = "bilinear",
         progress: Progress | None = None,
+        scale: str | Sequence[float] | None = None,
     ) -> None:
         if on_error not in ("refuse", "skip"):
             raise ValueError(f"on_error: expected 'refuse' or 'skip', found {on_error!r}")
         self.directory, self.split = Path(directory).absolute(), split
         self.image_size, self.resizing = as_size(image_size), checked_resizing(resizing)
+        self.scale = checked_scale(scale)
         self.skipped: tuple[str, ...] = ()
         self._opened: tuple[int, Any] | None = None
         self._faults: dict[int, str] | None = None
@@ -129,7 +142,7 @@ class Records:
             pixels = self._decoded.get(place, digest)
             try:
                 if pixels is None:
-                    pixels = decode(self._picture(self._records(), index))
+                    pixels = decode(self._picture(self._records(), index), self.scale)
                 pictures[slot] = resize(pixels, self.image_size, self.resizing)
             except PictureError as error:
                 return str(error)
@@ -157,7 +170,7 @@ class Records:
         The same as a `Folder` of the same files has, so features that were stored for one serve the other.
         """
         if self._digest is None:
-            choices = f"{PIXEL_CHOICES + RESIZINGS[self.resizing]}; {self.image_size}"
+            choices = f"{PIXEL_CHOICES + RESIZINGS[self.resizing] + scale_choice(self.scale)}; {self.image_size}"
             found = hashlib.sha256(f"{choices}; {len(self)}".encode())
             found.update(self._hashes.tobytes())
             self._digest = found.hexdigest()
@@ -249,7 +262,8 @@ class Records:
                 first += count
             start += first
         held = [Shard(path, before, count) for path, _, _, before, count in shards.values()]
-        self._decoded, self._resized = Decoded(held), Decoded(held, Kept(self.image_size, self.resizing))
+        self._decoded = Decoded(held, Kept(scale=self.scale))
+        self._resized = Decoded(held, Kept(self.image_size, self.resizing, self.scale))
         total, done = sum(part.examples_in_shard for part in instructions), 0
         several = len({shards[os.path.basename(part.filename)][1] for part in instructions}) > 1
         labels, hashes, places, decoders = [], [], [], set[str]()
@@ -267,7 +281,7 @@ class Records:
             done += count
             if progress:
                 progress(done, total)
-        if decoders == {decoder()}:
+        if decoders == {decoder(self.scale)}:
             self._faults = {}
         place = np.concatenate(places)
         if len(np.unique(place)) < len(place):
@@ -313,10 +327,10 @@ class Records:
         """Returns by index why a picture cannot be decoded."""
         if self._faults is None:
             faults: dict[int, str] = {}
-            if not verified_mark(self._hashes).exists():
-                faults = self._each(np.arange(len(self)), lambda _, content: decode(content))
+            mark = verified_mark(self._hashes, self.scale)
+            if not mark.exists():
+                faults = self._each(np.arange(len(self)), lambda _, content: decode(content, self.scale))
                 if not faults:
-                    mark = verified_mark(self._hashes)
                     mark.parent.mkdir(parents=True, exist_ok=True)
                     mark.touch()
             self._faults = faults

@@ -14,7 +14,16 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 import numpy as np
 
 from cnnjax.data.listing import Selection
-from cnnjax.data.pixels import PIXEL_CHOICES, RESIZINGS, Resizing, checked_resizing, keeps_as_is, resize
+from cnnjax.data.pixels import (
+    PIXEL_CHOICES,
+    RESIZINGS,
+    Resizing,
+    checked_resizing,
+    checked_scale,
+    keeps_as_is,
+    resize,
+    scaled,
+)
 
 THREADS = min(4, max(2, os.cpu_count() or 2))
 """Threads of a process that read pictures."""
@@ -75,6 +84,8 @@ class InMemory:
         names: one name a picture; their positions by default.
         image_size: resize to this height and width while reading; the pictures' own size by default.
         resizing: how; see `cnnjax.data.pixels.resize`.
+        scale: which values of `images` become 0 and 255, such as (0, 1), "-1:1" or (0, 4095): then they may be of
+            any real type, and a copy is kept as float32.
 
     Attributes:
         images: the array itself.
@@ -96,17 +107,34 @@ class InMemory:
         names: Sequence[str] | None = None,
         image_size: tuple[int, int] | None = None,
         resizing: Resizing = "bilinear",
+        scale: str | Sequence[float] | None = None,
     ) -> None:
-        images = np.asarray(images)
+        images, wanted = np.asarray(images), checked_scale(scale)
         if images.ndim != 4 or images.shape[-1] != 3:
             raise ValueError(f"images: expected shape [N, H, W, 3], found {list(images.shape)}")
-        if images.dtype != np.uint8:
+        if wanted is not None:
+            try:
+                images = scaled(images, wanted)
+            except ValueError as error:
+                raise ValueError(f"images: {error}") from None
+        elif images.dtype != np.uint8:
             if not np.issubdtype(images.dtype, np.floating):
-                raise ValueError(f"images: expected uint8, or floats in 0..255, found {images.dtype}")
+                raise ValueError(
+                    f"images: expected uint8, or floats in 0..255, found {images.dtype}; other values need a "
+                    "scale, such as scale=(0, 4095)"
+                )
             images = images.astype(np.float32, copy=False)
             # `not (... <= ...)` refuses NaN as well.
             if images.size and not (images.min() >= 0 and images.max() <= 255):
-                raise ValueError(f"images: expected values in 0..255, found {images.min()} to {images.max()}")
+                raise ValueError(
+                    f"images: expected values in 0..255, found {images.min()} to {images.max()}; other values need a "
+                    "scale, such as scale=(-1, 1)"
+                )
+            if images.size and 0 < images.max() <= 1:
+                raise ValueError(
+                    f"images: expected values in 0..255, found floats from {images.min():g} to {images.max():g}, "
+                    "nearly black; give scale=(0, 1) if 1 is white (or scale=(0, 255) to take them as they are)"
+                )
         self.class_names = tuple(class_names)
         self.labels = as_labels(labels, len(images), len(self.class_names))
         self.names = tuple(str(i) for i in range(len(images))) if names is None else tuple(names)

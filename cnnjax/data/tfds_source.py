@@ -25,6 +25,7 @@ def open_tfds(
     on_error: OnError = "refuse",
     resizing: Resizing = "bilinear",
     progress: Progress | None = None,
+    scale: str | Sequence[float] | None = None,
 ) -> dict[str, Records]:
     """Opens a TFDS data set, or a folder packed by `cnnjax pack`; prepares it first where that is needed.
 
@@ -43,6 +44,7 @@ def open_tfds(
         on_error: as for `Records`.
         resizing: as for `Records`.
         progress: as for `Records`, anew for each split.
+        scale: as for `Records`.
 
     Raises:
         LookupError: no such data set or configuration; the message names the nearest.
@@ -70,14 +72,14 @@ def open_tfds(
         if not chosen or set(chosen) - set(SPLITS):
             raise ValueError(f"splits: expected some of {', '.join(SPLITS)}, found {', '.join(chosen) or 'none'}")
     if by_chance:
-        whole = Records(directory, chosen["train"], image_size, "refuse", resizing, progress)
+        whole = Records(directory, chosen["train"], image_size, "refuse", resizing, progress, scale)
         found = split_records(whole)
         if on_error == "skip":
             for part in found.values():
                 part.skip_undecodable()
         return found
     found = {
-        key: Records(directory, chosen[key], image_size, on_error, resizing, progress)
+        key: Records(directory, chosen[key], image_size, on_error, resizing, progress, scale)
         for key in SPLITS
         if key in chosen
     }

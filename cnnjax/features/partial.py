@@ -20,8 +20,8 @@ from typing import IO, Any
 
 import numpy as np
 
-from cnnjax import preemption
 from cnnjax.data.entries import write_synced
+from cnnjax.runtime import preemption
 from cnnjax.staging.trace import digest
 
 SAVE_SECONDS = 5.0

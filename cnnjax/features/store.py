@@ -11,13 +11,15 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from cnnjax import onednn, preemption
 from cnnjax.data.loader import read_batches
 from cnnjax.data.source import as_kept
 from cnnjax.features.partial import DiskWriter, Half, MemoryWriter, claimed, clear, discard, mapped
+from cnnjax.ops.onednn import takes
 from cnnjax.ops.spread import cpu_threads
+from cnnjax.runtime import preemption
 from cnnjax.staging import Feature, Maker, ProgramDiffers, Staged
 from cnnjax.staging.trace import digest
 
@@ -263,7 +265,8 @@ class FeatureStore:
 
     def _name(self, feature: Feature, source: Pictures) -> str:
         # All that decides a bit of the result and does not stand in the program.
-        return digest(feature.key, source.digest, jax.default_backend(), jax.__version__, _precision())[:40]
+        lowering = (jax.default_backend(), str(takes(jnp.float32)), jax.__version__, _precision())
+        return digest(feature.key, source.digest, *lowering)[:40]
 
     def _path(self, feature: Feature, source: Pictures) -> Path:
         assert self.root is not None
@@ -331,7 +334,7 @@ class FeatureStore:
 def _maker(staged: Staged, wanted: list[Feature], batch: int, stored: list[Feature]) -> tuple[Maker, int]:
     """The pass's program, and its batch size."""
     if jax.default_backend() == "cpu":
-        cache = (_ONEDNN_BYTES if onednn.answers() else _CORE_BYTES) * min(cpu_threads(), _MOST_CORES)
+        cache = (_ONEDNN_BYTES if takes(jnp.float32) else _CORE_BYTES) * min(cpu_threads(), _MOST_CORES)
         for slices in (cache, 0):
             with suppress(ProgramDiffers):  # a model that chooses by batch size: it was looked at with the size given
                 maker = staged.maker(wanted, batch, stored=stored, cache=slices)

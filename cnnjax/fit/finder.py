@@ -6,8 +6,8 @@ from typing import NamedTuple
 import numpy as np
 
 from cnnjax.optim import with_rate
-from cnnjax.rows import Rows
-from cnnjax.training import Trainer
+from cnnjax.train.dataset import Rows
+from cnnjax.train.trainer import Trainer
 
 _SMOOTH = 0.9
 _EXPLODED = 4.0

@@ -1,25 +1,26 @@
 """Trains a model by a recipe, phase after phase, and keeps what was best."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import optax
 from flax import nnx
 
+from cnnjax.data.order import epoch_steps
 from cnnjax.features import FeatureStore, Progress
 from cnnjax.fit.recipe import Phase, Recipe, phases
 from cnnjax.fit.run import Keeping, Record, Run
 from cnnjax.freeze import layer_names
-from cnnjax.functional import Leaves, lasting_leaves
+from cnnjax.functional import Leaves, lasting_leaves, names_of
 from cnnjax.metrics import Journal
 from cnnjax.optim import by_depth, by_groups, make_optimizer, warmup_cosine, warmup_linear
-from cnnjax.precision import Precision
-from cnnjax.rows import LabelledPictures, Rows
-from cnnjax.training import Trainer
+from cnnjax.runtime.precision import Precision
+from cnnjax.train.dataset import LabelledPictures, Rows
+from cnnjax.train.trainer import Trainer
 
 if TYPE_CHECKING:
-    from cnnjax.devices import Devices
+    from cnnjax.runtime.devices import Devices
 
 Report = Callable[[str], Progress]
 """Gives a progress function (done, all) for what is begun under a name."""
@@ -34,7 +35,7 @@ class Fitted(NamedTuple):
             learning_rate (the phase's, before schedule and factors), seconds (training alone), compile_seconds (of
             those), pictures_per_second.
         seconds: wall-clock time by what took it: "features", "training", "evaluation".
-        best: the epoch whose weights the last phase ended with.
+        best: the epoch whose weights the last phase ended with; of an earlier phase where none of its own was better.
     """
 
     leaves: Leaves
@@ -106,7 +107,7 @@ class Fitter:
     def trainer(self, phase: int, pictures: int) -> Trainer:
         """The trainer of a phase, for a training set of this many pictures; made once."""
         recipe, found = self.recipe, self.phases[phase]
-        batches = -(-pictures // recipe.batch_size)
+        batches = epoch_steps(pictures, recipe.batch_size, recipe.last_batch)
         if (phase, batches) not in self._trainers:
             optimizer = make_optimizer(
                 recipe.optimizer, found.learning_rate, schedule=_schedule(recipe, found, batches), clip=recipe.clip,
@@ -116,7 +117,7 @@ class Fitter:
                 self._model, found.frozen, self._example, batch_size=recipe.batch_size, optimizer=optimizer,
                 store=self.store, augment=recipe.augmentation, views=recipe.views, workers=self._workers,
                 label_smoothing=recipe.label_smoothing, not_finite=recipe.not_finite, stream=self._stream,
-                precision=self._precision, devices=self.devices,
+                precision=self._precision, devices=self.devices, last_batch=recipe.last_batch,
             )  # fmt: skip
         return self._trainers[phase, batches]
 
@@ -143,8 +144,9 @@ class Fitter:
             raise ValueError("views are stored, and stream stores nothing: give one of them")
         if not validated and (self.recipe.patience is not None or self.recipe.keep == "best"):
             raise ValueError("patience and keep='best' go by the validation loss: give validation pictures as well")
+        batches = epoch_steps(pictures, self.recipe.batch_size, self.recipe.last_batch)
         for phase in self.phases:
-            _schedule(self.recipe, phase, -(-pictures // self.recipe.batch_size))
+            _schedule(self.recipe, phase, batches)
 
     def fit(
         self,
@@ -216,16 +218,24 @@ class Fitter:
 
 
 def _factors(recipe: Recipe, model: nnx.Module) -> Callable[[str], float] | None:
+    lasting = lasting_leaves(model)
+    names = {path: every for path, every in names_of(model).items() if path in lasting}
     if recipe.rate_groups:
-        return by_groups(recipe.rate_groups, lasting_leaves(model))
-    return by_depth(_in_order(model), recipe.layer_factor) if recipe.layer_factor < 1 else None
+        return by_groups(recipe.rate_groups, names)
+    if recipe.layer_factor == 1:
+        return None
+    order = _in_order(model, names)
+    places, factor = {name: place for place, name in enumerate(order)}, by_depth(order, recipe.layer_factor)
+    # A leaf that layers share learns with the first of them, where it would be frozen too.
+    first = {path: min(every, key=lambda name: places.get(name, len(order))) for path, every in names.items()}
+    return lambda path: factor(first.get(path, path))
 
 
-def _in_order(model: nnx.Module) -> list[str]:
-    """Leaf paths, layer by layer."""
-    leaves = lasting_leaves(model)
-    names = [name for part in ("backbone", "head") for name in _layers(model, part)]
-    return [leaf for name in names or layer_names(model) for leaf in leaves if leaf.startswith(f"{name}/")]
+def _in_order(model: nnx.Module, names: Mapping[str, Sequence[str]]) -> list[str]:
+    """Leaf paths, layer by layer; those of what is shared stand in every layer that has it."""
+    layers = [name for part in ("backbone", "head") for name in _layers(model, part)]
+    every = [name for alike in names.values() for name in alike]
+    return [name for layer in layers or layer_names(model) for name in every if name.startswith(f"{layer}/")]
 
 
 def _layers(model: nnx.Module, part: str) -> list[str]:

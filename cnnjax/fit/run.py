@@ -10,16 +10,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cnnjax import preemption
+from cnnjax.data.order import epoch_steps
 from cnnjax.fit.recipe import Phase
 from cnnjax.functional import Leaves
-from cnnjax.losses import ZERO, Metrics
 from cnnjax.metrics import Journal
 from cnnjax.optim import averaged, carry, with_rate
 from cnnjax.optim.average import with_average
-from cnnjax.rows import LabelledPictures, Rows
-from cnnjax.state import State
-from cnnjax.training import NotFinite, Trainer
+from cnnjax.runtime import preemption
+from cnnjax.train.dataset import LabelledPictures, Rows
+from cnnjax.train.losses import ZERO, Metrics
+from cnnjax.train.state import State
+from cnnjax.train.trainer import NotFinite, Trainer
 
 if TYPE_CHECKING:
     from cnnjax.checkpoints import Checkpoints
@@ -56,9 +57,9 @@ class Standing:
     Attributes:
         phase: which phase, from 0.
         begun: the phase's first epoch.
-        since: epochs since the lowest validation loss.
+        since: epochs of this phase since the lowest validation loss.
         best: the epoch with it.
-        best_loss: that loss, of this phase.
+        best_loss: that loss; where the best weights are kept, what the phase started from counts too.
         history: the records of all epochs so far.
         seconds: what took how long.
     """
@@ -119,8 +120,12 @@ class Run:
         steps = self._steps
         if resumed is None:
             state, so_far = self._start(trainer, phase, leaves, before), ZERO
-            self.at.phase, self.at.begun, self.at.since, self.at.best_loss = number, int(state.step) // steps, 0, None
-            self._best = None
+            self.at.phase, self.at.begun, self.at.since = number, int(state.step) // steps, 0
+            if self._keeps_best and before is not None:
+                # The best of the phase before, with the loss and epoch they have there, and what trains only now.
+                self._best = _copied(state)
+            else:
+                self._best, self.at.best_loss = None, None
         else:
             state, so_far = resumed
         done = int(state.step)
@@ -165,7 +170,7 @@ class Run:
             "phase": phase.name, "epoch": int(record["epoch"]), "train_loss": record["loss"],
             "train_accuracy": record["accuracy"], "learning_rate": phase.learning_rate,
             "seconds": record["seconds"], "compile_seconds": record["compile_seconds"],
-            "pictures_per_second": len(self.train) / record["seconds"],
+            "pictures_per_second": min(len(self.train), self._steps * trainer.batch_size) / record["seconds"],
         }  # fmt: skip
         if "skipped_steps" in record:
             line["skipped_steps"] = int(record["skipped_steps"])
@@ -254,7 +259,8 @@ class Run:
     @property
     def _steps(self) -> int:
         """Steps of an epoch."""
-        return -(-len(self.train) // self.fitter.recipe.batch_size)
+        recipe = self.fitter.recipe
+        return epoch_steps(len(self.train), recipe.batch_size, recipe.last_batch)
 
     @property
     def _hosts(self) -> int:

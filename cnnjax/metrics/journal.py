@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cnnjax.runs import finite, write_whole
+from cnnjax.files.runs import finite, write_whole
 
 
 class Journal:

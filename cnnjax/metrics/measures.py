@@ -129,8 +129,11 @@ def auc(order: np.ndarray, positive: np.ndarray) -> float | None:
     return float(twice.mean() / (2 * len(below)))
 
 
-def roc(order: np.ndarray, positive: np.ndarray, most: int = 101) -> tuple[tuple[float, float], ...]:
-    """The ROC curve from (0, 0) to (1, 1) by its corners, or by `most` of them, evenly spread.
+def roc(order: np.ndarray, positive: np.ndarray, most: int = 401) -> tuple[tuple[float, float], ...]:
+    """The ROC curve from (0, 0) to (1, 1) by its corners; of more than `most`, by points that enclose the same area.
+
+    Then the curve is cut in short, evenly spread parts, and one point stands for the corners within each: it lies where
+    the area under the part stays the same, and the curve moves by no more than the part is long.
 
     Args:
         order: f64[N], larger for what is taken for positive.
@@ -138,7 +141,8 @@ def roc(order: np.ndarray, positive: np.ndarray, most: int = 101) -> tuple[tuple
         most: How many points are kept.
 
     Returns:
-        (false positive rate, true positive rate) for falling thresholds; empty where `auc` is None.
+        (false positive rate, true positive rate) for falling thresholds; empty where `auc` is None. The area under them
+        is `auc`'s.
 
     >>> roc(np.array([0.1, 0.4, 0.4, 0.8]), np.array([False, True, False, True]))
     ((0.0, 0.0), (0.0, 0.5), (0.5, 1.0), (1.0, 1.0))
@@ -149,11 +153,27 @@ def roc(order: np.ndarray, positive: np.ndarray, most: int = 101) -> tuple[tuple
     false, true = (np.r_[0, np.bincount(place[who], minlength=len(values)).cumsum()] for who in (~positive, positive))
     across, up = np.diff(false), np.diff(true)
     corners = np.r_[True, across[1:] * up[:-1] != across[:-1] * up[1:], True]
-    false, true = false[corners] / false[-1], true[corners] / true[-1]
-    kept = np.arange(len(true))
-    if len(kept) > most:
-        kept = np.unique(np.searchsorted(false + true, np.linspace(0, 2, most)).clip(max=len(true) - 1))
-    return tuple((float(false[k]), float(true[k])) for k in kept)
+    points = np.stack([false[corners] / false[-1], true[corners] / true[-1]], axis=1)
+    if len(points) > most:
+        points = _thinned(points, most // 3)
+    return tuple((float(x), float(y)) for x, y in points)
+
+
+def _thinned(points: np.ndarray, parts: int) -> np.ndarray:
+    """f64[M, 2], M at most 3 * parts: a monotone curve with the same area beneath."""
+    x, y = points.T
+    area = np.r_[0, np.cumsum(np.diff(x) * (y[1:] + y[:-1]) / 2)]
+    after = np.searchsorted(x + y, np.linspace(0, 2, parts)).clip(max=len(x) - 1)
+    kept = np.unique(np.r_[after, (after - 1).clip(min=0)])  # both ends of every long step stay
+    start, stop = kept[:-1], kept[1:]
+    dx, dy = x[stop] - x[start], y[stop] - y[start]
+    above = area[stop] - area[start] - dx * (y[start] + y[stop]) / 2  # of the curve over its chord
+    # The triangle of the chord and the point (t dx, (1 - t) dy) has the area (1/2 - t) dx dy.
+    t = (0.5 - above / np.where(dx * dy > 0, dx * dy, np.inf)).clip(0, 1)
+    inner = np.stack([x[start] + t * dx, y[start] + (1 - t) * dy], axis=1)
+    between = stop - start > 1
+    order = np.argsort(np.r_[kept, start[between] + 0.5])
+    return np.concatenate([points[kept], inner[between]])[order]
 
 
 def bin_of(confidences: np.ndarray) -> np.ndarray:

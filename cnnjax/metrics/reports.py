@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from cnnjax.files.runs import finite
 from cnnjax.metrics import tables
 from cnnjax.metrics.intervals import MEASURES, resampled
 from cnnjax.metrics.measures import BINS, Scored, auc, bin_of, roc, scored
-from cnnjax.runs import finite
 
 MOST_CLASSES = 20
 """Tables show every class up to this many; beyond, the worst ones."""

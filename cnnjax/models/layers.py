@@ -140,12 +140,21 @@ class BatchNormalization(nnx.BatchNorm):
     def __call__(
         self, x: jax.Array, use_running_average: bool | None = None, *, mask: jax.Array | None = None
     ) -> jax.Array:
-        """f32[..., C] to the same, or in the type of `x`: the statistics, of float32, do not widen it."""
+        """f32[N, ..., C] to the same, or in the type of `x`: the statistics, of float32, do not widen it.
+
+        Args:
+            x: What is normalised.
+            use_running_average: Whether by the stored statistics; as the layer's own attribute says if not given.
+            mask: Which numbers of `x` make the batch's statistics, of a shape that broadcasts to it; a mask of whole
+                rows, `bool[N, 1, ..., 1]`, is the quickest.
+        """
         running = self.use_running_average if use_running_average is None else use_running_average
-        if running or mask is not None:
+        of_rows = mask is None or mask.shape == (x.shape[0], *[1] * (x.ndim - 1))
+        if running or not of_rows:
             return super().__call__(x, use_running_average, mask=mask).astype(x.dtype)
         assert self.scale is not None and self.bias is not None
-        y, mean, variance = ops.batch_norm(x, self.scale[...], self.bias[...], self.epsilon)
+        counts = None if mask is None else mask.reshape(-1)
+        y, mean, variance = ops.batch_norm(x, self.scale[...], self.bias[...], self.epsilon, counts)
         for kept, found in ((self.mean, mean), (self.var, variance)):
             kept[...] = self.momentum * kept[...] + (1 - self.momentum) * lax.stop_gradient(found)
         return y
@@ -267,7 +276,7 @@ def batch_normalization(
     >>> batch_normalization(8, rngs=nnx.Rngs(0)).epsilon
     0.001
     """
-    return BatchNormalization(features, epsilon=epsilon, momentum=momentum, rngs=rngs)
+    return BatchNormalization(features, epsilon=epsilon, momentum=momentum, use_fast_variance=False, rngs=rngs)
 
 
 def layer_normalization(features: int, *, epsilon: float = 1e-3, rngs: nnx.Rngs) -> LayerNormalization:

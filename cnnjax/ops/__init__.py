@@ -8,11 +8,11 @@ Each operation is one `jax.custom_vjp` in a named `jax.jit`: it shows in a jaxpr
 depends on shapes, static arguments and whether the process has oneDNN alone (that of normalisation in training also on
 how many threads it has). Reverse mode works to any order; forward mode (`jax.jvp`) does not, but for `relu`.
 
-XLA's own libraries on CPU are Eigen and YNNPACK, and oneDNN where it was asked for it and has it (`cnnjax.onednn`):
-what that does well is left to it. Times as fast as XLA's own lowering, float32, batch 16, each layer alone (`python
-scripts/benchmark.py ops`, jax 0.12). On the left with oneDNN, two cores of an Intel Xeon (2 MiB of L2 cache a core),
-2026-11-28; on the right without it, two cores of an AMD EPYC, 2026-11-23, before both gradients took Winograd's
-products, and depthwise kernel gradients went by rows and padded nothing:
+On CPU, XLA's own libraries are Eigen and YNNPACK. jaxlib holds oneDNN too, which is asked for the convolutions, input
+gradients and products that it does well (`cnnjax.ops.onednn`). Times as fast as XLA's own lowering, float32, batch 16,
+each layer alone (`python scripts/benchmark.py ops`, jax 0.12). On the left with oneDNN, two cores of an Intel Xeon (2
+MiB of L2 cache a core), 2026-11-28; on the right without it, two cores of an AMD EPYC, 2026-11-23, before both
+gradients took Winograd's products, and depthwise kernel gradients went by rows and padded nothing:
 
 | layer | forward | input gradient | weight gradient | without: forward | input | weight |
 | --- | ---: | ---: | ---: | ---: | ---: | ---: |
@@ -43,25 +43,21 @@ products, and depthwise kernel gradients went by rows and padded nothing:
 (A plain 1 is the same operation on both sides.) Depthwise convolutions are shifted multiply-adds where oneDNN is not
 there or has none: strided ones' input gradients, and kernel gradients, which are a scan over rows of two images at a
 time that copies nothing, but that XLA runs in one thread; 1x1 are matrix products. Kernel gradients of outputs over 2
-MiB are summed a few images at a time; oneDNN in XLA has none, and what XLA makes of them there is kept from it
-(`native.py`), or laid out as patches where channels are few. Max pooling's gradient marks the first maximum; where a
-map is narrower than the window, forward and input gradient are products with its patches. Winograd's products gain more
-in a network than alone: VGG16's features at 180x180 go 8 % slower without them. BatchNorm's gradient gains where it
-stands in a network: a quarter of the elementwise work and sums of MobileNet's step, and a tenth of the step for not
-storing in the forward pass what the backward one can make again. XLA takes each sum over batch and space by itself, in
-all threads; where they are two at most, one loop takes two sums from one reading, forwards in 0.6 of the time of one
-thread and backwards in as much, which MobileNet 0.75's step gains 1.05 by with one thread. The rectifier's gradient
-reads its output, so that oneDNN rectifies what it writes and nothing else is kept: the lecture's step does 125 pictures
-a second instead of 114.
+MiB are summed a few images at a time, since oneDNN in jaxlib has none, or laid out as patches where channels are few.
+Max pooling's gradient marks the first maximum; where a map is narrower than the window, forward and input gradient are
+products with its patches. Winograd's products gain more in a network than alone: VGG16's features at 180x180 go 8 %
+slower without them. BatchNorm's gradient gains where it stands in a network: a quarter of the elementwise work and sums
+of MobileNet's step, and a tenth of the step for not storing in the forward pass what the backward one can make again.
+XLA takes each sum over batch and space by itself, in all threads; where they are two at most, one loop takes two sums
+from one reading, forwards in 0.6 of the time of one thread and backwards in as much, which MobileNet 0.75's step gains
+1.05 by with one thread. The rectifier's gradient reads its output, so that nothing else is kept.
 """
 
-from cnnjax.onednn import settle
 from cnnjax.ops.convolution import conv_general_dilated
 from cnnjax.ops.normalization import batch_norm
+from cnnjax.ops.onednn import use_onednn
 from cnnjax.ops.pooling import max_pool
 from cnnjax.ops.rectifier import relu
 from cnnjax.ops.spread import spread_over_devices
 
-__all__ = ["batch_norm", "conv_general_dilated", "max_pool", "relu", "spread_over_devices"]
-
-settle()
+__all__ = ["batch_norm", "conv_general_dilated", "max_pool", "relu", "spread_over_devices", "use_onednn"]

@@ -9,15 +9,17 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from cnnjax.ops import winograd
+from cnnjax.ops import onednn, winograd
 from cnnjax.ops.depthwise import depthwise
 from cnnjax.ops.native import (
     NHWC,
     convolution,
     gradients,
-    is_onednn,
+    input_gradient,
     kernel_gradient_by_patches,
     kernel_gradient_in_parts,
+    product,
+    reversible,
 )
 from cnnjax.ops.shifts import (
     Pads,
@@ -99,14 +101,15 @@ def conv_general_dilated(
     if plain:
         strides, window, channels = tuple(window_strides), rhs.shape[:2], lhs.shape[3]
         pads = explicit_padding(padding, lhs.shape[1:3], window, strides)
+        asks = onednn.takes(lhs.dtype) and not is_spread()
         sized = min(*pads[0], *pads[1]) >= 0 and min(out_size(lhs.shape[1:3], window, strides, pads)) > 0
         if sized and feature_group_count == channels == rhs.shape[3] and rhs.shape[2] == 1:
-            return depthwise(lhs, rhs, strides, pads, precision, is_spread())
+            return depthwise(lhs, rhs, strides, pads, precision, is_spread(), asks)
         if sized and feature_group_count == 1 and rhs.shape[2] == channels:
             if window == (1, 1) and strides == (1, 1) and pads == ((0, 0), (0, 0)):
-                return _pointwise_op(lhs, rhs, precision)
+                return _pointwise_op(lhs, rhs, precision, asks)
             # Of any size: whether a model is the same program at every batch size must not depend on it.
-            return _spatial_op(lhs, rhs, strides, pads, precision, is_spread())
+            return _spatial_op(lhs, rhs, strides, pads, precision, is_spread(), asks)
     return lax.conv_general_dilated(
         lhs,
         rhs,
@@ -123,10 +126,10 @@ def conv_general_dilated(
     )
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _pointwise(x: jax.Array, k: jax.Array, precision: Any) -> jax.Array:
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _pointwise(x: jax.Array, k: jax.Array, precision: Any, asks: bool) -> jax.Array:
     def on_cpu(x: jax.Array, k: jax.Array) -> jax.Array:
-        rows = lax.dot(x.reshape(-1, x.shape[3]), k[0, 0], precision=precision)
+        rows = product(x.reshape(-1, x.shape[3]), k[0, 0], asks, precision=precision)
         return rows.reshape(*x.shape[:3], k.shape[3])
 
     def native(x: jax.Array, k: jax.Array) -> jax.Array:
@@ -135,16 +138,21 @@ def _pointwise(x: jax.Array, k: jax.Array, precision: Any) -> jax.Array:
     return lax.platform_dependent(x, k, cpu=on_cpu, default=native)
 
 
-def _pointwise_forward(x: jax.Array, k: jax.Array, precision: Any) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return _pointwise(x, k, precision), (x, k)
+def _pointwise_forward(
+    x: jax.Array, k: jax.Array, precision: Any, asks: bool
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return _pointwise(x, k, precision, asks), (x, k)
 
 
-def _pointwise_backward(precision: Any, kept: tuple[jax.Array, jax.Array], g: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _pointwise_backward(
+    precision: Any, asks: bool, kept: tuple[jax.Array, jax.Array], g: jax.Array
+) -> tuple[jax.Array, jax.Array]:
     def input_on_cpu(x: jax.Array, k: jax.Array, g: jax.Array) -> jax.Array:
-        return lax.dot(g.reshape(-1, g.shape[3]), k[0, 0].T, precision=precision).reshape(x.shape)
+        return product(g.reshape(-1, g.shape[3]), k[0, 0], asks, (False, True), precision).reshape(x.shape)
 
     def kernel_on_cpu(x: jax.Array, k: jax.Array, g: jax.Array) -> jax.Array:
-        return lax.dot(x.reshape(-1, x.shape[3]).T, g.reshape(-1, g.shape[3]), precision=precision).reshape(k.shape)
+        rows, sums = x.reshape(-1, x.shape[3]), g.reshape(-1, g.shape[3])
+        return product(rows, sums, asks, (True, False), precision).reshape(k.shape)
 
     x, k = kept
     of_input, of_kernel = gradients((1, 1), ((0, 0), (0, 0)), precision)
@@ -162,8 +170,10 @@ def _narrow(size: Sequence[int], window: Sequence[int]) -> bool:
     return any(1 < m < k for m, k in zip(size, window, strict=True)) and math.prod(window) <= _MOST_TAPS
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4, 5))
-def _spatial(x: jax.Array, k: jax.Array, strides: Pair, pads: Pads, precision: Any, spread: bool) -> jax.Array:
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4, 5, 6))
+def _spatial(
+    x: jax.Array, k: jax.Array, strides: Pair, pads: Pads, precision: Any, spread: bool, asks: bool
+) -> jax.Array:
     def on_cpu(x: jax.Array, k: jax.Array) -> jax.Array:
         if _narrow(x.shape[1:3], k.shape[:2]):
             patches = jnp.concatenate(tap_views(pad_space(x, pads), k.shape[:2], strides), 3)
@@ -171,22 +181,24 @@ def _spatial(x: jax.Array, k: jax.Array, strides: Pair, pads: Pads, precision: A
             return lax.dot_general(
                 patches, taps, (((3,), (0,)), ((), ())), precision=precision, preferred_element_type=wide
             ).astype(x.dtype)
-        pays = not spread and strides == (1, 1) and winograd.pays(x, k, pads)
-        return winograd.convolution(x, k, pads) if pays else native(x, k)
+        if not spread and strides == (1, 1) and winograd.pays(x, k, pads, asks):
+            return winograd.convolution(x, k, pads, asks)
+        return onednn.convolution(x, k, strides, pads) if asks and onednn.fits(x, k, strides, pads, 1) else native(x, k)
 
     native = partial(convolution, strides=strides, pads=pads, precision=precision)
     return lax.platform_dependent(x, k, cpu=on_cpu, default=native)
 
 
 def _spatial_forward(
-    x: jax.Array, k: jax.Array, strides: Pair, pads: Pads, precision: Any, spread: bool
+    x: jax.Array, k: jax.Array, strides: Pair, pads: Pads, precision: Any, spread: bool, asks: bool
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return _spatial(x, k, strides, pads, precision, spread), (x, k)
+    return _spatial(x, k, strides, pads, precision, spread, asks), (x, k)
 
 
 def _spatial_backward(
-    strides: Pair, pads: Pads, precision: Any, spread: bool, kept: tuple[jax.Array, jax.Array], g: jax.Array
-) -> tuple[jax.Array, jax.Array]:
+    strides: Pair, pads: Pads, precision: Any, spread: bool, asks: bool, kept: tuple[jax.Array, jax.Array],
+    g: jax.Array,
+) -> tuple[jax.Array, jax.Array]:  # fmt: skip
     def input_on_cpu(x: jax.Array, k: jax.Array, g: jax.Array) -> jax.Array:
         if _narrow(g.shape[1:3], k.shape[:2]):
             taps, wide = k.reshape(-1, *k.shape[2:]), wide_type(x.dtype)
@@ -196,18 +208,18 @@ def _spatial_backward(
                 return lax.dot_general(g, taps[tap], contracted, precision=precision, preferred_element_type=wide)
 
             return scatter(tapped, [g], x.shape[1:3], k.shape[:2], strides, pads).astype(x.dtype)
-        if alone and winograd.pays_for_inputs(x, k, pads):
-            return winograd.input_gradient(x, k, g, pads)
-        return of_input(x, k, g)
+        if alone and winograd.pays_for_inputs(x, k, pads, asks):
+            return winograd.input_gradient(x, k, g, pads, asks)
+        return input_gradient(k, g, pads) if asks and alone and reversible(k, pads) else of_input(x, k, g)
 
     def kernel_on_cpu(x: jax.Array, k: jax.Array, g: jax.Array) -> jax.Array:
         n, size = x.shape[0], g.size * g.dtype.itemsize
         if alone and winograd.pays_for_kernel(x, k, pads, size // n > _CHUNK_BYTES):
-            return winograd.kernel_gradient(x, k, g, pads)
-        if not spread and is_onednn(x) and math.prod(k.shape[:3]) <= _SHORT_PATCH:
-            return kernel_gradient_by_patches(x, k, g, strides, pads, precision)
+            return winograd.kernel_gradient(x, k, g, pads, asks)
+        if asks and math.prod(k.shape[:3]) <= _SHORT_PATCH:
+            return kernel_gradient_by_patches(x, k, g, strides, pads)
         thin = strides != (1, 1) or x.shape[3] * 9 < _FEWEST_CHANNELS * math.prod(k.shape[:2])
-        if spread or size <= _LARGE_BYTES or (thin and is_onednn(x)):
+        if spread or size <= _LARGE_BYTES or (thin and asks):
             return of_kernel(x, k, g)
         step = max(_CHUNK_BYTES * n // size, -(-n // _MOST_CHUNKS), 1)
         return kernel_gradient_in_parts(x, k, g, strides, pads, precision, step)
@@ -225,5 +237,5 @@ _pointwise.defvjp(_pointwise_forward, _pointwise_backward)
 _spatial.defvjp(_spatial_forward, _spatial_backward)
 
 # Jitted, an operation is one equation whatever surrounds it, and is traced once for each shape.
-_pointwise_op = jax.jit(_pointwise, static_argnums=(2,))
-_spatial_op = jax.jit(_spatial, static_argnums=(2, 3, 4, 5))
+_pointwise_op = jax.jit(_pointwise, static_argnums=(2, 3))
+_spatial_op = jax.jit(_spatial, static_argnums=(2, 3, 4, 5, 6))

@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from cnnjax.ops.native import convolution, gradients, is_onednn
+from cnnjax.ops import onednn
+from cnnjax.ops.native import convolution, gradients, input_gradient, reversible
 from cnnjax.ops.shifts import Pads, Pair, pad_space, phase_views, scatter, tap_views, wide_type
 
 # Kernel gradients add up so many images' products at a time: more are no faster, take longer to compile, and from
@@ -15,11 +16,13 @@ from cnnjax.ops.shifts import Pads, Pair, pad_space, phase_views, scatter, tap_v
 _MOST_TERMS = 2
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4, 5))
-def _depthwise(x: jax.Array, k: jax.Array, strides: Pair, pads: Pads, precision: Any, spread: bool) -> jax.Array:
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4, 5, 6))
+def _depthwise(
+    x: jax.Array, k: jax.Array, strides: Pair, pads: Pads, precision: Any, spread: bool, asks: bool
+) -> jax.Array:
     def on_cpu(x: jax.Array, k: jax.Array) -> jax.Array:
-        if is_onednn(x):
-            return native(x, k)
+        if asks and onednn.fits(x, k, strides, pads, x.shape[3]):
+            return onednn.convolution(x, k, strides, pads, x.shape[3])
         wide = wide_type(x.dtype)
         taps = k.reshape(-1, k.shape[3]).astype(wide)
         views = tap_views(pad_space(x, pads), k.shape[:2], strides)
@@ -33,17 +36,18 @@ def _depthwise(x: jax.Array, k: jax.Array, strides: Pair, pads: Pads, precision:
 
 
 def _depthwise_forward(
-    x: jax.Array, k: jax.Array, strides: Pair, pads: Pads, precision: Any, spread: bool
+    x: jax.Array, k: jax.Array, strides: Pair, pads: Pads, precision: Any, spread: bool, asks: bool
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return _depthwise(x, k, strides, pads, precision, spread), (x, k)
+    return _depthwise(x, k, strides, pads, precision, spread, asks), (x, k)
 
 
 def _depthwise_backward(
-    strides: Pair, pads: Pads, precision: Any, spread: bool, kept: tuple[jax.Array, jax.Array], g: jax.Array
-) -> tuple[jax.Array, jax.Array]:
+    strides: Pair, pads: Pads, precision: Any, spread: bool, asks: bool, kept: tuple[jax.Array, jax.Array],
+    g: jax.Array,
+) -> tuple[jax.Array, jax.Array]:  # fmt: skip
     def input_on_cpu(x: jax.Array, k: jax.Array, g: jax.Array) -> jax.Array:
-        if is_onednn(x) and strides == (1, 1):
-            return of_input(x, k, g)
+        if asks and strides == (1, 1) and reversible(k, pads):
+            return input_gradient(k, g, pads, x.shape[3])
         wide = wide_type(x.dtype)
         taps = k.reshape(-1, k.shape[3]).astype(wide)
 
@@ -123,4 +127,4 @@ def _summed(x: jax.Array, g: jax.Array, window: Pair, strides: Pair, pads: Pads)
 _depthwise.defvjp(_depthwise_forward, _depthwise_backward)
 
 # Jitted, an operation is one equation whatever surrounds it, and is traced once for each shape.
-depthwise = jax.jit(_depthwise, static_argnums=(2, 3, 4, 5))
+depthwise = jax.jit(_depthwise, static_argnums=(2, 3, 4, 5, 6))

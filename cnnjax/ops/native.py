@@ -1,17 +1,17 @@
-"""XLA's own convolution and its gradients, and which of XLA's libraries computes them on CPU."""
+"""XLA's own convolution and its gradients."""
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from cnnjax import onednn
+from cnnjax.ops import onednn
+from cnnjax.ops.onednn import NHWC
 from cnnjax.ops.shifts import Pads, Pair, wide_type
-
-NHWC = ("NHWC", "HWIO", "NHWC")
 
 
 def convolution(x: jax.Array, k: jax.Array, strides: Pair, pads: Pads, precision: Any, groups: int = 1) -> jax.Array:
@@ -34,62 +34,49 @@ def gradients(
     return of_input, of_kernel
 
 
-def is_onednn(x: jax.Array) -> bool:
-    """Whether the CPU hands a convolution of such images to oneDNN."""
-    return x.dtype == jnp.float32 and onednn.answers()
+def product(
+    a: jax.Array, b: jax.Array, asks: bool, transpose: tuple[bool, bool] = (False, False), precision: Any = None
+) -> jax.Array:
+    """The product of two matrices, either of them transposed first; `asks` oneDNN for it, on CPU."""
+    if asks:
+        return onednn.product(a, b, transpose=transpose)
+    contracted = (0 if transpose[0] else 1,), (1 if transpose[1] else 0,)
+    return lax.dot_general(a, b, (contracted, ((), ())), precision=precision)
 
 
 def kernel_gradient_in_parts(
     x: jax.Array, k: jax.Array, g: jax.Array, strides: Pair, pads: Pads, precision: Any, images: int
 ) -> jax.Array:
-    """The kernel's gradient, summed over so many images at a time and, under oneDNN, over two halves of their rows.
-
-    oneDNN in XLA knows no kernel gradients, and takes them for convolutions with windows as large as the image. A half
-    is given one row of the other, cut off again by a negative padding: that alone XLA leaves to Eigen, which takes half
-    the time.
-    """
-    halves = 2 if is_onednn(x) and g.shape[1] > 1 else 1
-    middle = -(-g.shape[1] // halves)
+    """The kernel's gradient, summed over so many images at a time."""
     _, of_kernel = gradients(strides, pads, precision)
-
-    def part(x: jax.Array, g: jax.Array) -> list[jax.Array]:
-        if halves == 1:
-            return [of_kernel(x, k, g)]
-        return [_over_rows(x, k, g, strides, pads, precision, rows) for rows in ((0, middle), (middle, g.shape[1]))]
-
-    parts = [p for i in range(0, len(x), images) for p in part(x[i : i + images], g[i : i + images])]
+    parts = [of_kernel(x[i : i + images], k, g[i : i + images]) for i in range(0, len(x), images)]
     sums = [p.astype(wide_type(k.dtype)) for p in parts]
     return sum(sums[1:], sums[0]).astype(k.dtype)
 
 
-def kernel_gradient_by_patches(
-    x: jax.Array, k: jax.Array, g: jax.Array, strides: Pair, pads: Pads, precision: Any
-) -> jax.Array:
-    """The kernel's gradient as one product of patches and g, where a patch is short.
+def reversible(k: jax.Array, pads: Pads) -> bool:
+    """Whether the input's gradient, without a stride, is a convolution that oneDNN has: padding within the window."""
+    return all(p < w for pair, w in zip(pads, k.shape[:2], strict=True) for p in pair)
+
+
+def input_gradient(k: jax.Array, g: jax.Array, pads: Pads, groups: int = 1) -> jax.Array:
+    """The input's gradient of a convolution without a stride, plain or depthwise, by oneDNN: a convolution of g with
+    the kernel turned round."""
+    turned = k[::-1, ::-1] if groups > 1 else k[::-1, ::-1].transpose(0, 1, 3, 2)
+    (top, bottom), (left, right) = pads
+    rows, columns = k.shape[0] - 1, k.shape[1] - 1
+    beyond = ((rows - top, rows - bottom), (columns - left, columns - right))
+    return onednn.convolution(g, turned, (1, 1), beyond, groups)
+
+
+def kernel_gradient_by_patches(x: jax.Array, k: jax.Array, g: jax.Array, strides: Pair, pads: Pads) -> jax.Array:
+    """The kernel's gradient as one product of patches and g, by oneDNN, where a patch is short.
 
     The patches are made by a convolution whose kernel is the identity: XLA's own way of laying them out takes longer.
     """
     size = math.prod(k.shape[:3])
-    patches = convolution(x, jnp.eye(size, dtype=x.dtype).reshape(*k.shape[:3], size), strides, pads, None)
+    one_each = jnp.eye(size, dtype=x.dtype).reshape(*k.shape[:3], size)
+    fits = onednn.fits(x, one_each, strides, pads, 1)
+    patches = (onednn.convolution if fits else partial(convolution, precision=None))(x, one_each, strides, pads)
     rows, sums = patches.reshape(-1, size), g.reshape(-1, g.shape[3])
-    return lax.dot_general(rows, sums, (((0,), (0,)), ((), ())), precision=precision).reshape(k.shape)
-
-
-def _over_rows(
-    x: jax.Array, k: jax.Array, g: jax.Array, strides: Pair, pads: Pads, precision: Any, rows: tuple[int, int]
-) -> jax.Array:
-    """What outputs of rows[0] up to rows[1] contribute."""
-    (above, _), (left, _) = pads
-    (height, width), (window, across) = x.shape[1:3], k.shape[:2]
-    first, beyond = rows[0] * strides[0] - above, (rows[1] - 1) * strides[0] - above + window
-    start, stop = max(first - 1, 0), min(beyond + 1, height)
-    right = across + (g.shape[2] - 1) * strides[1] - width - left
-    return lax.conv_general_dilated(
-        x[:, start:stop],
-        g[:, slice(*rows)],
-        (1, 1),
-        ((start - first, beyond - stop), (left, right)),
-        rhs_dilation=strides,
-        dimension_numbers=("CHWN", "IHWO", "HWNC"),
-        precision=precision,
-    )
+    return onednn.product(rows, sums, transpose=(True, False)).reshape(k.shape)

@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from cnnjax import onednn
 from cnnjax.ops.shifts import Pads, Pair, explicit_padding, pad_space, scatter, tap_views, wide_type
 
 
@@ -52,14 +51,7 @@ def max_pool(
 
 @partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
 def _max_pool(x: jax.Array, window: Pair, strides: Pair, pads: Pads) -> jax.Array:
-    def on_cpu(x: jax.Array) -> jax.Array:
-        if not onednn.answers():
-            return native(x)
-        # Otherwise YNNPACK, which has the maximum, takes the convolutions before and after it too, a third slower.
-        return lax.optimization_barrier(native(lax.optimization_barrier(x)))
-
-    native = partial(_native_max, window=window, strides=strides, pads=pads)
-    return lax.platform_dependent(x, cpu=on_cpu, default=native)
+    return _native_max(x, window, strides, pads)
 
 
 def _native_max(x: jax.Array, window: Pair, strides: Pair, pads: Pads) -> jax.Array:

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from cnnjax.ops.native import is_onednn
+from cnnjax.ops.native import product
 from cnnjax.ops.shifts import Pads, Pair, out_size, pad_space
 
 _Matrix = Sequence[Sequence[float]]
@@ -33,14 +33,15 @@ _TILES = 512
 _CHUNK_BYTES = 160 << 20  # of transformed inputs and outputs at a time
 
 
-def pays(x: jax.Array, k: jax.Array, pads: Pads) -> bool:
-    """Whether this is faster than XLA's own convolution, on CPU, by the measurements in `cnnjax.ops`."""
-    return _pays(x, k, pads, 256 if is_onednn(x) else 128, 256)
+def pays(x: jax.Array, k: jax.Array, pads: Pads, asks: bool) -> bool:
+    """Whether this is faster, on CPU, than the convolution of XLA, or of oneDNN where it is asked, by the measurements
+    in `cnnjax.ops`."""
+    return _pays(x, k, pads, 256 if asks else 128, 256)
 
 
-def pays_for_inputs(x: jax.Array, k: jax.Array, pads: Pads) -> bool:
+def pays_for_inputs(x: jax.Array, k: jax.Array, pads: Pads, asks: bool) -> bool:
     """The same of the input's gradient."""
-    fewest = 256 if is_onednn(x) else 128
+    fewest = 256 if asks else 128
     return _pays(x, k, pads, fewest, fewest)
 
 
@@ -55,24 +56,24 @@ def _pays(x: jax.Array, k: jax.Array, pads: Pads, fewest: int, most: int) -> boo
     return x.dtype == jnp.float32 and k.shape[:2] == (3, 3) and wide and n * math.prod(_tiles(x, pads)) >= _TILES
 
 
-def convolution(x: jax.Array, k: jax.Array, pads: Pads) -> jax.Array:
-    """The convolution of f32[N, H, W, C] with f32[3, 3, C, D], stride 1."""
+def convolution(x: jax.Array, k: jax.Array, pads: Pads, asks: bool) -> jax.Array:
+    """The convolution of f32[N, H, W, C] with f32[3, 3, C, D], stride 1; `asks` oneDNN for the products."""
     tiles, out, kernels = _tiles(x, pads), _out(x, pads), _of_kernel(k)
 
     def of_images(x: jax.Array) -> jax.Array:
-        products = _products(_of_inputs(x, tiles), kernels, _rows)
+        products = _products(_of_inputs(x, tiles), kernels, _rows, asks)
         return _joined(_both(_A, products))[:, : out[0], : out[1]]
 
     return _in_parts(of_images, tiles, k, _padded(x, pads, tiles))
 
 
-def input_gradient(x: jax.Array, k: jax.Array, g: jax.Array, pads: Pads) -> jax.Array:
+def input_gradient(x: jax.Array, k: jax.Array, g: jax.Array, pads: Pads, asks: bool) -> jax.Array:
     """The gradient of `convolution`'s input, from that of its output, f32[N, H', W', D]."""
     tiles, kernels = _tiles(x, pads), _of_kernel(k)
     (top, _), (left, _) = pads
 
     def of_images(g: jax.Array) -> jax.Array:
-        parts = _both(_transposed(_B), _products(_of_outputs(g, tiles), kernels, _rows_back))
+        parts = _both(_transposed(_B), _products(_of_outputs(g, tiles), kernels, _rows_back, asks))
         columns = [[_overlapping(row[s], row[s + 2], 2) for s in range(2)] for row in parts]
         whole = _joined([[_overlapping(columns[r][s], columns[r + 2][s], 1) for s in range(2)] for r in range(2)])
         return whole[:, top : top + x.shape[1], left : left + x.shape[2]]
@@ -80,12 +81,12 @@ def input_gradient(x: jax.Array, k: jax.Array, g: jax.Array, pads: Pads) -> jax.
     return _in_parts(of_images, tiles, k, _even(g, tiles))
 
 
-def kernel_gradient(x: jax.Array, k: jax.Array, g: jax.Array, pads: Pads) -> jax.Array:
+def kernel_gradient(x: jax.Array, k: jax.Array, g: jax.Array, pads: Pads, asks: bool) -> jax.Array:
     """The gradient of `convolution`'s kernel, likewise."""
     tiles = _tiles(x, pads)
 
     def of_images(x: jax.Array, g: jax.Array) -> jax.Array:
-        sums = _products(_of_inputs(x, tiles), _of_outputs(g, tiles), _summed)
+        sums = _products(_of_inputs(x, tiles), _of_outputs(g, tiles), _summed, asks)
         return jnp.stack([jnp.stack(row) for row in _both(_transposed(_G), sums)])
 
     def add(total: jax.Array, images: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
@@ -158,27 +159,24 @@ def _of_outputs(g: jax.Array, tiles: Pair) -> _Tile:
     return _both(_transposed(_A), [[phases[:, :, a, :, b] for b in range(2)] for a in range(2)])
 
 
-def _products(left: _Tile, right: _Tile, product: Callable[[jax.Array, jax.Array], jax.Array]) -> _Tile:
-    return [[product(a, b) for a, b in zip(row, other, strict=True)] for row, other in zip(left, right, strict=True)]
+def _products(left: _Tile, right: _Tile, of: Callable[[jax.Array, jax.Array, bool], jax.Array], asks: bool) -> _Tile:
+    pairs = [list(zip(row, other, strict=True)) for row, other in zip(left, right, strict=True)]
+    return [[of(a, b, asks) for a, b in row] for row in pairs]
 
 
-def _rows(x: jax.Array, k: jax.Array) -> jax.Array:
+def _rows(x: jax.Array, k: jax.Array, asks: bool) -> jax.Array:
     """f32[N, h, w, C] and f32[C, D] to f32[N, h, w, D], as a product of matrices."""
-    return lax.dot(x.reshape(-1, x.shape[3]), k).reshape(*x.shape[:3], k.shape[1])
+    return product(x.reshape(-1, x.shape[3]), k, asks).reshape(*x.shape[:3], k.shape[1])
 
 
-def _rows_back(g: jax.Array, k: jax.Array) -> jax.Array:
+def _rows_back(g: jax.Array, k: jax.Array, asks: bool) -> jax.Array:
     """f32[N, h, w, D] and f32[C, D] to f32[N, h, w, C]."""
-    return _contracted(g.reshape(-1, g.shape[3]), k, 1).reshape(*g.shape[:3], k.shape[0])
+    return product(g.reshape(-1, g.shape[3]), k, asks, (False, True)).reshape(*g.shape[:3], k.shape[0])
 
 
-def _summed(x: jax.Array, g: jax.Array) -> jax.Array:
+def _summed(x: jax.Array, g: jax.Array, asks: bool) -> jax.Array:
     """f32[N, h, w, C] and f32[N, h, w, D] to f32[C, D]."""
-    return _contracted(x.reshape(-1, x.shape[3]), g.reshape(-1, g.shape[3]), 0)
-
-
-def _contracted(a: jax.Array, b: jax.Array, axis: int) -> jax.Array:
-    return lax.dot_general(a, b, (((axis,), (axis,)), ((), ())))
+    return product(x.reshape(-1, x.shape[3]), g.reshape(-1, g.shape[3]), asks, (True, False))
 
 
 def _joined(phases: _Tile) -> jax.Array:

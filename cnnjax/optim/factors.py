@@ -17,13 +17,16 @@ def path_of(keys: tuple[Any, ...]) -> str:
     return jax.tree_util.keystr(keys, simple=True, separator="/")
 
 
-def by_groups(groups: Mapping[str, float], paths: Iterable[str]) -> Callable[[str], float]:
+def by_groups(
+    groups: Mapping[str, float], paths: Iterable[str] | Mapping[str, Sequence[str]]
+) -> Callable[[str], float]:
     """One factor for each group of leaves.
 
     Args:
         groups: shell pattern -> factor. A pattern names leaves, or modules above them (`"head"`,
             `"backbone/block5*"`; `*` also crosses `/`). A leaf takes its first match, or 1 without any.
-        paths: paths of the model's leaves, also those that train later only.
+        paths: paths of the model's leaves, also those that train later only; `cnnjax.functional.names_of` gives
+            all paths of those that are shared.
 
     Raises:
         ValueError: if a pattern matches no path (all such are named, with the nearest), or a factor is not
@@ -35,7 +38,8 @@ def by_groups(groups: Mapping[str, float], paths: Iterable[str]) -> Callable[[st
         >>> factor("head/dense/bias"), factor("backbone/block5_conv1/kernel"), factor("backbone/block4_conv1/kernel")
         (1.0, 0.3, 0.1)
     """
-    paths = list(paths)
+    names = paths if isinstance(paths, Mapping) else {path: (path,) for path in paths}
+    paths = [name for every in names.values() for name in every]
     modules = {"/".join(parts[: k + 1]) for parts in (p.split("/") for p in paths) for k in range(len(parts))}
     missed = []
     for pattern, factor in groups.items():
@@ -45,7 +49,12 @@ def by_groups(groups: Mapping[str, float], paths: Iterable[str]) -> Callable[[st
             missed.append(f"  {pattern!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
     if missed:
         raise ValueError(f"patterns that match none of {len(paths)} leaves:\n" + "\n".join(missed))
-    return lambda path: next((factor for pattern, factor in groups.items() if _matches(path, pattern)), 1.0)
+
+    def look_up(path: str) -> float:
+        own = names.get(path, (path,))
+        return next((factor for pattern, factor in groups.items() if any(_matches(n, pattern) for n in own)), 1.0)
+
+    return look_up
 
 
 def by_depth(paths: Sequence[str], factor: float) -> Callable[[str], float]:

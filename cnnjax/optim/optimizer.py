@@ -33,8 +33,26 @@ def _by_leaf(inner: optax.GradientTransformation) -> optax.GradientTransformatio
     return optax.GradientTransformation(init, update)
 
 
+def _scale_by_keras_adam(b1: float = 0.9, b2: float = 0.999, epsilon: float = 1e-7) -> optax.GradientTransformation:
+    """Adam's direction as Keras computes it, in the state of `optax.scale_by_adam`.
+
+    Keras adds epsilon to the root of the second moment as it is (Kingma & Ba 2015, the end of section 2), optax to that
+    of the corrected one: epsilon then counts less by sqrt(1 - b2^t), 32 times less in the first step.
+    """
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, optax.ScaleByAdamState]:
+        count = optax.safe_increment(state.count)
+        mu = jax.tree.map(lambda m, g: m + (g - m) * (1 - b1), state.mu, updates)
+        nu = jax.tree.map(lambda v, g: v + (g * g - v) * (1 - b2), state.nu, updates)
+        correction = jnp.sqrt(1 - jnp.float32(b2) ** count) / (1 - jnp.float32(b1) ** count)
+        steps = jax.tree.map(lambda m, v: m * correction.astype(m.dtype) / (jnp.sqrt(v) + epsilon), mu, nu)
+        return steps, optax.ScaleByAdamState(count=count, mu=mu, nu=nu)
+
+    return optax.GradientTransformation(optax.scale_by_adam().init, update)
+
+
 def _adam() -> optax.GradientTransformation:
-    return _by_leaf(optax.scale_by_adam(eps=1e-7))
+    return _by_leaf(_scale_by_keras_adam())
 
 
 # name -> (direction, Keras's learning rate, Keras's weight decay of all leaves)

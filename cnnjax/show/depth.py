@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
+from cnnjax.files.runs import write_whole
 from cnnjax.metrics.intervals import interval
-from cnnjax.runs import write_whole
 
 _COLUMNS = (
     "freeze first_trainable frozen_layers learning_rate trainable_parameters "

@@ -8,7 +8,7 @@ import numpy as np
 from flax import nnx
 from jax.typing import ArrayLike
 
-from cnnjax.functional import leaves_of, model_name, modules
+from cnnjax.functional import Leaves, model_name, modules, named_variables
 from cnnjax.hooks import checked_layer
 from cnnjax.show.maps import called
 from cnnjax.summaries.measure import known_shape
@@ -54,7 +54,7 @@ def convolution(
     >>> found.layer, found.kernel.shape, found.norm
     ('conv2d_1', (3, 3, 3, 4), '')
     """
-    name, shape, leaves = model_name(model), known_shape(model, input_shape), leaves_of(model)
+    name, shape, leaves = model_name(model), known_shape(model, input_shape), _leaves(model)
     if shape is None:
         raise ValueError(f"the size of {name}'s pictures is not known: give input_shape, (H, W, C)")
     found = called(model, shape)
@@ -87,11 +87,16 @@ def first_maps(model: nnx.Module, input_shape: Sequence[int]) -> str:
 
 
 def _convolutions(model: nnx.Module, order: Iterable[str]) -> list[str]:
-    leaves = leaves_of(model)
+    leaves = _leaves(model)
     found = [path for path in order if f"{path}/kernel" in leaves and leaves[f"{path}/kernel"].ndim == 4]
     if not found:
         raise ValueError(f"{model_name(model)} calls no layer with a kernel f32[F, F, C, K]")
     return found
+
+
+def _leaves(model: nnx.Module) -> Leaves:
+    """By every path that leads to them: layers may share a kernel."""
+    return {path: variable.get_value() for path, variable in named_variables(model).items()}
 
 
 def filter_images(kernel: ArrayLike) -> np.ndarray:

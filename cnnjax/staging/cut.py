@@ -7,7 +7,8 @@ import numpy as np
 from jax.extend import core
 
 from cnnjax.staging.times import ELEMENTWISE, FIXED, Known, Time
-from cnnjax.staging.trace import GROUPS, describe, describe_literal, digest, inner_jaxprs, open_jaxpr
+from cnnjax.staging.trace import GROUPS, digest, inner_jaxprs, open_jaxpr
+from cnnjax.staging.wording import literal
 
 # Equations that cost next to nothing: they may run in every step if that lets us store fewer bytes.
 _CHEAP = ELEMENTWISE | {
@@ -166,22 +167,20 @@ def after_large(
     return handed, max(shares([*handed, *(v for eqn in steps[cut:] for v in eqn.outvars)]), default=0)
 
 
-def fingerprints(jaxpr: Any, wanted: Sequence[Any], leaves: dict[Any, str]) -> dict[Any, str]:
+def fingerprints(jaxpr: Any, wanted: Sequence[Any], leaves: dict[Any, str], said: dict[int, str]) -> dict[Any, str]:
     """A key for every early value on the way to `wanted`: a digest of the expression that made it.
 
     Args:
-        jaxpr: a flat jaxpr traced at a canonical batch size.
+        jaxpr: a flat jaxpr.
         wanted: the values to be stored.
         leaves: digests of the inputs (weights by content, the images by a fixed word).
+        said: what each early equation does, by its index, in words that hold at every batch size.
     """
     keys = dict(leaves)
     for index in needed(jaxpr, wanted, ())[0]:
         eqn = jaxpr.eqns[index]
-        ins = [
-            describe_literal(a) if isinstance(a, core.Literal) else keys[a]
-            for a in eqn.invars
-        ]  # fmt: skip
-        text = f"{eqn.primitive.name}{describe(dict(eqn.params))}({','.join(ins)})"
+        ins = [literal(a, a) if isinstance(a, core.Literal) else keys[a] for a in eqn.invars]
+        text = f"{said[index]}({','.join(ins)})"
         for k, var in enumerate(eqn.outvars):
-            keys[var] = digest(f"{k}:{var.aval.str_short()}={text}")
+            keys[var] = digest(f"{k}={text}")
     return keys

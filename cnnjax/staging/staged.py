@@ -13,16 +13,14 @@ from jax.extend import core
 
 from cnnjax.staging.cut import after_large, fingerprints, frontier, made_of, needed, row_bytes
 from cnnjax.staging.fold import folded
-from cnnjax.staging.times import ELEMENTWISE, FIXED, LATE, Known, ProgramDiffers, Time, binding_times, same
-from cnnjax.staging.trace import describe, digest, flat_trace, inner_jaxprs, open_jaxpr, part
+from cnnjax.staging.times import FIXED, LATE, Known, ProgramDiffers, Time, binding_times, check_wiring, same
+from cnnjax.staging.trace import digest, flat_trace, inner_jaxprs, open_jaxpr, part
+from cnnjax.staging.wording import Unlike, equation, literal, traced_at_two
 
 _Run = Callable[[dict[Any, Any]], list[jax.Array]]
 
 # A value is large if this many images' shares of it fill the cache that is made room for.
 _TOGETHER = 16
-
-# Two unequal batch sizes that no layer is likely to have; keys are made at the first.
-_SIZES = (5, 7)
 
 
 @dataclass(frozen=True)
@@ -57,9 +55,12 @@ class Staged:
             changes from step to step (trainable weights, random keys).
         fixed: the frozen arrays, by value: their content is part of the features' keys.
         image: shape and dtype of one image.
-        late: the late arguments, as arrays or abstract shapes.
-        batches: batch sizes it will be run at. If the program is another one at some of them (rare: it
-            chooses by size), nothing is cut, and what is stored is the images.
+        late: the late arguments, as arrays or abstract shapes; a function from a batch size to them, where some have a
+            row for each image.
+        batches: batch sizes it will be run at, first of all one that `fn` must take. The program is traced at each:
+            what is another operation at one of them is left to the step. If it cannot be followed through all of them
+            (it has other equations, or raises at a size that is not the first), nothing is cut, and what is stored is
+            the images. None given: any two sizes that `fn` takes are compared.
 
     Example:
         >>> w = {"frozen": jnp.ones((3, 2))}
@@ -77,37 +78,56 @@ class Staged:
     ):
         self._fn, self.image = fn, image
         self._fixed = jax.tree.map(_abstract, fixed)
-        self._late = jax.tree.map(_abstract, late)
+        self._late = late if callable(late) else lambda batch: late
         self._fixed_count = len(jax.tree.leaves(fixed))
         self._traces: dict[int, tuple[Any, list[Any], Any]] = {}
+        self._owns: dict[int, dict[Any, Any]] = {}
         # Sizes that are asked for later are traced as the first one is: operations may go by the context.
         self._context = copy_context()
+        self._opened = True
+        leaves, named = jax.tree.leaves(fixed), tuple(dict.fromkeys(batches))
         try:
-            self._split(jax.tree.leaves(fixed), batches)
+            # Keys do not depend on the two sizes; the trace at the first is the one that all else is told by.
+            pair = (*named, 2 * named[0])[:2] if named else traced_at_two(self._trace)[0]
+            self._sizes = pair[0], pair[1]
+            self._split(leaves)
+            for batch in named[2:]:
+                self._at(batch)
         except ProgramDiffers:
             # The whole program is late: as one call, its batch size is its own affair.
-            self._fn = jax.jit(fn)
+            self._fn, self._opened = jax.jit(fn), False
             self._traces.clear()
-            self._split(jax.tree.leaves(fixed), (), opened=False)
+            self._owns.clear()
+            self._keep_whole(leaves)
 
-    def _split(self, fixed: list[Any], batches: Sequence[int], opened: bool = True) -> None:
-        self._opened = opened
-        jaxpr, consts, _ = self._trace(_SIZES[0])
-        late = len(jax.tree.leaves(self._late))
-        known = [FIXED] * self._fixed_count + [Known(Time.IMAGE, 0)] + [LATE] * late
-        if opened:
-            other, other_consts, _ = self._trace(_SIZES[1])
-            self.times = binding_times(jaxpr, other, known, _SIZES, (consts, other_consts))
-            for batch in batches:
-                self._at(batch)
-        else:
-            made = [*jaxpr.constvars, *(v for eqn in jaxpr.eqns for v in eqn.outvars)]
-            self.times = dict(zip(jaxpr.invars, known, strict=True)) | dict.fromkeys(made, LATE)
+    def _inputs(self) -> list[Known]:
+        late = len(jax.tree.leaves(self._late(self._sizes[0])))
+        return [FIXED] * self._fixed_count + [Known(Time.IMAGE, 0)] + [LATE] * late
+
+    def _split(self, fixed: list[Any]) -> None:
+        jaxpr, consts, _ = self._trace(self._sizes[0])
+        other, other_consts, _ = self._reached(self._sizes[1])
+        self._said: dict[int, str] = {}
+        constants = (consts, other_consts)
+        self.times = binding_times(jaxpr, other, self._inputs(), self._sizes, constants, self._said)
+        self._owns[self._sizes[1]] = check_wiring(jaxpr, other, self._sizes)
         self._cut, self._late_eqns = frontier(jaxpr, self.times)
         self._stored = [v for v in self._cut if self.times[v].time is Time.IMAGE]
+        self._name(jaxpr, consts, fixed)
+
+    def _keep_whole(self, fixed: list[Any]) -> None:
+        jaxpr, consts, _ = self._trace(self._sizes[0])
+        made = [*jaxpr.constvars, *(v for eqn in jaxpr.eqns for v in eqn.outvars)]
+        self.times = dict(zip(jaxpr.invars, self._inputs(), strict=True)) | dict.fromkeys(made, LATE)
+        self._said = {}
+        self._cut, self._late_eqns = list(jaxpr.invars[: self._fixed_count + 1]), list(range(len(jaxpr.eqns)))
+        self._stored = [jaxpr.invars[self._fixed_count]]
+        self._name(jaxpr, consts, fixed)
+
+    def _name(self, jaxpr: Any, consts: list[Any], fixed: list[Any]) -> None:
         leaves = dict(zip(jaxpr.constvars, map(digest, consts), strict=True))
         leaves |= dict(zip(jaxpr.invars, [*map(digest, fixed), "images"], strict=False))
-        self._keys = fingerprints(jaxpr, self._stored, leaves)
+        self._keys = fingerprints(jaxpr, self._cut, leaves, self._said)
         self.features = tuple(self._feature(v) for v in self._stored)
 
     def _feature(self, var: Any) -> Feature:
@@ -122,52 +142,61 @@ class Staged:
     def _trace(self, batch: int) -> tuple[Any, list[Any], Any]:
         if batch not in self._traces:
             images = jax.ShapeDtypeStruct((batch, *self.image.shape), self.image.dtype)
-            trace = partial(flat_trace, self._fn, self._fixed, images, self._late, opened=self._opened)
+            late = jax.tree.map(_abstract, self._late(batch))
+            trace = partial(flat_trace, self._fn, self._fixed, images, late, opened=self._opened)
             self._traces[batch] = self._context.copy().run(trace)
-            first = self._traces[next(iter(self._traces))][0]
-            names = [e.primitive for e in self._traces[batch][0].eqns]
-            if names != [e.primitive for e in first.eqns]:
-                del self._traces[batch]
-                raise ProgramDiffers(
-                    f"the model is another program at batch size {batch} than at {_SIZES[0]}: name it in `batches`"
-                )
         return self._traces[batch]
 
-    def _at(self, batch: int) -> tuple[Any, list[Any], Any, dict[Any, Any]]:
-        """The trace at a batch size, and the map from the canonical trace's variables to its own."""
-        fresh = batch not in self._traces
-        jaxpr, consts, tree = self._trace(batch)
-        first = self._trace(_SIZES[0])[0]
-        own = dict(zip([*first.constvars, *first.invars], [*jaxpr.constvars, *jaxpr.invars], strict=True))
-        for a, b in zip(first.eqns, jaxpr.eqns, strict=True):
-            own.update(zip(a.outvars, b.outvars, strict=True))
-        if fresh and self._opened:
-            self._check_early(jaxpr, consts, batch, own)
-        return jaxpr, consts, tree, own
+    def _reached(self, batch: int) -> tuple[Any, list[Any], Any]:
+        """The trace at a size that the model need not take."""
+        try:
+            return self._trace(batch)
+        except Exception as error:
+            raise ProgramDiffers(f"the model cannot be run at batch size {batch}: {error}") from error
 
-    def _check_early(self, jaxpr: Any, consts: list[Any], batch: int, own: dict[Any, Any]) -> None:
-        """Early equations must mean the same at every batch size: a model may choose a number by its size."""
-        first, constants, _ = self._trace(_SIZES[0])
-        early = [self.times[v].time is not Time.LATE for v in first.constvars]
-        fine = all(same(p, q) for p, q, use in zip(constants, consts, early, strict=True) if use)
-        for a, b in zip(first.eqns, jaxpr.eqns, strict=True):
-            if any(self.times[v].time is Time.LATE for v in a.outvars):
-                continue
-            for p, q in zip(a.invars, b.invars, strict=True):
-                if isinstance(p, core.Literal):
-                    fine &= isinstance(q, core.Literal) and same(p.val, q.val)
-                else:
-                    fine &= own[p] is q
-            if a.primitive.name in ELEMENTWISE:
-                fine &= describe(dict(a.params)) == describe(dict(b.params))
-        if not fine:
-            del self._traces[batch]
-            raise ProgramDiffers(f"the model computes something else at batch size {batch}: name it in `batches`")
+    def _at(self, batch: int) -> tuple[Any, list[Any], Any, dict[Any, Any]]:
+        """The trace at a batch size, and the map from the first trace's variables to its own."""
+        jaxpr, consts, tree = self._reached(batch)
+        if batch not in self._owns:
+            try:
+                self._owns[batch] = self._checked(jaxpr, consts, batch)
+            except ProgramDiffers:
+                del self._traces[batch]
+                raise
+        return jaxpr, consts, tree, self._owns[batch]
+
+    def _checked(self, jaxpr: Any, consts: list[Any], batch: int) -> dict[Any, Any]:
+        """That map, if early equations are the same at this batch size: a model may choose by it what it computes."""
+        first, constants, _ = self._trace(self._sizes[0])
+        own = check_wiring(first, jaxpr, (self._sizes[0], batch))
+        if batch == self._sizes[0]:
+            return own
+        try:
+            for v, p, q in zip(first.constvars, constants, consts, strict=True):
+                if self.times[v].time is not Time.LATE and not same(p, q):
+                    raise Unlike("a constant")
+            for k, said in self._said.items():
+                x, y = first.eqns[k], jaxpr.eqns[k]
+                for p, q in zip(x.invars, y.invars, strict=True):
+                    if isinstance(p, core.Literal):
+                        literal(p, q)
+                if equation(x, y, (self._sizes[0], batch)) != said:
+                    raise Unlike(x.primitive.name)
+        except Unlike as error:
+            raise ProgramDiffers(
+                f"the model computes something else at batch size {batch} ({error}): name it in `batches`"
+            ) from error
+        return own
 
     @cached_property
     def intermediates(self) -> tuple[Feature, ...]:
         """Every value on the way to the frontier: if one is stored, the pass can start from it."""
         return tuple(self._feature(v) for v in self._keys if self.times[v].time is Time.IMAGE)
+
+    @property
+    def cut(self) -> tuple[str, ...]:
+        """Keys of all that is handed over the cut, in order: programs with the same share constants and features."""
+        return tuple(self._keys[v] for v in self._cut)
 
     @property
     def bytes_per_image(self) -> int:
@@ -177,7 +206,7 @@ class Staged:
     @property
     def stores_images_only(self) -> bool:
         """Whether the frontier lies at the input: no layer can be computed beforehand."""
-        return all(v in self._trace(_SIZES[0])[0].invars for v in self._stored)
+        return all(v in self._trace(self._sizes[0])[0].invars for v in self._stored)
 
     @cached_property
     def blocked(self) -> tuple[str, ...]:
@@ -186,7 +215,7 @@ class Staged:
         They mix the images of a batch, or are not known to keep them apart. Empty for common networks.
         """
         found = []
-        for eqn in self._trace(_SIZES[0])[0].eqns:
+        for eqn in self._trace(self._sizes[0])[0].eqns:
             ins = [self.times[a].time for a in eqn.invars if not isinstance(a, core.Literal)]
             late = any(self.times[v].time is Time.LATE for v in eqn.outvars)
             if late and ins and Time.LATE not in ins:
@@ -196,7 +225,7 @@ class Staged:
     @cached_property
     def late_primitives(self) -> frozenset[str]:
         """Names of all operations that run in every step, those inside calls included."""
-        jaxpr = self._trace(_SIZES[0])[0]
+        jaxpr = self._trace(self._sizes[0])[0]
         found: set[str] = set()
 
         def visit(eqns: Sequence[Any]) -> None:
@@ -210,9 +239,11 @@ class Staged:
 
     def constants(self, fixed: Any) -> list[jax.Array]:
         """What the step reads that depends on frozen weights alone. Compute it once a run."""
-        jaxpr, consts, _ = self._trace(_SIZES[0])
-        wanted = [v for v in self._cut if self.times[v].time is Time.FIXED]
+        jaxpr, consts, _ = self._trace(self._sizes[0])
         leaves = jax.tree.leaves(fixed)
+        if not self._opened:
+            return list(map(jnp.asarray, leaves))
+        wanted = [v for v in self._cut if self.times[v].time is Time.FIXED]
         given = dict(zip([*jaxpr.constvars, *jaxpr.invars[: len(leaves)]], [*consts, *leaves], strict=True))
         eqns, ins = needed(jaxpr, wanted, ())
         run = part(jaxpr, ins, wanted, (jaxpr.eqns[k] for k in eqns))
@@ -231,7 +262,7 @@ class Staged:
         Raises:
             ProgramDiffers: the model computes something else at this batch size, or for those few images.
         """
-        first, consts, _, _ = self._at(_SIZES[0])
+        first, consts, _ = self._trace(self._sizes[0])
         keys = {key: var for var, key in self._keys.items() if self.times[var].time is Time.IMAGE}
         goals = [keys[f.key] for f in wanted]
         at_hand = {keys[f.key]: f for f in stored if f.key in keys}
@@ -250,7 +281,7 @@ class Staged:
     def _pass(self, batch: int, goals: list[Any], ins: list[Any], eqns: list[int], cache: int) -> tuple[_Run, int, int]:
         """What makes `goals`, how many images are together while values are large, and the largest one after that."""
         whole = self._run(batch, goals, ins)
-        first = self._trace(_SIZES[0])[0]
+        first = self._trace(self._sizes[0])[0]
         handed, later = after_large(first, eqns, goals, self.times, cache // _TOGETHER)
         largest = self._largest(needed(first, handed, ins)[0])
         # A lone image is avoided: programs often are others for it. Half the cache: each value is made from another.
@@ -281,13 +312,15 @@ class Staged:
 
     def _largest(self, eqns: Iterable[int]) -> int:
         """Bytes of an image's share of the largest value that equations make."""
-        made = [v for k in eqns for v in self._trace(_SIZES[0])[0].eqns[k].outvars]
+        made = [v for k in eqns for v in self._trace(self._sizes[0])[0].eqns[k].outvars]
         return max((row_bytes(v, self.times[v]) for v in made if self.times[v].time is Time.IMAGE), default=0)
 
     def _run(self, batch: int, wanted: Sequence[Any], given: Iterable[Any]) -> _Run:
         """What makes values from other ones, both by their variable in the canonical trace, images as `[N, ...]`."""
+        if not self._opened:  # nothing is made, so that no size need be one that the model takes
+            return lambda values: [jnp.asarray(values[v], v.aval.dtype) for v in wanted]
         jaxpr, _, _, own = self._at(batch)
-        eqns, ins = needed(self._trace(_SIZES[0])[0], wanted, given)
+        eqns, ins = needed(self._trace(self._sizes[0])[0], wanted, given)
         fixed = {own[v] for v, known in self.times.items() if known == FIXED}
         steps = [jaxpr.eqns[k] for k in eqns]
         run = folded(jaxpr, [own[v] for v in ins], [own[v] for v in wanted], steps, fixed)
@@ -313,8 +346,14 @@ class Staged:
         """
         if not features:
             raise ValueError("the program reads no image: there is nothing to train on")
+        first = self._trace(self._sizes[0])[0]
+        if not self._opened:
+            jaxpr, consts, tree = self._trace(features[0].shape[0])
+            images = jnp.asarray(features[0], self.image.dtype)
+            leaves = [*constants, images, *jax.tree.leaves(late)]
+            run = part(jaxpr, [*jaxpr.constvars, *jaxpr.invars], jaxpr.outvars, jaxpr.eqns)
+            return jax.tree.unflatten(tree, run(*consts, *leaves))
         jaxpr, consts, tree, own = self._at(features[0].shape[0])
-        first = self._trace(_SIZES[0])[0]
         free = first.invars[self._fixed_count + 1 :]
         fixed = [v for v in self._cut if self.times[v].time is Time.FIXED]
         outs = list(jaxpr.outvars)

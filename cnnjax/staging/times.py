@@ -3,7 +3,8 @@
 Every value of a program gets the latest time among the values it is made from. A value of time IMAGE must
 belong to one image alone, or it could not be stored per image; the batch axis of each value is found by
 tracing the program at two batch sizes. An equation that mixes images (batch statistics, a sort over the
-batch), or one whose meaning is not known here, is LATE: that is always right, and only stores less.
+batch), one that does something else at the other size, or one whose meaning is not known here, is LATE: that
+is always right, and only stores less.
 """
 
 import enum
@@ -14,7 +15,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from jax.extend import core
 
-from cnnjax.staging.trace import GROUPS, digest, inner_jaxprs, open_jaxpr
+from cnnjax.staging.trace import digest, open_jaxpr
+from cnnjax.staging.wording import CALLS, Sizes, Unlike, equation, platform_bodies
 
 
 class Time(enum.IntEnum):
@@ -40,7 +42,7 @@ class Known(NamedTuple):
 
 
 class ProgramDiffers(Exception):
-    """The program has other equations at another batch size."""
+    """The program has other equations at another batch size, or passes other values between them."""
 
 
 LATE, FIXED = Known(Time.LATE), Known(Time.FIXED)
@@ -59,15 +61,12 @@ _REDUCTIONS = frozenset(
 )
 _WINDOWS = frozenset("reduce_window reduce_window_max reduce_window_min reduce_window_sum".split())
 _RUNNING = frozenset("cumsum cumprod cummax cummin cumlogsumexp".split())
-_CALLS = GROUPS | {
-    "checkpoint", "remat", "remat2", "custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr", "cond",
-}  # fmt: skip
-
-
 Constants = tuple[Sequence[Any], Sequence[Any]]
 
 
-def binding_times(a: Any, b: Any, known: list[Known], sizes: tuple[int, int], constants: Constants) -> dict[Any, Known]:
+def binding_times(
+    a: Any, b: Any, known: list[Known], sizes: Sizes, constants: Constants, said: dict[int, str] | None = None
+) -> dict[Any, Known]:
     """Time and batch axis of every variable of a flat jaxpr.
 
     Args:
@@ -76,20 +75,77 @@ def binding_times(a: Any, b: Any, known: list[Known], sizes: tuple[int, int], co
         known: what is known of the inputs, in order.
         sizes: the two batch sizes.
         constants: the values of the two programs' `constvars`.
+        said: filled with what each early equation does, by its index, in words that hold at both sizes.
 
     Raises:
-        ProgramDiffers: if the two are not the same sequence of operations.
+        ProgramDiffers: if the two are not the same sequence of operations, on the same values.
     """
-    if len(a.eqns) != len(b.eqns):
-        raise ProgramDiffers(f"{len(a.eqns)} equations at batch {sizes[0]}, {len(b.eqns)} at batch {sizes[1]}")
+    check_wiring(a, b, sizes)
+    words: dict[int, str | None] = {}
+    env = _times(a, b, known, sizes, constants, words)
+    if said is not None:
+        early = (k for k, eqn in enumerate(a.eqns) if any(env[v].time is not Time.LATE for v in eqn.outvars))
+        said.update((k, text) for k in early if (text := words[k]) is not None)
+    return env
+
+
+def _times(
+    a: Any, b: Any, known: list[Known], sizes: Sizes, constants: Constants, words: dict[int, str | None] | None
+) -> dict[Any, Known]:
+    """As `binding_times`; without `words`, of two bodies that say the same."""
     env: dict[Any, Known] = {v: FIXED if same(p, q) else LATE for v, p, q in zip(a.constvars, *constants, strict=True)}
     env.update(zip(a.invars, known, strict=True))
-    for x, y in zip(a.eqns, b.eqns, strict=True):
-        if x.primitive is not y.primitive or len(x.invars) != len(y.invars):
-            raise ProgramDiffers(f"{x.primitive} at batch {sizes[0]}, {y.primitive} at batch {sizes[1]}")
+    for k, (x, y) in enumerate(_pairs(a.eqns, b.eqns)):
         ins = [_atom(p, q, env) for p, q in _pairs(x.invars, y.invars)]
-        env.update(zip(x.outvars, _equation(x, y, ins, sizes), strict=True))
+        waits = any(known.time is Time.LATE for known in ins)
+        if words is not None and not waits:
+            words[k] = _words(x, y, sizes)
+            waits = words[k] is None
+        env.update(zip(x.outvars, [LATE] * len(x.outvars) if waits else _equation(x, y, ins, sizes), strict=True))
     return env
+
+
+def _words(x: Any, y: Any, sizes: Sizes) -> str | None:
+    try:
+        return equation(x, y, sizes)
+    except Unlike:
+        return None
+
+
+def check_wiring(a: Any, b: Any, sizes: Sizes) -> dict[Any, Any]:
+    """The map from the variables of a program to those in their place in its trace at another batch size.
+
+    Raises:
+        ProgramDiffers: if the two are not the same sequence of operations, on the same values.
+    """
+    counts = [(len(j.eqns), len(j.constvars), len(j.invars), len(j.outvars)) for j in (a, b)]
+    if counts[0] != counts[1]:
+        raise ProgramDiffers(
+            f"the model is another program at batch size {sizes[1]} than at {sizes[0]}: "
+            f"{counts[1][0]} equations and {counts[1][1]} constants for {counts[0][0]} and {counts[0][1]}"
+        )
+    own: dict[Any, Any] = dict(zip([*a.constvars, *a.invars], [*b.constvars, *b.invars], strict=True))
+
+    def check(x: Any, y: Any, what: Any) -> None:
+        numbers = [isinstance(atom, core.Literal) for atom in (x, y)]
+        if numbers[0] != numbers[1] or not (numbers[0] or own[x] is y):
+            raise ProgramDiffers(
+                f"the model computes something else at batch size {sizes[1]} than at {sizes[0]}: "
+                f"{what} is given another value"
+            )
+
+    for x, y in _pairs(a.eqns, b.eqns):
+        if x.primitive is not y.primitive or len(x.invars) != len(y.invars) or len(x.outvars) != len(y.outvars):
+            raise ProgramDiffers(
+                f"the model is another program at batch size {sizes[1]} than at {sizes[0]}: "
+                f"{y.primitive} for {x.primitive}"
+            )
+        for p, q in _pairs(x.invars, y.invars):
+            check(p, q, x.primitive)
+        own.update(zip(x.outvars, y.outvars, strict=True))
+    for p, q in _pairs(a.outvars, b.outvars):
+        check(p, q, "its output")
+    return own
 
 
 def same(a: Any, b: Any) -> bool:
@@ -108,7 +164,7 @@ def _atom(a: Any, b: Any, env: dict[Any, Known]) -> Known:
     return env[a]
 
 
-def _axis(a: Any, b: Any, sizes: tuple[int, int]) -> tuple[int, ...] | None:
+def _axis(a: Any, b: Any, sizes: Sizes) -> tuple[int, ...] | None:
     """The axes along which a value grows in proportion to the batch; None if it changes in another way."""
     p, q = getattr(a.aval, "shape", ()), getattr(b.aval, "shape", ())
     if len(p) != len(q):
@@ -117,12 +173,10 @@ def _axis(a: Any, b: Any, sizes: tuple[int, int]) -> tuple[int, ...] | None:
     return axes if all(p[k] % sizes[0] == 0 and p[k] * sizes[1] == q[k] * sizes[0] for k in axes) else None
 
 
-def _equation(x: Any, y: Any, ins: list[Known], sizes: tuple[int, int]) -> list[Known]:
+def _equation(x: Any, y: Any, ins: list[Known], sizes: Sizes) -> list[Known]:
     late = [LATE] * len(x.outvars)
     time = max((k.time for k in ins), default=Time.FIXED)
-    if time is Time.LATE or x.effects or "callback" in x.primitive.name:
-        return late
-    if x.primitive.name in _CALLS:
+    if x.primitive.name in CALLS:
         return _call(x, y, ins, sizes) or late
     axes = [_axis(v, w, sizes) for v, w in _pairs(x.outvars, y.outvars)]
     if time is Time.FIXED:
@@ -147,27 +201,25 @@ def _fixed(eqn: Any, ins: list[Known], axes: tuple[int, ...] | None) -> Known:
     return LATE
 
 
-def _call(x: Any, y: Any, ins: list[Known], sizes: tuple[int, int]) -> list[Known] | None:
+def _call(x: Any, y: Any, ins: list[Known], sizes: Sizes) -> list[Known] | None:
     """A call, or a choice among branches: as its bodies say, if they agree.
 
-    Of `jax.lax.platform_dependent` the default speaks for all: they mean the same, and another platform's may be
-    written so that it tells less.
+    Of `jax.lax.platform_dependent` the branches of `cnnjax.ops` are left out: they mean what the default does, and
+    may be written so that they tell less.
     """
     name = x.primitive.name
     if name == "cond" and ins[0].time is not Time.FIXED:
         return None
     args = ins[1:] if name == "cond" else ins
     answers = []
-    bodies, twins = list(inner_jaxprs(x.params)), list(inner_jaxprs(y.params))
-    platforms = x.params.get("branches_platforms") or ()
-    if None in platforms:
-        bodies, twins = [bodies[platforms.index(None)]], [twins[platforms.index(None)]]
-    for body, twin in _pairs(bodies, twins):
+    for (body, decides), (twin, _) in _pairs(platform_bodies(x.params), platform_bodies(y.params)):
+        if not decides:
+            continue
         p, q = open_jaxpr(body), open_jaxpr(twin)
         if len(p.invars) != len(args):
             return None
         constants = (getattr(body, "consts", ()), getattr(twin, "consts", ()))
-        env = binding_times(p, q, args, sizes, constants)
+        env = _times(p, q, args, sizes, constants, None)
         answers.append([_atom(v, w, env) for v, w in _pairs(p.outvars, q.outvars)])
     agree = bool(answers) and all(answer == answers[0] for answer in answers)
     return answers[0] if agree else None

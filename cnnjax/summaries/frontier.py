@@ -14,10 +14,8 @@ from cnnjax.functional import functionalize, leaves_of
 from cnnjax.staging.cut import frontier as cut_program
 from cnnjax.staging.times import FIXED, LATE, Known, ProgramDiffers, Time, binding_times
 from cnnjax.staging.trace import flat_trace, inner_jaxprs, open_jaxpr
+from cnnjax.staging.wording import traced_at_two
 from cnnjax.summaries.measure import Call, called, marked_layer
-
-# Batch sizes that no layer is likely to have, as in `cnnjax.staging`.
-_SIZES = (5, 7)
 
 
 @dataclass(frozen=True)
@@ -72,10 +70,13 @@ def frontier(
         return called(functional.module(everything, train=True), images, call)
 
     known = [FIXED] * len(fixed) + [Known(Time.IMAGE, 0)] + [LATE] * len(jax.tree.leaves(late))
-    images = [jax.ShapeDtypeStruct((size, *shape), dtype) for size in _SIZES]
-    (jaxpr, consts, _), (other, other_consts, _) = (flat_trace(step, fixed, x, late) for x in images)
+
+    def trace(size: int) -> Any:
+        return flat_trace(step, fixed, jax.ShapeDtypeStruct((size, *shape), dtype), late)
+
+    sizes, ((jaxpr, consts, _), (other, other_consts, _)) = traced_at_two(trace)
     try:
-        times = binding_times(jaxpr, other, known, _SIZES, (consts, other_consts))
+        times = binding_times(jaxpr, other, known, sizes, (consts, other_consts))
     except ProgramDiffers:
         return None
     once: dict[str, bool] = {}

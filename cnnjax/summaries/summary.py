@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from cnnjax.freeze import Freeze, Frozen, layer_names
-from cnnjax.functional import Functional, children, functionalize, join, leaves_of, model_name, modules
+from cnnjax.functional import Functional, children, functionalize, join, leaves_of, model_name, modules, names_of
 from cnnjax.models.backbone import Backbone
 from cnnjax.sizing.field import Field
 from cnnjax.summaries.frontier import Frontier, frontier
@@ -213,15 +213,19 @@ def _layers(model: nnx.Module, kinds: dict[str, str], weights: Sequence[str]) ->
     """The layers with their weights, each once, and the weights that stand in none of them."""
     if len(kinds) == 1 + sum(path in kinds for path in weights):
         return {"": list(weights)}  # the model is one layer
-    # A second name of a shared layer, and what is no weight (a cache), have no line.
-    names = [name for name in layer_names(model) if name in kinds]
-    layers, paths = {}, _paths(model)
-    for name in names:
-        # NNX knows a shared layer's weights by one of its names, which need not be the first.
-        places = next((every for every in paths.values() if name in every), [name])
-        layers[name] = [p for p in weights if any(p == place or p.startswith(f"{place}/") for place in places)]
-    covered = {p for inside in layers.values() for p in inside}
-    return layers | {p: [p] for p in weights if p not in covered}
+    layers, paths, names, free = {}, list(_paths(model).values()), names_of(model), list(weights)
+    for name in layer_names(model):
+        # NNX knows a shared layer's weights by one of its names, which need not be the first; so do `kinds`.
+        places = next((every for every in paths if name in every), [name])
+        # What is no weight (a cache) has no line.
+        if known := next((place for place in places if place in kinds), None):
+            layers[known] = [p for p in free if any(_within(n, place) for n in names[p] for place in places)]
+            free = [p for p in free if p not in layers[known]]  # what layers share counts once, in the first of them
+    return layers | {p: [p] for p in free}
+
+
+def _within(path: str, place: str) -> bool:
+    return path == place or path.startswith(f"{place}/")
 
 
 def _paths(model: nnx.Module) -> dict[int, list[str]]:

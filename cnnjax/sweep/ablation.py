@@ -10,15 +10,16 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from cnnjax.cache import cache_folder, keep_programs
 from cnnjax.data import account
+from cnnjax.data.order import epoch_steps
 from cnnjax.features import GIB, FeatureStore
+from cnnjax.files.runs import RunFolder
 from cnnjax.functional import leaves_of
 from cnnjax.models import Classifier, SoundClassifier
-from cnnjax.precision import resolved
-from cnnjax.preemption import watching
-from cnnjax.progress import Bars
-from cnnjax.runs import RunFolder
+from cnnjax.runtime.cache import cache_folder, keep_programs
+from cnnjax.runtime.precision import resolved
+from cnnjax.runtime.preemption import watching
+from cnnjax.runtime.progress import Bars
 from cnnjax.show import depth
 from cnnjax.staging.trace import digest
 from cnnjax.sweep.bench import Bench, make_head
@@ -46,6 +47,8 @@ def sweep(config: Ablation, task: Task, console: Console | None = None) -> Path:
     wanted = cells(config, model)
     for size in config.sizes:
         subset(np.asarray(task.splits["train"].labels), size)  # raises before anything is trained
+    for size in config.sizes or (len(task.splits["train"]),):
+        epoch_steps(size, config.batch_size, config.last_batch)  # as well
     identity = _identity(config, task)
     out = config.out or Path("runs") / f"ablate-{config.backbone}-{digest(repr(sorted(identity.items())))[:8]}"
     run = RunFolder(out, identity)
@@ -112,6 +115,8 @@ def _identity(config: Ablation, task: Task) -> dict[str, Any]:
         k: v for k, v in asdict(config).items() if k not in ("out", "store", "store_gib", "workers", "processes")
     }
     options |= {k: str(v) for k, v in options.items() if isinstance(v, Path)}
+    if config.scale is None:
+        del options["scale"]
     pictures = {
         f"{name}_pictures": digest(source.digest, np.asarray(source.labels), *source.class_names)
         for name, source in task.splits.items()

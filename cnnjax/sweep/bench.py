@@ -15,14 +15,14 @@ from cnnjax.freeze import Freeze
 from cnnjax.functional import Leaves, leaves_of
 from cnnjax.models import Backbone, Classifier, SoundClassifier
 from cnnjax.models.heads import HEADS
-from cnnjax.progress import Bar
-from cnnjax.replicas import Replicas
-from cnnjax.rows import LabelledPictures, Rows
-from cnnjax.state import State
+from cnnjax.runtime.progress import Bar
 from cnnjax.sweep.grid import Cell, first_trainable, subset
 from cnnjax.sweep.options import Ablation
 from cnnjax.sweep.task import Task
-from cnnjax.training import Trainer
+from cnnjax.train.dataset import LabelledPictures, Rows
+from cnnjax.train.replicas import Replicas
+from cnnjax.train.state import State
+from cnnjax.train.trainer import Trainer
 
 
 class Bench:
@@ -118,7 +118,7 @@ class Bench:
                 self.model, cell.frozen, self.task.example, batch_size=self.config.batch_size,
                 optimizer=self.config.optimizer, store=self.store, augment=augmentation,
                 views=self.config.views if augmentation else 0, workers=self.config.workers,
-                precision=self.config.precision,
+                precision=self.config.precision, last_batch=self.config.last_batch,
                 not_finite="keep",  # a cell that diverges is a result: the others go on
             ),
             cell.program,

@@ -5,12 +5,13 @@ from pathlib import Path
 from typing import Literal
 
 from cnnjax.arguments import BackboneName, BackboneOptions, ImageSize
+from cnnjax.data.order import LastBatch
 from cnnjax.data.pixels import Resizing
 from cnnjax.freeze import Freeze
 from cnnjax.models.registry import entry
 from cnnjax.models.sizes import sides
 from cnnjax.optim import make_optimizer
-from cnnjax.precision import Precision
+from cnnjax.runtime.precision import Precision
 
 
 @dataclass(frozen=True)
@@ -53,8 +54,14 @@ class Ablation:
     """Passes over the training pictures; 30 if not given (12 for the drawn shapes)."""
     batch_size: int = 20
     """Pictures a step."""
+    last_batch: LastBatch = "pad"
+    """pad: an epoch's short last batch is filled up with rows that count nowhere, also in no statistics of BatchNorm.
+    drop: it is left out, for models with a normalisation over the batch that is not BatchNorm's."""
     resizing: Resizing = "bilinear"
     """How pictures come to their size: bilinear (as Keras), antialias, crop_to_aspect_ratio or center_crop."""
+    scale: str | None = None
+    """LOW:HIGH, the values of 16-bit files that become black and white: 0:4095 for 12-bit data; 0:65535 if not given,
+    and then files that would come out nearly black are refused."""
     sample_rate: int | None = None
     """For sounds, SPLIT/CLASS/FILE: read at this many samples a second, and made log-mel pictures in the step."""
     seconds: float = 1.0
@@ -109,8 +116,8 @@ class Ablation:
         if any(size < 1 for size in self.sizes):
             raise ValueError(f"sizes must be at least 1 picture, found {self.sizes}")
         augmented = "lecture" in self.augment
-        if self.data is None and (self.splits or augmented or self.resizing != "bilinear"):
-            raise ValueError("splits, augment and resizing are for pictures of your own: give --data as well")
+        if self.data is None and (self.splits or augmented or self.resizing != "bilinear" or self.scale):
+            raise ValueError("splits, augment, resizing and scale are for pictures of your own: give --data as well")
         if self.views < 0 or (self.views and not augmented):
             raise ValueError(f"views: expected 0 or more, and --augment to draw them with, found {self.views}")
         if self.sample_rate is not None and (self.data is None or self.splits or augmented):

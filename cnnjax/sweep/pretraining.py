@@ -7,17 +7,17 @@ import jax
 from flax import nnx
 from rich.console import Console
 
-from cnnjax.cache import cache_folder
 from cnnjax.checkpoints import restore, save
 from cnnjax.freeze import Freeze
 from cnnjax.functional import functionalize, leaves_of
 from cnnjax.models import Backbone, Classifier, linear_head
 from cnnjax.models.lecture_cnn import lecture_cnn
-from cnnjax.progress import Bars
+from cnnjax.runtime.cache import cache_folder
+from cnnjax.runtime.progress import Bars
 from cnnjax.staging.trace import digest
 from cnnjax.sweep.options import Ablation, seeds_text
 from cnnjax.sweep.task import Task
-from cnnjax.training import Trainer
+from cnnjax.train.trainer import Trainer
 
 SIZE = 64
 WIDTHS = (16, 32, 32, 64)

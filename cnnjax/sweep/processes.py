@@ -21,11 +21,11 @@ from typing import Any
 
 import jax
 
-from cnnjax import preemption
-from cnnjax.cache import keep_programs
 from cnnjax.features import GIB, FeatureStore, Progress
 from cnnjax.ops.spread import cpu_threads
-from cnnjax.progress import Bars
+from cnnjax.runtime import preemption
+from cnnjax.runtime.cache import keep_programs
+from cnnjax.runtime.progress import Bars
 from cnnjax.sweep.bench import Bench, make_head
 from cnnjax.sweep.grid import Cell, first_trainable
 from cnnjax.sweep.options import Ablation

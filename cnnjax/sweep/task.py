@@ -78,7 +78,8 @@ def open_task(config: Ablation, console: Console) -> Task:
 def _open(config: Ablation, data: str, size: tuple[int, int]) -> tuple[Splits, LogMel | None]:
     """The sources, and what makes pictures of them if they are sounds."""
     if config.sample_rate is None:
-        return open_data(data, size, parts=config.splits, on_error=config.on_bad, resizing=config.resizing), None
+        choices: dict[str, Any] = {"on_error": config.on_bad, "resizing": config.resizing, "scale": config.scale}
+        return open_data(data, size, parts=config.splits, **choices), None
     rate = config.sample_rate
     # Frames of 32 ms every 10 ms, 64 bands: the usual ones for speech.
     front = LogMel(sample_rate=rate, frame=max(2, round(0.032 * rate)), hop=max(1, rate // 100), mels=64, size=size)

@@ -77,7 +77,7 @@ def load_weights(model: Backbone, path: str | PathLike[str], *, leave_out: str |
     loaded = []
     for layer, found in leaves.items():
         for name, leaf in found.items():
-            _fill(leaf, next(used[layer][key] for key in leaf.names if key in used[layer]))
+            _fill(leaf, _values(leaf, used[layer]))
             loaded.append(f"{layer}/{name}")
     left_out = tuple(f"{layer}/{name}" for layer in dropped for name in tensors[layer])
     return LoadReport(path, tuple(loaded), left_out)
@@ -141,7 +141,23 @@ def _misfits(leaves: Mapping[str, Mapping[str, _Leaf]], used: Tensors) -> list[s
             faults.append(f"layer {layer!r} of the model ({shapes}) gets nothing from the file{near}")
         else:
             faults += _layer_misfits(layer, found, used[layer])
+    return faults or _contradictions(leaves, used)
+
+
+def _contradictions(leaves: Mapping[str, Mapping[str, _Leaf]], used: Tensors) -> list[str]:
+    """What several layers of the model share gets the same from each of the file's."""
+    faults, first = [], {}
+    for layer, found in leaves.items():
+        for leaf in found.values():
+            place, values = f"{layer}/{leaf.called(used[layer])}", _values(leaf, used[layer])
+            before, have = first.setdefault(id(leaf.variable), (place, values))
+            if not np.array_equal(have.ravel(), values.ravel()):
+                faults.append(f"{before} and {place} are one array in the model, and differ in the file")
     return faults
+
+
+def _values(leaf: _Leaf, named: Mapping[str, np.ndarray]) -> np.ndarray:
+    return next(named[key] for key in leaf.names if key in named)
 
 
 def _layer_misfits(layer: str, found: Mapping[str, _Leaf], named: Mapping[str, np.ndarray]) -> list[str]:

@@ -12,7 +12,9 @@ import time
 START = time.perf_counter()
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # the other side's process needs memory as well
 
-import cnnjax  # before NumPy's and JAX's threads begin  # isort: skip
+import cnnjax  # isort: skip
+
+cnnjax.tune_cpu()  # before NumPy's and JAX's threads begin
 
 import sys
 from collections.abc import Callable
@@ -26,9 +28,9 @@ from ours import Job, pictures, serve
 
 from cnnjax import Classifier, Freeze, Trainer
 from cnnjax.augment import Augmentation
-from cnnjax.lowering import program
 from cnnjax.models.resnet import resnet
-from cnnjax.replicas import Replicas
+from cnnjax.train.lowering import program
+from cnnjax.train.replicas import Replicas
 
 STEPS, HEADS = 16, 64
 FLIP = Augmentation(flip="horizontal")

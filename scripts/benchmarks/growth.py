@@ -1,6 +1,10 @@
 """Time and memory against pictures, depths, seeds and image size."""
 
-import cnnjax  # first: see cnnjax/allocation.py  # isort: skip
+# ruff: noqa: E402
+
+import cnnjax  # isort: skip
+
+cnnjax.tune_cpu()  # before NumPy's and JAX's threads begin
 
 import argparse
 import json
@@ -27,7 +31,7 @@ def once(axis: str, value: int) -> dict[str, float]:
 
     from cnnjax.data import InMemory
     from cnnjax.freeze import Freeze, deepest
-    from cnnjax.replicas import Replicas
+    from cnnjax.train.replicas import Replicas
 
     given = {"pictures": 500, "depths": 1, "seeds": 1, "size": 96} | {axis: value}
     size, count, random = given["size"], given["pictures"], np.random.default_rng(0)

@@ -65,14 +65,17 @@ class Side:
 
 
 def measure(
-    job: str, against: str | None, systems: list[str], repeats: int, bfloat16: bool = False
+    job: str, against: str | None, systems: list[str], repeats: int, bfloat16: bool = False, before: Path | None = None
 ) -> list[dict[str, Any]]:
-    """One job in all systems, ours first; in bfloat16 too, if that is asked for."""
+    """One job in all systems, ours first; in bfloat16 and by an earlier checkout too, if that is asked for."""
     own = [sys.executable, str(HERE / "ours.py"), job]
     with ExitStack() as sides:
         running = [sides.enter_context(Side("cnnjax", own))]
         if bfloat16:
             running.append(sides.enter_context(Side("cnnjax-bfloat16", [*own, "bfloat16"])))
+        if before:
+            words = [str(before / ".venv/bin/python"), str(before / "scripts/benchmarks/ours.py"), job]
+            running.append(sides.enter_context(Side("before", words)))
         theirs = job.removesuffix("-later")  # a later epoch is to them what the first one is
         for system in systems if against else ():
             if system != "torch" or theirs != "augmented-vgg16":  # which has no augmentation of its own
@@ -88,14 +91,18 @@ def run(options: argparse.Namespace) -> None:
     """The command `jobs`."""
     if unknown := set(options.jobs) - set(JOBS):
         raise SystemExit(f"no job {', '.join(sorted(unknown))}; there are {', '.join(JOBS)}")
-    lines, halved = [], []
+    lines, halved, earlier = [], [], []
     for job in options.jobs or JOBS:
-        found = measure(job, options.against, options.systems, options.repeats, options.bfloat16)
+        found = measure(
+            job, options.against, options.systems, options.repeats, options.bfloat16, options.before
+        )  # fmt: skip
         for line in found:
             print(json.dumps(line), flush=True)
         ours = found.pop(0)
         if options.bfloat16:
             halved.append(f"| {job} | {found.pop(0)['rate'] / ours['rate']:.2f} |")
+        if options.before:
+            earlier.append(f"| {job} | {ours['rate'] / found.pop(0)['rate']:.2f} |")
         if found:
             best = max(found, key=lambda line: line["rate"])
             # The least and the most that the turns allow.
@@ -104,5 +111,7 @@ def run(options: argparse.Namespace) -> None:
             print(lines[-1], file=sys.stderr, flush=True)
     if lines:
         print("\n| job | best peer | ours to its rate, medians (range) |\n| --- | --- | ---: |", *lines, sep="\n")
+    if earlier:
+        print("\n| job | now to before |\n| --- | ---: |", *earlier, sep="\n")
     if halved:
         print("\n| job | ours in bfloat16 to float32 |\n| --- | ---: |", *halved, sep="\n")

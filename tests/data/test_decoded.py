@@ -30,7 +30,7 @@ def photos(shared_data: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def no_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refused(content: bytes) -> np.ndarray:
+    def refused(content: bytes, scale: None) -> np.ndarray:
         raise AssertionError(f"decoded {len(content)} bytes")
 
     monkeypatch.setattr(records, "decode", refused)

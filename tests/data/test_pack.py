@@ -194,10 +194,10 @@ def test_a_kill_costs_no_finished_file_and_changes_nothing(
             if child:
                 return child
             real, seen, plan.SHARD_BYTES = pack.decode, [], 1200  # ten record files of four pictures
-            def slow(content):
+            def slow(content, scale):
                 seen.append(content)
                 time.sleep(0.02 if len(seen) < limit else 30)
-                return real(content)
+                return real(content, scale)
             pack.decode = slow
             pack.pack_folder({str(pets)!r}, out)
             os._exit(0)
@@ -291,7 +291,7 @@ def test_a_changed_folder_is_refused_and_every_change_named(pets: Path) -> None:
 
 
 def test_a_file_that_changes_meanwhile_is_noticed(pets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def scribble(content: bytes) -> None:
+    def scribble(content: bytes, scale: None) -> None:
         (pets / "train" / "dog" / "10.png").write_bytes(b"other")
 
     monkeypatch.setattr("cnnjax.data.pack.decode", scribble)

@@ -1,5 +1,7 @@
 """Training by recipe, against the same steps taken by hand, Keras's formulas and the records themselves."""
 
+import dataclasses
+
 import jax
 import keras
 import numpy as np
@@ -12,12 +14,12 @@ from cnnjax import Freeze, Trainer
 from cnnjax.data import InMemory
 from cnnjax.fit import Fitter, Recipe, find_rate
 from cnnjax.functional import leaves_of
-from cnnjax.losses import losses
 from cnnjax.metrics import Journal
 from cnnjax.metrics.journal import read
 from cnnjax.models import Classifier, vgg16
 from cnnjax.models.heads import linear_head
 from cnnjax.optim import averaged, make_optimizer
+from cnnjax.train.losses import losses
 
 pytestmark = pytest.mark.usefixtures("compiled_fast")
 
@@ -104,6 +106,43 @@ def test_the_best_weights_are_kept_and_training_stops(train):
     )
     with pytest.raises(ValueError, match="give validation pictures"):
         kept.fit(train)
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        Recipe("finetune", freeze="none", patience=2, epochs=3, tune_epochs=4, batch_size=8, optimizer="adam"),
+        Recipe("gradual", stages=("conv_1", "none"), keep="best", ema=0.5, epochs=2, tune_epochs=2, batch_size=8),
+    ],
+    ids=["finetune", "gradual"],
+)
+def test_what_a_phase_starts_from_is_kept_where_no_epoch_of_it_is_better(train, recipe):
+    """Training on swapped labels makes all later phases worse than the head's first epoch."""
+    swapped = pictures(30, 1)
+    swapped.labels = 1 - swapped.labels
+    fitter = Fitter(make(), dataclasses.replace(recipe, learning_rate=0.02, tuning_factor=1.0), SIZE)
+    found = fitter.fit(train, swapped)
+    seen = [record["validation_loss"] for record in found.history]
+    best = int(np.argmin(seen))
+    assert found.best == best and found.history[best]["phase"] == "head"
+    for number, phase in enumerate(fitter.phases[1:], 1):
+        own = [record["validation_loss"] for record in found.history if record["phase"] == phase.name]
+        # As Keras's EarlyStopping counts with the candidate's loss as its baseline.
+        assert min(own) > seen[best] and len(own) == (recipe.patience or phase.epochs), number
+    logits = fitter.logits(found, swapped, len(train)).astype(np.float64)[:, 0]
+    loss = np.log1p(np.exp(np.where(swapped.labels == 1, -logits, logits))).mean()
+    assert loss == pytest.approx(seen[best], rel=1e-5)
+    # What trained in vain is as it was.
+    before = leaves_of(make())
+    for path in ("backbone/conv_2/kernel", "backbone/bn_2/mean"):
+        np.testing.assert_array_equal(found.leaves[path], before[path])
+
+
+def test_a_later_phase_that_is_better_is_kept_as_before(train, validation):
+    recipe = Recipe("finetune", freeze="none", keep="best", epochs=2, tune_epochs=3, batch_size=8, optimizer="adam")
+    found = Fitter(make(), recipe, SIZE).fit(train, validation)
+    seen = [record["validation_loss"] for record in found.history]
+    assert found.best == int(np.argmin(seen)) >= 2
 
 
 def live(trainer, fitted):

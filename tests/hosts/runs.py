@@ -12,14 +12,14 @@ import jax
 import numpy as np
 from flax import nnx
 
-from cnnjax import devices as devices_module
 from cnnjax.augment import Augmentation
 from cnnjax.data import open_data
-from cnnjax.devices import Devices, start
 from cnnjax.freeze import Freeze
-from cnnjax.lowering import collectives
-from cnnjax.rows import Rows
-from cnnjax.training import Trainer
+from cnnjax.runtime import devices as devices_module
+from cnnjax.runtime.devices import Devices, start
+from cnnjax.train.dataset import Rows
+from cnnjax.train.lowering import collectives
+from cnnjax.train.trainer import Trainer
 
 BATCH = 16  # of 44 pictures: the last of an epoch's three batches is short
 

@@ -13,8 +13,8 @@ import pytest
 from scipy.special import expit, softmax
 from scipy.stats import mannwhitneyu
 
-from cnnjax import losses
 from cnnjax.metrics import Report, report
+from cnnjax.train import losses
 
 NAMES = ("cat", "dog", "fox", "hen", "owl", "pig", "rat")
 
@@ -170,13 +170,24 @@ def test_the_curve_encloses_the_area(two, many):
     assert [bool(scores.roc) for scores in two[2].classes] == [False, True]
     for scores in (*many[2].classes, two[2].classes[1]):
         x, y = np.array(scores.roc).T
-        assert (x[0], y[0], x[-1], y[-1]) == (0, 0, 1, 1) and len(x) <= 101
+        assert (x[0], y[0], x[-1], y[-1]) == (0, 0, 1, 1) and len(x) <= 401
         assert (np.diff(x) >= 0).all() and (np.diff(y) >= 0).all()
         assert np.trapezoid(y, x) == pytest.approx(scores.auc, rel=1e-12)
-    logits, labels = examples(5000, 2, 1)
-    found = report(logits + np.random.default_rng(1).normal(size=logits.shape), labels, "ab").classes[1]
+
+
+@pytest.mark.parametrize("count, noise", [(300, 1.0), (5000, 0.0), (5000, 1.0), (50_000, 0.1), (50_000, 30.0)])
+def test_a_thinned_curve_encloses_the_area_and_stays_on_the_curve(count, noise):
+    logits, labels = examples(count, 2, 1)
+    logits = logits + noise * np.random.default_rng(1).normal(size=logits.shape)
+    found = report(logits, labels, "ab").classes[1]
     x, y = np.array(found.roc).T
-    assert 50 < len(x) <= 101 and np.trapezoid(y, x) == pytest.approx(found.auc, abs=1e-3)
+    exact = area(logits[:, 0], labels == 1)
+    assert np.trapezoid(y, x) == pytest.approx(exact, abs=1e-9) and found.auc == pytest.approx(exact, abs=1e-9)
+    assert len(x) <= 401 and (np.diff(x) >= 0).all() and (np.diff(y) >= 0).all()
+    ranked = labels[np.argsort(-logits[:, 0], kind="stable")] == 1
+    true, false = ranked.cumsum() / ranked.sum(), (~ranked).cumsum() / (~ranked).sum()
+    # Along the anti-diagonal the two curves lie within a part of each other.
+    assert np.abs(np.interp(true + false, x + y, y) - true).max() < (2 / 133 if noise else 0.05)
 
 
 def test_of_many_classes_ten_curves_are_kept():

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from jax import lax
 from operations import NHWC, PADDINGS, assert_same, both, few, native_pool, normal, sizes
 
-from cnnjax import onednn, ops
+from cnnjax import ops
 from cnnjax.ops import convolution, native
+from cnnjax.ops.onednn import takes
 
 
 @few
@@ -38,7 +39,9 @@ def test_chunked_kernel_gradient_equals_xla(n, window, strides, padding, images)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(convolution, "_LARGE_BYTES", 0)
         patch.setattr(convolution, "_CHUNK_BYTES", images * jax.eval_shape(theirs, x, k).size * 4 // n)
-        assert_same(lambda x, k: convolution._spatial(x, k, strides, padding, None, False), theirs, x, k)
+        assert_same(
+            lambda x, k: convolution._spatial(x, k, strides, padding, None, False, takes(x.dtype)), theirs, x, k
+        )
 
 
 @settings(few, max_examples=15)
@@ -52,18 +55,19 @@ def test_chunked_kernel_gradient_equals_xla(n, window, strides, padding, images)
     padding=st.sampled_from([((1, 1), (1, 1)), ((0, 0), (0, 0)), ((2, 0), (1, 3)), ((0, 2), (2, 1))]),
     images=st.integers(1, 5),
 )
-def test_kernel_gradients_in_halves_and_by_patches_equal_xla(n, h, w, channels, window, strides, padding, images):
+def test_kernel_gradients_in_parts_and_by_patches_equal_xla(n, h, w, channels, window, strides, padding, images):
     x, k = normal(0, n, h, w, channels), normal(1, *window, channels, 3)
     shape = jax.eval_shape(partial(native.convolution, strides=strides, pads=padding, precision=None), x, k).shape
     if 0 in shape:
         return
     g = normal(2, *shape)
     expected = native.gradients(strides, padding, None)[1](x, k, g)
-    given = x, k, g, strides, padding, None
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(native, "is_onednn", lambda x: True)
-        for found in (native.kernel_gradient_in_parts(*given, images), native.kernel_gradient_by_patches(*given)):
-            np.testing.assert_allclose(found, expected, atol=1e-4)
+    given = x, k, g, strides, padding
+    ways = [native.kernel_gradient_in_parts(*given, None, images)]
+    if takes(x.dtype):
+        ways.append(native.kernel_gradient_by_patches(*given))
+    for found in ways:
+        np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
 @settings(few, max_examples=15)
@@ -84,7 +88,7 @@ def test_a_patch_embedding_keeps_xlas_convolution():
     conv = partial(ops.conv_general_dilated, window_strides=(8, 8), padding="VALID", dimension_numbers=NHWC)
     x, k = normal(0, 1, 32, 32, 3), normal(1, 8, 8, 3, 4)
     text = jax.jit(jax.grad(lambda x, k: (conv(x, k) ** 2).sum(), (0, 1))).lower(x, k).as_text()
-    assert text.count("stablehlo.convolution") == 3 and "dot_general" not in text
+    assert text.count("stablehlo.convolution") + text.count("__onednn$convolution") == 3 and "dot_general" not in text
 
 
 def test_a_map_narrower_than_the_window_takes_no_convolution_of_xlas():
@@ -92,7 +96,7 @@ def test_a_map_narrower_than_the_window_takes_no_convolution_of_xlas():
     for size, convolutions in ((2, 1), (3, 3)):  # at 2x2 the kernel gradient alone, which is no slower
         x, k = normal(0, 4, size, size, 8), normal(1, 3, 3, 8, 8)
         text = jax.jit(jax.grad(lambda x, k: (conv(x, k) ** 2).sum(), (0, 1))).lower(x, k).as_text()
-        assert text.count("stablehlo.convolution") == convolutions
+        assert text.count("stablehlo.convolution") + text.count("__onednn$convolution") == convolutions
 
 
 def test_kernel_gradient_of_a_large_map_equals_xla():
@@ -102,8 +106,8 @@ def test_kernel_gradient_of_a_large_map_equals_xla():
     assert_same(ours, theirs, x, k, tolerance=1e-5)
     backward = jax.jit(lambda x, k, g: jax.vjp(ours, x, k)[1](g))
     text = backward.lower(x, k, ours(x, k)).as_text()
-    # The input's gradient and one image at a time, where oneDNN has the others in two halves.
-    assert text.count("stablehlo.convolution") == 1 + 3 * (2 if onednn.answers() else 1)
+    # One image at a time; the input's gradient, if it is not oneDNN's.
+    assert text.count("stablehlo.convolution") == 3 + (not takes(x.dtype))
 
 
 @pytest.mark.parametrize(

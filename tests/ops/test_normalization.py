@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from cnnjax import ops
 from cnnjax.ops.spread import cpu_threads, spread_over_devices
@@ -56,6 +57,90 @@ def test_values_statistics_and_gradients_are_the_formulas(shape, kind, threads, 
     for name, want, got in zip(("y", "mean", "variance", "x", "scale", "bias"), expected, found, strict=True):
         bound = rounding * max(1.0, np.abs(want).max()) * (10 if name in ("y", "x", "scale", "variance") else 1)
         np.testing.assert_allclose(np.asarray(got, np.float64), want, atol=bound, err_msg=name)
+
+
+def far(ratio, shape, random):
+    """A mean of so many deviations."""
+    return ratio + random.normal(size=shape)
+
+
+def one_row_apart(ratio, shape, random):
+    """What the shift is taken from lies as far from the rest."""
+    x = random.normal(size=shape)
+    x[:, 8::16] += ratio
+    return x
+
+
+def one_image_apart(ratio, shape, random):
+    x = random.normal(size=shape)
+    x[0] += ratio
+    return x
+
+
+def constant_but_for_one(ratio, shape, random):
+    x = np.full(shape, float(ratio))
+    x[0, 0] += 1
+    return x
+
+
+@pytest.mark.parametrize("threads", ["1", "64"])
+@pytest.mark.parametrize("make", [far, one_row_apart, one_image_apart, constant_but_for_one])
+def test_the_variance_loses_no_digits_to_the_mean(make, threads, monkeypatch):
+    monkeypatch.setenv("NPROC", threads)
+    for shape in ((8, 24, 5, 4), (40, 6)):
+        for ratio in (1, 100, 1000, 3000, -3000):
+            x = make(ratio, shape, np.random.default_rng(0)).astype(np.float32)
+            _, mean, variance = ops.batch_norm(jnp.asarray(x), jnp.ones(shape[-1]), jnp.zeros(shape[-1]))
+            exact = x.astype(np.float64).reshape(-1, shape[-1])
+            np.testing.assert_allclose(mean, exact.mean(0), rtol=2e-6, atol=1e-5 * exact.std(), err_msg=str(ratio))
+            # Of 24 rows the shift is taken from one: if that lies apart, rounding may count 24 times.
+            bound = 2e-4 if make is one_row_apart else 1e-5
+            np.testing.assert_allclose(variance, exact.var(0), rtol=bound, err_msg=str(ratio))
+
+
+@pytest.mark.parametrize("threads", ["1", "64"])
+@pytest.mark.parametrize(
+    ("shape", "kind"),
+    [((6, 5, 3, 4), jnp.float32), ((16, 3, 2, 5), jnp.bfloat16), ((9, 7, 3), jnp.float32), ((12, 6), jnp.float32)],
+)
+def test_rows_that_do_not_count_are_as_if_masked_in_flax(shape, kind, threads, monkeypatch):
+    """Values, statistics and all gradients, also those of the rows that do not count."""
+    monkeypatch.setenv("NPROC", threads)
+    random = np.random.default_rng(0)
+    x, g = (jnp.asarray(random.normal(offset, 1, shape), kind) for offset in (5, 1))
+    x = x.at[1].set(1e4)  # would be seen
+    scale, bias = (jnp.asarray(random.normal(1, 0.5, shape[-1:]), jnp.float32) for _ in range(2))
+    counts = np.arange(shape[0]) % 3 != 1
+
+    def flax(x, scale, bias):
+        norm = nnx.BatchNorm(
+            shape[-1], use_running_average=False, momentum=0, epsilon=EPSILON, use_fast_variance=False, rngs=nnx.Rngs(0)
+        )
+        norm.scale[...], norm.bias[...] = scale, bias
+        y = norm(x.astype(jnp.float32), mask=jnp.asarray(counts).reshape(-1, *[1] * (len(shape) - 1)))
+        return y.astype(x.dtype), norm.mean[...], norm.var[...]
+
+    def gradients(of):
+        return jax.jit(jax.grad(lambda *a: (of(*a)[0].astype(jnp.float32) * g).sum(), (0, 1, 2)))(x, scale, bias)
+
+    def ours(*a):
+        return ops.batch_norm(*a, EPSILON, jnp.asarray(counts))
+
+    real = np.asarray(x, np.float64)[counts].reshape(-1, shape[-1])
+    found = jax.jit(ours)(x, scale, bias)
+    np.testing.assert_allclose(found[1], real.mean(0), rtol=1e-5)
+    np.testing.assert_allclose(found[2], real.var(0), rtol=1e-5)
+    rounding = 2e-2 if kind == jnp.bfloat16 else 1e-5
+    for mine, theirs in zip((*found, *gradients(ours)), (*flax(x, scale, bias), *gradients(flax)), strict=True):
+        mine, theirs = np.asarray(mine, np.float64), np.asarray(theirs, np.float64)
+        np.testing.assert_allclose(mine, theirs, rtol=rounding, atol=rounding * np.abs(theirs).mean())
+
+
+def test_rows_that_all_count_give_the_plain_numbers():
+    x = jnp.asarray(np.random.default_rng(0).normal(3, 1, (8, 5, 3, 4)), jnp.float32)
+    plain = ops.batch_norm(x, jnp.ones(4), jnp.zeros(4))
+    for mine, theirs in zip(ops.batch_norm(x, jnp.ones(4), jnp.zeros(4), counts=jnp.ones(8, bool)), plain, strict=True):
+        np.testing.assert_allclose(mine, theirs, rtol=1e-6, atol=1e-6)
 
 
 def test_a_gradients_gradient_goes_through_the_loop(monkeypatch):

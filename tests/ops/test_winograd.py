@@ -13,6 +13,7 @@ from operations import NHWC, assert_same, few, normal
 
 from cnnjax import ops
 from cnnjax.ops import convolution, winograd
+from cnnjax.ops.onednn import takes
 
 
 @few
@@ -34,7 +35,7 @@ def test_winograds_convolution_equals_xla(n, h, w, padding, images):
         for choice in ("pays", "pays_for_inputs", "pays_for_kernel"):
             patch.setattr(winograd, choice, lambda *_: True)
         patch.setattr(winograd, "_CHUNK_BYTES", images * 16 * 4 * -(-h // 2) * -(-w // 2) * 12)
-        assert_same(lambda x, k: convolution._spatial(x, k, (1, 1), padding, None, False), theirs, x, k)
+        assert_same(lambda x, k: convolution._spatial(x, k, (1, 1), padding, None, False, takes(x.dtype)), theirs, x, k)
 
 
 def test_winograds_rounding_errors_are_those_of_xla():
@@ -62,4 +63,7 @@ def test_winograds_rounding_errors_are_those_of_xla():
     for ours, theirs in zip(*errors, strict=True):
         assert 0 < ours < 2 * theirs, errors
     text = jax.jit(partial(all_three, ops.conv_general_dilated)).lower(x, k, g).as_text()
-    assert text.count("stablehlo.convolution") == 0 and text.count("stablehlo.dot_general") >= 48
+    assert (
+        text.count("stablehlo.convolution") == 0
+        and text.count("stablehlo.dot_general") + text.count("__onednn$matmul") >= 48
+    )

@@ -11,7 +11,7 @@ from optim.steps import draw, run
 from cnnjax.data import InMemory
 from cnnjax.freeze import Freeze
 from cnnjax.optim import averaged, carry, make_optimizer, warmup_linear, with_rate
-from cnnjax.training import Trainer
+from cnnjax.train.trainer import Trainer
 
 SHAPES = {"aux/kernel": (2, 3), "head/kernel": (4, 3), "head/bias": (3,), "block5/conv/kernel": (3, 3, 2, 2)}
 HEAD = ("head/kernel", "head/bias")

@@ -9,9 +9,9 @@ from optim.steps import SHAPES, draw, run
 
 from cnnjax.freeze import Freeze
 from cnnjax.functional import functionalize, leaves_of
-from cnnjax.losses import losses
 from cnnjax.models.layers import batch_normalization, conv2d, dense, depthwise_conv2d
 from cnnjax.optim import averaged, decays, make_optimizer
+from cnnjax.train.losses import losses
 
 
 @pytest.fixture(scope="module")

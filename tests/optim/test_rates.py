@@ -24,7 +24,7 @@ from cnnjax.optim import (
     warmup_linear,
     with_rate,
 )
-from cnnjax.training import Trainer
+from cnnjax.train.trainer import Trainer
 
 PATHS = list(SHAPES)
 ALL = dict(

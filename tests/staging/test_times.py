@@ -129,7 +129,8 @@ def test_a_number_chosen_by_the_batch_size_is_not_stored():
         return (x @ fixed["w"]) * (2.0 if len(x) > 10 else 3.0)
 
     cut = Staged(lambda f, x, s: early(f, x) * s, W, IMAGE, jnp.float32(1), batches=(32, 8))
-    assert cut.stores_images_only
+    plain = Staged(lambda f, x, s: x @ f["w"] * s, W, IMAGE, jnp.float32(1))
+    assert cut.features == plain.features and cut.blocked == ("mul",)  # what comes before the number
     x = jax.random.normal(jax.random.key(0), (8, 6, 4))
     rows = cut.maker(cut.features, 8)(W, x)
     assert jnp.allclose(cut.late(cut.constants(W), rows, jnp.float32(1)), early(W, x), rtol=1e-6)

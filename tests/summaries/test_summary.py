@@ -14,7 +14,7 @@ from cnnjax.functional import leaves_of
 from cnnjax.hooks import outputs
 from cnnjax.models import cifar_cnn, lecture_cnn, mobilenet, vgg16
 from cnnjax.summaries import summary
-from cnnjax.training import Trainer
+from cnnjax.train.trainer import Trainer
 
 
 def abstract(build, *args, **kwargs):

@@ -19,7 +19,7 @@ from rich.console import Console
 from cnnjax.cli import main
 from cnnjax.data import Folder, shapes
 from cnnjax.models import Classifier, lecture_cnn, linear_head, mobilenet, vgg16
-from cnnjax.preemption import EXIT_CODE
+from cnnjax.runtime.preemption import EXIT_CODE
 from cnnjax.sweep.ablation import ablate, sweep
 from cnnjax.sweep.grid import cells, default_depths
 from cnnjax.sweep.options import Ablation

@@ -18,7 +18,7 @@ from killing import FLAGS
 from rich.console import Console
 
 from cnnjax.ops.spread import cpu_threads
-from cnnjax.preemption import EXIT_CODE
+from cnnjax.runtime.preemption import EXIT_CODE
 from cnnjax.sweep.ablation import sweep
 from cnnjax.sweep.options import Ablation
 from cnnjax.sweep.task import open_task
@@ -48,6 +48,7 @@ def lines(run):
 def fast_compilation(monkeypatch):
     """In the processes that are started; they share what they compile."""
     monkeypatch.setenv("XLA_FLAGS", FLAGS)
+    monkeypatch.setenv("CNNJAX_ONEDNN", "0")
 
 
 def by_cell(found):

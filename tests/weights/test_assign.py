@@ -200,3 +200,16 @@ def test_real_file_with_top_fits_both_models(shared_data):
         np.testing.assert_array_equal(top.conv_preds.kernel[...], file["conv_preds/conv_preds/kernel:0"])
     with pytest.raises(WeightsError, match=r"layer 'conv_preds' of the model .* gets nothing from the file"):
         load_weights(top, shared_data / "weights" / "mobilenet_7_5_224_tf_no_top.h5")
+
+
+def test_two_tensors_for_one_array_must_be_equal(write):
+    rngs = nnx.Rngs(0)
+    second, first = (conv2d(3, 3, (3, 3), use_bias=False, rngs=rngs) for _ in range(2))
+    first.kernel = second.kernel
+    model = Backbone([("second", second), ("first", first)], input_shape=(8, 8, 3))
+    twos, threes = (np.full((3, 3, 3, 3), value, np.float32) for value in (2, 3))
+    load_weights(model, write({"second": {"kernel:0": twos}, "first": {"kernel:0": twos}}))
+    np.testing.assert_array_equal(first.kernel[...], twos)
+    with pytest.raises(WeightsError, match="second/kernel and first/kernel are one array in the model, and differ"):
+        load_weights(model, write({"second": {"kernel:0": twos}, "first": {"kernel:0": threes}}))
+    np.testing.assert_array_equal(second.kernel[...], twos)

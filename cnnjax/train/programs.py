@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import jax
@@ -10,16 +11,18 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from cnnjax.devices import Devices
+from cnnjax.data.order import LastBatch, epoch_steps
 from cnnjax.features import PASS_BATCH
 from cnnjax.freeze import Frozen
 from cnnjax.functional import Leaves, functionalize, leaves_of
-from cnnjax.losses import Metrics, count_logits, losses, targets
 from cnnjax.ops import spread_over_devices
 from cnnjax.optim import make_optimizer
-from cnnjax.precision import Precision, resolved
+from cnnjax.runtime.devices import Devices
+from cnnjax.runtime.precision import Precision, resolved
 from cnnjax.staging import Staged
-from cnnjax.state import State, checked_leaves, fresh_state
+from cnnjax.train.counting import batch_of
+from cnnjax.train.losses import Metrics, count_logits, losses, targets
+from cnnjax.train.state import State, checked_leaves, fresh_state
 
 if TYPE_CHECKING:
     from cnnjax.augment import Augmentation
@@ -47,7 +50,11 @@ class Programs:
         not_finite: NotFiniteChoice = "stop",
         precision: Precision = "auto",
         devices: Devices | None = None,
+        last_batch: LastBatch = "pad",
     ):
+        if last_batch not in get_args(LastBatch):
+            raise ValueError(f"last_batch: expected one of {', '.join(get_args(LastBatch))}, found {last_batch!r}")
+        self.last_batch: LastBatch = last_batch
         if not 0 <= label_smoothing < 1:
             raise ValueError(f"label_smoothing: expected 0 or more and less than 1, found {label_smoothing}")
         if not_finite not in get_args(NotFiniteChoice):
@@ -78,10 +85,11 @@ class Programs:
             "trainable": {p: live[p] for p in self._trainable},
             "statistics": {p: live[p] for p in self._statistics},
         }
-        keyed = late | {"key": jax.random.key(0)}
-        sizes = (batch_size, PASS_BATCH)
+        self._keyed = late | {"key": jax.random.key(0)}
+        self._normalises, self._fault = self.functional.normalises, ""
+        self._sizes = sizes = (batch_size, PASS_BATCH)
         with self._spread_or_not():
-            self.staged = Staged(self._forward, self.fixed, image, keyed, sizes)
+            self.staged = Staged(self._forward, self.fixed, image, self._keyed, sizes)
             self.inference = Staged(self._infer, self.fixed, image, late, sizes)
         self.image_size, self.example = tuple(image_size), image
         images = jax.ShapeDtypeStruct((batch_size, *shape), jnp.float32)
@@ -91,11 +99,10 @@ class Programs:
         self._in_loop = jax.default_backend() != "cpu" or not (
             self.staged.late_primitives & _SLOW_IN_LOOPS_ON_CPU
         )  # fmt: skip
-        self._step = jax.jit(self._traced("step", self._update), donate_argnums=0, static_argnames="decoded")
-        self._taking_step = jax.jit(
-            self._traced("step", self._take_and_update), donate_argnums=0, static_argnames="decoded"
-        )
-        self._epoch = jax.jit(self._traced("epoch", self._scan), donate_argnums=0, static_argnames="decoded")
+        how = ("decoded", "masked")
+        self._step = jax.jit(self._traced("step", self._update), donate_argnums=0, static_argnames=how)
+        self._taking_step = jax.jit(self._traced("step", self._take_and_update), donate_argnums=0, static_argnames=how)
+        self._epoch = jax.jit(self._traced("epoch", self._scan), donate_argnums=0, static_argnames=how)
         self._evaluate = jax.jit(self._traced("evaluate", self._score), static_argnames="decoded")
 
     def _spread_or_not(self) -> AbstractContextManager[None]:
@@ -115,7 +122,10 @@ class Programs:
     def _forward(self, fixed: Leaves, images: jax.Array, late: dict[str, Any]) -> tuple[jax.Array, Leaves]:
         random = self.functional.random_leaves(late["key"])
         leaves, images = self._computed({**fixed, **late["trainable"], **late["statistics"]}, images)
-        logits, after = self.functional.apply({**leaves, **random}, images, train=True)
+        with batch_of(len(images), late.get("counts")) as batch:
+            logits, after = self.functional.apply({**leaves, **random}, images, train=True)
+        self._normalises |= batch.normalises
+        self._fault = self._fault or batch.fault or ""
         return logits.astype(jnp.float32), {p: after[p] for p in self._statistics}
 
     def _infer(self, fixed: Leaves, images: jax.Array, late: dict[str, Any]) -> jax.Array:
@@ -131,11 +141,55 @@ class Programs:
         cast = {p: x.astype(kind) for p, x in leaves.items() if p in self._parameters and x.dtype == jnp.float32}
         return {**leaves, **cast}, images.astype(kind)
 
+    @cached_property
+    def masked(self) -> Staged:
+        """The training program with one argument more, which rows count; constants and features are the same."""
+
+        def late(batch: int) -> dict[str, Any]:
+            return self._keyed | {"counts": jax.ShapeDtypeStruct((batch,), jnp.bool_)}
+
+        with self._spread_or_not():
+            staged = Staged(self._forward, self.fixed, self.example, late, self._sizes)
+        if staged.cut != self.staged.cut:
+            raise ValueError(
+                "the model is another program where rows are left out of its statistics; give last_batch='drop', or a "
+                "batch size that divides the number of examples"
+            )
+        return staged
+
+    def masks(self, examples: int) -> bool:
+        """Whether the steps of epochs of so many examples are told which rows of the batch count.
+
+        They are where BatchNorm follows the batch and the last one is filled up: its statistics are then those of the
+        rows that count, as with Keras's short last batch. Other steps have no need of it, and run without.
+
+        Raises:
+            ValueError: it cannot be told which numbers of a BatchNorm's input belong to which row.
+        """
+        left = examples % self.batch_size
+        if not (left and self._normalises and self.last_batch == "pad"):
+            return False
+        if self._fault:
+            raise ValueError(
+                f"the last batch of {examples} examples has {left} of {self.batch_size}, and the rows that fill it up "
+                f"cannot be left out of its statistics: {self._fault}. Give last_batch='drop', or a batch size that "
+                "divides the number of examples"
+            )
+        return self.masked is not None  # traced here, not inside of a program
+
+    def steps_per_epoch(self, examples: int) -> int:
+        """Steps of an epoch of so many examples.
+
+        Raises:
+            ValueError: the only batch is short, and such ones are left out.
+        """
+        return epoch_steps(examples, self.batch_size, self.last_batch)
+
     # The compiled programs.
 
     def _update(
         self, state: State, context: Any, rows: Sequence[jax.Array], labels: jax.Array, weights: jax.Array,
-        seed: jax.Array, decoded: bool = False,
+        seed: jax.Array, decoded: bool = False, masked: bool = False,
     ) -> tuple[State, Metrics]:  # fmt: skip
         constants, fixed = context
         key = jax.random.fold_in(jax.random.key(seed), state.step)
@@ -150,7 +204,10 @@ class Programs:
 
         def objective(trainable: Leaves) -> tuple[jax.Array, tuple[Leaves, Metrics]]:
             late = {"trainable": self._whole(trainable), "statistics": state.statistics, "key": key}
-            logits, statistics = self.staged.late(constants, rows, late)
+            staged = self.staged
+            if masked:
+                staged, late["counts"] = self.masked, weights > 0
+            logits, statistics = staged.late(constants, rows, late)
             loss, right = losses(logits, labels, self.label_smoothing)
             count = weights.sum()
             metrics = Metrics((loss * weights).sum(), (right * weights).sum(), count, jnp.zeros(()))
@@ -184,19 +241,19 @@ class Programs:
 
     def _take_and_update(
         self, state: State, context: Any, arrays: Any, labels: jax.Array, index: jax.Array, weights: jax.Array,
-        views: jax.Array, seed: jax.Array, decoded: bool = False,
+        views: jax.Array, seed: jax.Array, decoded: bool = False, masked: bool = False,
     ) -> tuple[State, Metrics]:  # fmt: skip
         rows = [jnp.take(x, views, axis=0, mode="clip") for x in arrays]
-        return self._update(state, context, rows, labels[index], weights, seed, decoded)
+        return self._update(state, context, rows, labels[index], weights, seed, decoded, masked)
 
     def _scan(
         self, state: State, context: Any, arrays: Any, labels: jax.Array, index: jax.Array, weights: jax.Array,
-        views: jax.Array, seed: jax.Array, decoded: bool = False,
+        views: jax.Array, seed: jax.Array, decoded: bool = False, masked: bool = False,
     ) -> tuple[State, Metrics, jax.Array]:  # fmt: skip
         """An epoch; also the loss of each of its steps, f32[steps]."""
 
         def body(state: State, batch: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[State, Metrics]:
-            return self._take_and_update(state, context, arrays, labels, *batch, seed, decoded)
+            return self._take_and_update(state, context, arrays, labels, *batch, seed, decoded, masked)
 
         state, metrics = jax.lax.scan(body, state, (index, weights, views))
         return state, Metrics(*(jnp.sum(x) for x in metrics)), jnp.asarray(metrics.loss)

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from cnnjax.data.source import in_memory
-from cnnjax.devices import Devices
 from cnnjax.features import Pictures, StoreTooSmall, fits_on_device
+from cnnjax.runtime.devices import Devices
 from cnnjax.staging.trace import digest
 
 Kind = Literal["features", "images", "source"]

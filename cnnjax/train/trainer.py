@@ -14,19 +14,19 @@ import numpy as np
 import optax
 from flax import nnx
 
-from cnnjax import preemption
-from cnnjax.compiling import compile_seconds
 from cnnjax.data.loader import Batch, Loader, to_device
-from cnnjax.data.order import epoch_batches, epoch_views
+from cnnjax.data.order import LastBatch, epoch_batches, epoch_views
 from cnnjax.data.views import Views
-from cnnjax.devices import Devices
 from cnnjax.features import FeatureStore, Progress, ahead
 from cnnjax.freeze import Frozen
-from cnnjax.losses import ZERO, Metrics
-from cnnjax.precision import Precision
-from cnnjax.programs import NotFiniteChoice, Programs
-from cnnjax.rows import LabelledPictures, Own, Rows, checked_labels, feature_rows, image_rows
-from cnnjax.state import State
+from cnnjax.runtime import preemption
+from cnnjax.runtime.compiling import compile_seconds
+from cnnjax.runtime.devices import Devices
+from cnnjax.runtime.precision import Precision
+from cnnjax.train.dataset import LabelledPictures, Own, Rows, checked_labels, feature_rows, image_rows
+from cnnjax.train.losses import ZERO, Metrics
+from cnnjax.train.programs import NotFiniteChoice, Programs
+from cnnjax.train.state import State
 
 if TYPE_CHECKING:
     from cnnjax.augment import Augmentation
@@ -54,7 +54,7 @@ class Trainer(Programs):
         frozen: `Freeze(...).resolve(model)`.
         image_size: height and width of the pictures; one number, or three, are the shape of an example that is
             no RGB picture (a sound's samples).
-        batch_size: examples a step; the last batch of an epoch is filled up and masked.
+        batch_size: examples a step.
         optimizer: a name from `cnnjax.optim.OPTIMIZERS`, or an optax transform.
         store: where features are kept; in memory if not given.
         augment: what happens to each picture before training sees it.
@@ -69,6 +69,10 @@ class Trainer(Programs):
             bfloat16 where the hardware is made for it (TPUs, GPUs from NVIDIA's Ampere on).
         devices: what to spread batches over, which these must divide; one device if not given. With several hosts each
             makes the features for itself, or finds them in its store, and reads its own part of what is read anew.
+        last_batch: what becomes of an epoch's short last batch in training. "pad" fills it up with rows that count in
+            no loss, no metric and no statistics of BatchNorm: the numbers are those of the short batch, as in Keras.
+            "drop" leaves it out, for models whose normalisation over the batch is not `nnx.BatchNorm`'s or not by the
+            first axis, where rows that fill up would be seen. Evaluation is of all examples.
 
     Attributes:
         traces: how often each program was traced; 1 each after any number of epochs, seeds and rates.
@@ -103,6 +107,7 @@ class Trainer(Programs):
         not_finite: NotFiniteChoice = "stop",
         precision: Precision = "auto",
         devices: Devices | None = None,
+        last_batch: LastBatch = "pad",
     ):
         if views < 0 or (views and not augment):
             raise ValueError(f"views: expected 0 or more, and an augmentation to draw them with, found {views}")
@@ -111,6 +116,7 @@ class Trainer(Programs):
         super().__init__(
             model, frozen, image_size, batch_size=batch_size, optimizer=optimizer, augment=augment,
             label_smoothing=label_smoothing, not_finite=not_finite, precision=precision, devices=devices,
+            last_batch=last_batch,
         )  # fmt: skip
         self.store, self.views, self.workers, self.stream = store or FeatureStore(), views, workers, stream
 
@@ -160,7 +166,7 @@ class Trainer(Programs):
             NotFinite: a loss is NaN or infinite, and `not_finite` says to stop.
         """
         log = []
-        steps = -(-len(rows) // self.batch_size)
+        steps = self.steps_per_epoch(len(rows))
         report = progress or (lambda done, total: None)
         # A state that was trained before goes on with the next step, or with what comes after an epoch's last.
         first, done = divmod(int(state.step), steps)
@@ -197,9 +203,10 @@ class Trainer(Programs):
         # The frozen part may hold convolutions too, where it runs in the step.
         if not done and rows.on_device and self._in_loop and not (rows.decoded and jax.default_backend() == "cpu"):
             context, index, weights, views = self._order(rows, epoch, seed)
+            masked = self.masks(len(rows))
             batches = self._spread((index, weights, views), axis=1)
             state, total, unread = self._epoch(
-                state, context, rows.arrays, rows.labels, *batches, seed, decoded=rows.decoded
+                state, context, rows.arrays, rows.labels, *batches, seed, decoded=rows.decoded, masked=masked
             )
             jax.block_until_ready(unread)
             steered.between(state, total, len(index))
@@ -222,7 +229,7 @@ class Trainer(Programs):
         found = np.concatenate([np.ravel(x) for x in jax.device_get(losses)]) if losses else np.zeros(0)
         if self.not_finite == "stop" and not np.isfinite(found).all():
             bad = stop - len(found) + int(np.argmin(np.isfinite(found)))
-            raise NotFinite(epoch, bad, epoch_batches(len(rows), self.batch_size, int(seed), epoch)[0][bad])
+            raise NotFinite(epoch, bad, self._batches(rows, seed, epoch)[0][bad])
 
     def steps(
         self, state: State, rows: Rows, *, seed: int = 0, epoch: int = 0
@@ -245,7 +252,9 @@ class Trainer(Programs):
         if rows.source is None:
             return None
         source: Any = rows.source if self.devices is None else Own(rows.source, self.devices.own(self.batch_size))
-        loader = Loader(source, self.batch_size, epochs=epochs, seed=seed, workers=self.workers)
+        loader = Loader(
+            source, self.batch_size, epochs=epochs, seed=seed, workers=self.workers, last_batch=self.last_batch
+        )
         loader.restore({"step": first * loader.order.steps_per_epoch + done})
         return loader
 
@@ -253,6 +262,7 @@ class Trainer(Programs):
         self, state: State, rows: Rows, epoch: int, seed: np.uint32, stream: Iterator[Batch] | None, first: int = 0
     ) -> Generator[tuple[State, Metrics], State | None]:
         context, index, weights, views = self._order(rows, epoch, seed)
+        how = {"decoded": rows.decoded, "masked": self.masks(len(rows))}
         loaded: Iterator[Any] = iter(())
         if stream is None and not rows.on_device:
             loaded = ahead(lambda k: self._taken(rows, views[k]), range(first, len(index)))
@@ -260,23 +270,24 @@ class Trainer(Programs):
             preemption.check()
             if rows.on_device:
                 batch = self._spread((index[k], weights[k], views[k]))
-                state, metrics = self._taking_step(
-                    state, context, rows.arrays, rows.labels, *batch, seed, decoded=rows.decoded
-                )
+                state, metrics = self._taking_step(state, context, rows.arrays, rows.labels, *batch, seed, **how)
             else:
                 values = (next(stream).examples,) if stream else next(loaded)
                 batch = self._spread((np.asarray(rows.labels)[index[k]], weights[k]))
-                state, metrics = self._step(state, context, values, *batch, seed, decoded=rows.decoded)
+                state, metrics = self._step(state, context, values, *batch, seed, **how)
             sent = yield state, metrics
             state = state if sent is None else self._entered(sent)
 
     def _order(self, rows: Rows, epoch: int, seed: np.uint32) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray]:
         """What an epoch's steps share, and each step's examples, their weights, and rows of them."""
-        index, weights = epoch_batches(len(rows), self.batch_size, int(seed), epoch)
+        index, weights = self._batches(rows, seed, epoch)
         views = index
         if rows.views > 1:
             views = index * rows.views + epoch_views(index.shape, rows.views, int(seed), epoch)
         return self._shared(self.constants, rows), index, weights, views
+
+    def _batches(self, rows: Rows, seed: int | np.uint32, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        return epoch_batches(len(rows), self.batch_size, int(seed), epoch, self.last_batch)
 
     def _shared(self, constants: Any, rows: Rows) -> tuple[Any, Any]:
         """What all steps read of the frozen part; on every device, where there are several."""

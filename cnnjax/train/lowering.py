@@ -14,9 +14,9 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
-from cnnjax.devices import AXIS, Devices
-from cnnjax.rows import Kind
-from cnnjax.training import Trainer
+from cnnjax.runtime.devices import AXIS, Devices
+from cnnjax.train.dataset import Kind
+from cnnjax.train.trainer import Trainer
 
 PROGRAMS: dict[str, tuple[Kind, ...]] = {
     "step": ("source", "features"),
@@ -24,19 +24,20 @@ PROGRAMS: dict[str, tuple[Kind, ...]] = {
     "epoch": ("images", "features"),
     "evaluate": ("source", "images", "features"),
 }
-"""Each program of a trainer, and the kinds of rows (see `cnnjax.rows.Rows`) that it runs on: a step on a batch from
-the host, a step that takes its batch out of rows on the device, an epoch of these, and evaluation of a batch."""
+"""Each program of a trainer, and the kinds of rows (see `cnnjax.train.dataset.Rows`) that it runs on: a step on a batch
+from the host, a step that takes its batch out of rows on the device, an epoch of these, and evaluation of a batch."""
 
 
 class Program(NamedTuple):
     """A program and what it is called with.
 
     Attributes:
-        function: compiled by `jax.jit`; its last argument says whether it gets pictures.
+        function: compiled by `jax.jit`; it is called with `*arguments, **how`.
         arguments: trees of `jax.ShapeDtypeStruct`, by position.
         axes: of each argument the axis along which the examples of a batch lie; None where they do not.
         decoded: whether the rows are pictures, and not features.
         trains: whether the first argument is used up, and given back changed.
+        masked: whether it is told which rows count (see `Trainer.masks`).
     """
 
     function: Callable[..., Any]
@@ -44,11 +45,17 @@ class Program(NamedTuple):
     axes: tuple[int | None, ...]
     decoded: bool
     trains: bool
+    masked: bool = False
+
+    @property
+    def how(self) -> dict[str, bool]:
+        """The arguments that say which program of the function this is."""
+        return {"decoded": self.decoded} | ({"masked": self.masked} if self.trains else {})
 
     def lower(self, platform: str) -> jax.stages.Lowered:
         """Lower it for "cpu", "cuda" or "tpu", whatever this machine has."""
         traced: Any = self.function
-        return traced.trace(*self.arguments, decoded=self.decoded).lower(lowering_platforms=(platform,))
+        return traced.trace(*self.arguments, **self.how).lower(lowering_platforms=(platform,))
 
     def on(self, devices: Devices) -> "Program":
         """The same on several devices, which need not exist: batches cut along them, the state where its rule puts it.
@@ -64,13 +71,13 @@ class Program(NamedTuple):
             parts = PartitionSpec() if axis is None else PartitionSpec(*[None] * axis, AXIS)
             return _with(tree, jax.tree.map(lambda _: NamedSharding(devices.mesh, parts), tree))
 
-        def spread(*arguments: Any, decoded: bool) -> Any:
-            first, *rest = self.function(*arguments, decoded=decoded)
+        def spread(*arguments: Any, **how: bool) -> Any:
+            first, *rest = self.function(*arguments, **how)
             return (devices.keep(first) if self.trains else devices.whole(first), *devices.whole(rest))
 
         state, *others = self.arguments
         arguments = tuple(placed(tree, axis) for tree, axis in zip(others, self.axes[1:], strict=True))
-        function = jax.jit(spread, donate_argnums=(0,) if self.trains else (), static_argnames="decoded")
+        function = jax.jit(spread, donate_argnums=(0,) if self.trains else (), static_argnames=tuple(self.how))
         return self._replace(function=function, arguments=(_with(state, devices.shardings(state)), *arguments))
 
 
@@ -81,7 +88,7 @@ def program(trainer: Trainer, name: str = "step", rows: Kind = "source", *, exam
         trainer: it stays as it is, but for `traces`.
         name: a key of `PROGRAMS`.
         rows: what it runs on, one of that key's values.
-        examples: in all, where the rows lie on the device.
+        examples: in all; where they do not fill the last batch, the program may be another (see `Trainer.masks`).
 
     Raises:
         LookupError: there is no such program; the nearest is named.
@@ -126,12 +133,12 @@ def program(trainer: Trainer, name: str = "step", rows: Kind = "source", *, exam
     elif name == "evaluate":
         arguments, axes = (state, context, arrays(batch), each(integers), each(floats)), (None, None, 0, 0, 0)
     else:
-        steps, axis = ((-(-examples // batch),), 1) if name == "epoch" else ((), 0)
+        steps, axis = ((trainer.steps_per_epoch(examples),), 1) if name == "epoch" else ((), 0)
         stored = arrays(examples if decoded else examples * max(trainer.views, 1))
         order = (each(integers, *steps), each(floats, *steps), each(integers, *steps))
         labels = jax.ShapeDtypeStruct((examples,), integers)
         arguments, axes = (state, context, stored, labels, *order, seed), (None,) * 4 + (axis,) * 3 + (None,)
-    return Program(getattr(trainer, f"_{name}"), arguments, axes, decoded, trains)
+    return Program(getattr(trainer, f"_{name}"), arguments, axes, decoded, trains, trains and trainer.masks(examples))
 
 
 class Traffic(NamedTuple):

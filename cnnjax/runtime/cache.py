@@ -25,8 +25,9 @@ def keep_programs() -> None:
     `JAX_COMPILATION_CACHE_DIR`, say) stays, and `JAX_ENABLE_COMPILATION_CACHE=false` turns it off. Programs that were
     compiled more than 30 days ago are removed: those of former versions would stay for ever.
 
-    Programs with oneDNN's operations (see `cnnjax.onednn`), steps and passes over pictures on CPU, cannot be kept:
-    jaxlib 0.11 and 0.12 fail to write them, which JAX warns of (that warning is filtered). Each process compiles them.
+    Programs with oneDNN's operations (see `cnnjax.ops.onednn`), steps and passes over images on CPU, cannot be kept:
+    jaxlib 0.11 and 0.12 fail to write them, which JAX warns of (that warning is filtered). Each process compiles them;
+    with `CNNJAX_ONEDNN=0` there are none.
     """
     import jax
 

@@ -10,13 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
-from cnnjax import preemption
-from cnnjax.compiling import compile_seconds
 from cnnjax.features import Progress, free_bytes
-from cnnjax.losses import ZERO, Metrics
-from cnnjax.rows import Rows
-from cnnjax.state import State
-from cnnjax.training import Trainer
+from cnnjax.runtime import preemption
+from cnnjax.runtime.compiling import compile_seconds
+from cnnjax.train.dataset import Rows
+from cnnjax.train.losses import ZERO, Metrics
+from cnnjax.train.state import State
+from cnnjax.train.trainer import Trainer
 
 _COPIES = 4  # weights, gradients, updates, and what the optimizer makes on the way
 _AXIS = "replicas"
@@ -56,23 +56,24 @@ class Replicas:
         self.together = "conv_general_dilated" not in trainer.staged.late_primitives
         spread, shared = PartitionSpec(_AXIS), PartitionSpec()
         specs = (spread, shared, shared, shared, spread, spread, spread, spread)
-        inner = jax.vmap(trainer._scan, in_axes=(0, None, None, None, 0, 0, 0, 0)) if self.together else self._alone
 
-        def counted(*args: Any) -> Any:
+        def program(*args: Any, masked: bool) -> Any:
             trainer.traces["replicas"] += 1
+            inner = partial(trainer._scan if self.together else self._alone, masked=masked)
+            if self.together:
+                inner = jax.vmap(inner, in_axes=(0, None, None, None, 0, 0, 0, 0))
+            if len(self.devices) > 1:
+                mesh = Mesh(np.array(self.devices), (_AXIS,))
+                inner = jax.shard_map(inner, mesh=mesh, in_specs=specs, out_specs=spread, check_vma=False)
             return inner(*args)
 
-        program = counted
-        if len(self.devices) > 1:
-            mesh = Mesh(np.array(self.devices), (_AXIS,))
-            program = jax.shard_map(counted, mesh=mesh, in_specs=specs, out_specs=spread, check_vma=False)
-        self._program = jax.jit(program, donate_argnums=0)
+        self._program = jax.jit(program, donate_argnums=0, static_argnames="masked")
 
-    def _alone(self, state: State, *args: Any) -> tuple[State, Metrics]:
+    def _alone(self, state: State, *args: Any, masked: bool) -> tuple[State, Metrics]:
         """One step of the one replica of a device."""
         context, arrays, labels, *own = args
         first = partial(jax.tree.map, lambda x: x[0])
-        stepped = self.trainer._take_and_update(first(state), context, arrays, labels, *first(own))
+        stepped = self.trainer._take_and_update(first(state), context, arrays, labels, *first(own), masked=masked)
         return jax.tree.map(lambda x: x[None], stepped)
 
     def most(self) -> int:
@@ -138,7 +139,7 @@ class Replicas:
         places = [min(k, count - 1) for k in range(filled)]
         stacked: Any = jax.tree.map(lambda *xs: jnp.stack(xs), *(states[k] for k in places))
         keys = np.array([seeds[k] for k in places], np.uint32)
-        steps = -(-len(rows) // trainer.batch_size)
+        steps, program = trainer.steps_per_epoch(len(rows)), partial(self._program, masked=trainer.masks(len(rows)))
         first = int(states[0].step) // steps
         logs: list[list[dict[str, float]]] = [[] for _ in states]
         for epoch in range(first, first + epochs):
@@ -148,12 +149,12 @@ class Replicas:
             index, weights, views = (np.stack(parts) for parts in zip(*orders, strict=True))
             arguments = ((trainer.constants, None), rows.arrays, rows.labels)
             if self.together:
-                stacked, metrics, _ = self._program(stacked, *arguments, index, weights, views, keys)
+                stacked, metrics, _ = program(stacked, *arguments, index, weights, views, keys)
                 total = jax.device_get(metrics)
             else:
                 sums: Any = ZERO
                 for k in range(steps):
-                    stacked, metrics = self._program(stacked, *arguments, index[:, k], weights[:, k], views[:, k], keys)
+                    stacked, metrics = program(stacked, *arguments, index[:, k], weights[:, k], views[:, k], keys)
                     sums = Metrics(*(a + b for a, b in zip(sums, metrics, strict=True)))
                 total = jax.device_get(sums)
             spent = {"seconds": time.perf_counter() - start, "compile_seconds": compile_seconds() - compiled}

@@ -1,0 +1,1 @@
+"""Folders of runs: their names, locks and what they hold."""
