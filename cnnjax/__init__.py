@@ -1,9 +1,13 @@
-"""Convolutional networks and transfer learning on JAX: freezing is partial evaluation."""
+"""Convolutional networks and transfer learning on JAX: freezing is partial evaluation.
+
+Every architecture is a function here as well, such as `cnnjax.mobilenet`; `cnnjax.models.BACKBONES` lists them.
+"""
 
 import importlib
+import importlib.util
 from typing import TYPE_CHECKING, Any
 
-from cnnjax.runtime.allocation import keep_freed_memory
+from cnnjax.runtime.tuning import tune_cpu
 
 if TYPE_CHECKING:
     from cnnjax import sizing
@@ -17,13 +21,9 @@ if TYPE_CHECKING:
         Classifier,
         LogMel,
         SoundClassifier,
-        cifar_cnn,
         create,
-        lecture_cnn,
         lecture_head,
         linear_head,
-        mobilenet,
-        vgg16,
     )
     from cnnjax.runtime.cache import keep_programs
     from cnnjax.runtime.devices import Devices
@@ -50,17 +50,14 @@ __all__ = [
     "SoundClassifier",
     "Staged",
     "Trainer",
-    "cifar_cnn",
     "create",
     "keep_programs",
-    "lecture_cnn",
     "lecture_head",
     "linear_head",
     "load_weights",
-    "mobilenet",
     "sizing",
     "summary",
-    "vgg16",
+    "tune_cpu",
 ]
 
 # Imported when first asked for: a command or a process that reads pictures needs no Flax, and no JAX.
@@ -80,19 +77,20 @@ _MODULES = {
 _LATER = {name: module for module, names in _MODULES.items() for name in names}
 
 
-keep_freed_memory()
-
-
 def __getattr__(name: str) -> Any:
     if name == "__version__":
         from importlib.metadata import version
 
         return version("cnnjax")
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     if name == "sizing":
         return importlib.import_module("cnnjax.sizing")
-    found = getattr(importlib.import_module(_LATER.get(name, "cnnjax.models")), name)
+    if name in __all__:
+        found = getattr(importlib.import_module(_LATER.get(name, "cnnjax.models")), name)
+    else:  # an architecture; what asks for a module first, as `from cnnjax import hooks` does, must not import them
+        other = name.startswith("_") or importlib.util.find_spec(f"{__name__}.{name}") is not None
+        found = None if other else importlib.import_module("cnnjax.models").BACKBONES.get(name)
+        if found is None:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     globals()[name] = found
     return found
 

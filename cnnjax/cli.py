@@ -7,6 +7,8 @@ import os
 import sys
 from typing import NoReturn
 
+from cnnjax.runtime.tuning import tune_cpu
+
 # Command -> (module, options, function, what it does); modules are imported when their command is run.
 COMMANDS = {
     "summary": (
@@ -41,13 +43,16 @@ def usage() -> str:
     return (
         "usage: cnnjax COMMAND [OPTIONS]\n\n"
         + "\n".join(lines)
-        + "\n\ncnnjax COMMAND --help lists a command's options."
+        + "\n\ncnnjax COMMAND --help lists a command's options; --verbose says what is done for speed."
     )
 
 
 def main(argv: list[str] | None = None) -> None:
     """Run a command; the entry point of `cnnjax`."""
-    args = sys.argv[1:] if argv is None else argv
+    args = list(sys.argv[1:] if argv is None else argv)
+    verbose = "--verbose" in args
+    if verbose:
+        args.remove("--verbose")
     if not args or args[0] in ("-h", "--help", "help"):
         print(usage())
         return
@@ -67,6 +72,9 @@ def main(argv: list[str] | None = None) -> None:
     # Traced programs are large graphs of Python objects that are needed to the end: walked at Python's usual pace, they
     # take the collector a sixth of a short command's time.
     gc.set_threshold(50_000, 20, 100)
+    tuned = tune_cpu()  # before JAX and NumPy begin threads
+    if verbose:
+        print(f"cnnjax: {_tuning(tuned)}", file=sys.stderr)
     import tyro
 
     from cnnjax.runtime import preemption
@@ -86,6 +94,13 @@ def main(argv: list[str] | None = None) -> None:
     except preemption.Preempted as asked:
         where = "here" if asked.code == preemption.EXIT_CODE else "the last checkpoint: this state could not be saved"
         _fail(f"ended as asked; the same command goes on from {where}", int(asked.code or 0))
+
+
+def _tuning(tuned: bool) -> str:
+    from cnnjax.ops.onednn import takes
+
+    memory = "freed memory stays with the process" if tuned else "memory is managed as the system has it"
+    return f"{memory}; oneDNN {'computes convolutions and products' if takes('float32') else 'is not used'}"
 
 
 def _fail(message: str, code: int = 2) -> NoReturn:

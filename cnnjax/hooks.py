@@ -13,10 +13,12 @@ from cnnjax.functional import functionalize, leaves_of, model_name, modules
 
 Hook = Callable[[str, Any], Any]
 """(path of a module, what it gave) -> what it gives instead."""
+Reader = Callable[[str, tuple[Any, ...]], None]
+"""(path of a module, what it is called with): called before the module is."""
 
 
-def with_hook(model: nnx.Module, hook: Hook) -> nnx.Module:
-    """Let `hook` see, and if it likes change, what every module below `model` gives.
+def with_hook(model: nnx.Module, hook: Hook, reader: Reader | None = None) -> nnx.Module:
+    """Let `hook` see, and if it likes change, what every module below `model` gives; `reader` sees what each is given.
 
     The model itself is changed: hand over a copy (`functionalize(model).module(leaves)` makes one). Each
     module's operations also carry its path as a `jax.named_scope`.
@@ -31,7 +33,7 @@ def with_hook(model: nnx.Module, hook: Hook) -> nnx.Module:
     for path, module in list(modules(model)):
         # The path and the hook stand on the object, so that they live on in what nnx.scan and the like copy.
         object.__setattr__(module, "__class__", _hooked_class(type(module)))
-        setattr(module, _HOOK, _Hooked(path, hook))
+        setattr(module, _HOOK, _Hooked(path, hook, reader))
     return model
 
 
@@ -42,8 +44,8 @@ _OPEN, _CLOSE = "layer<", ">"
 class _Hooked:
     """A path and its hook: static for NNX, so hashable by identity."""
 
-    def __init__(self, path: str, hook: Hook):
-        self.path, self.hook = path, hook
+    def __init__(self, path: str, hook: Hook, reader: Reader | None):
+        self.path, self.hook, self.reader = path, hook, reader
 
 
 @cache
@@ -52,6 +54,8 @@ def _hooked_class(cls: type) -> type:
 
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
         mine = getattr(self, _HOOK)
+        if mine.reader is not None:
+            mine.reader(mine.path, args)
         with jax.named_scope(_OPEN + mine.path.replace("/", "|") + _CLOSE):
             out = plain.__call__(self, *args, **kwargs)
         return mine.hook(mine.path, out)

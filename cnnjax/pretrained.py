@@ -1,19 +1,22 @@
 """A network with its published weights, as a command names it."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from flax import nnx
 
-from cnnjax.models import BACKBONES, PUBLISHED, Backbone, create
+from cnnjax.models import Backbone, create
+from cnnjax.models.registry import STANDARD, entry
+from cnnjax.models.sizes import sides
 from cnnjax.weights.assign import load_weights
 
 
 def open_backbone(
     name: str,
     *,
-    image_size: int | None = None,
-    alpha: float | None = None,
+    image_size: int | Sequence[int] | None = None,
+    channels: int | None = None,
     weights: Path | None = None,
     include_top: bool = True,
     **kwargs: Any,
@@ -22,11 +25,12 @@ def open_backbone(
 
     Args:
         name: A key of `cnnjax.models.BACKBONES`.
-        image_size: Height and width in pixels; the architecture's own if not given.
-        alpha: The width multiplier, for architectures that have one.
+        image_size: Height and width in pixels, one number for both; the architecture's own if not given.
+        channels: Of the images; 3 if not given.
         weights: Keras's HDF5 file; random numbers if not given.
         include_top: Whether the network ends in its classification layers.
-        **kwargs: Further arguments of the architecture's function.
+        **kwargs: Further arguments of the architecture's function: its own options (`alpha` of mobilenet), `classes`.
+            None stands for the function's default, but as `classifier_activation`.
 
     Returns:
         The network, and the name of the preprocessing that its published weights expect ("unit" for a network
@@ -41,18 +45,16 @@ def open_backbone(
     >>> model.output_shape(), preprocessing
     ((3, 3, 256), 'tf')
     """
-    options: dict[str, Any] = {"include_top": include_top, **kwargs}
-    if alpha is not None:
-        if name in BACKBONES and name != "mobilenet":
-            raise ValueError(f"alpha is the width of mobilenet; {name} has none")
-        options["alpha"] = alpha
-    if image_size is not None:
-        if image_size < 1:
-            raise ValueError(f"image_size must be at least 1 pixel, not {image_size}")
-        options["input_shape"] = (image_size, image_size, 3)
+    found = entry(name)
+    given = {key: value for key, value in kwargs.items() if value is not None or key == "classifier_activation"}
+    own = {key: value for key, value in given.items() if key not in STANDARD}
+    options: dict[str, Any] = {**given, **found.checked(own, include_top=include_top), "include_top": include_top}
+    if channels is not None and channels < 1:
+        raise ValueError(f"channels must be at least 1, not {channels}")
+    if image_size is not None or channels is not None:
+        options["input_shape"] = (*(found.image_size if image_size is None else sides(image_size)), channels or 3)
     model = create(name, rngs=nnx.Rngs(0), **options)
     if weights is not None:
         load_weights(model, weights, leave_out=() if include_top else "top")
     # The scaling of the pixels belongs to the published weights; a network without any takes 0 to 1.
-    scaling = {entry.preprocessing for entry in PUBLISHED.values() if entry.backbone == name}
-    return model, scaling.pop() if scaling else "unit"
+    return model, found.preprocessing(own, channels or 3)

@@ -35,7 +35,7 @@ def config(data: Path, weights: Path) -> Ablation:
     return Ablation(
         data=str(data),
         backbone="mobilenet",
-        alpha=0.75,
+        backbone_options={"alpha": 0.75},
         weights=weights,
         image_size=160,
         freeze=("none", "9", "15", "21", "25", "all"),

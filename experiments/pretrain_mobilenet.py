@@ -45,7 +45,7 @@ RECIPE = Recipe(
 )  # fmt: skip
 POD = Fit(
     "tfds:imagenet2012", RECIPE, splits={"train": "train", "validation": "validation[:5000]", "test": "validation"},
-    alpha=1.0, image_size=224, head="linear", precision="bfloat16", stream=True, workers=16,
+    backbone_options={"alpha": 1.0}, image_size=224, head="linear", precision="bfloat16", stream=True, workers=16,
     running=Running(hosts="auto", keep_checkpoints=3), out=Path("runs/pretrain-imagenet"),
 )  # fmt: skip
 
@@ -55,7 +55,7 @@ EPOCHS, GAPS = 110, (15.0, 150.0)  # of the stand-in; seconds between two kills
 def stand_in(data: Path, out: Path) -> Fit:
     """The same run, small."""
     return replace(
-        POD, data=str(data), splits=None, alpha=0.25, image_size=64, workers=0,
+        POD, data=str(data), splits=None, backbone_options={"alpha": 0.25}, image_size=64, workers=0,
         recipe=replace(RECIPE, epochs=EPOCHS, batch_size=32, learning_rate=1e-3, ema=0.99),
         running=Running(checkpoint_every=15.0), out=out,
     )  # fmt: skip

@@ -83,7 +83,7 @@ class Job:
 
     Attributes:
         model: A key of `cnnjax.models.BACKBONES`; a linear head for 1,000 classes goes on it.
-        image_size: Height and width in pixels.
+        image_size: Height and width in pixels, one number for both.
         freeze: As `Freeze.parse` reads it.
         rows: What a step gets: "pictures", streamed, or the "features" of `examples` pictures that lie on each device.
         batches: Sizes of the global batch.
@@ -91,7 +91,7 @@ class Job:
     """
 
     model: str
-    image_size: int
+    image_size: int | tuple[int, int]
     freeze: str
     rows: str
     batches: tuple[int, ...]
@@ -205,11 +205,12 @@ def trainer_of(job: Job, batch: int, precision: Any) -> Any:
     from flax import nnx
 
     from cnnjax import Classifier, Freeze, Trainer, linear_head
+    from cnnjax.models.sizes import sides
     from cnnjax.pretrained import open_backbone
 
     backbone, preprocessing = open_backbone(job.model, image_size=job.image_size, include_top=False)
     model = Classifier(backbone, linear_head(backbone.output_shape(), 1000, rngs=nnx.Rngs(1)), preprocessing)
-    frozen, size = Freeze.parse(job.freeze).resolve(model, "backbone"), (job.image_size, job.image_size)
+    frozen, size = Freeze.parse(job.freeze).resolve(model, "backbone"), sides(job.image_size)
     return Trainer(model, frozen, size, batch_size=batch, optimizer="adam", precision=precision)
 
 
@@ -232,7 +233,8 @@ def measure(job: Job, topology: str, batch: int, precision: str, shard_parameter
     trainer = trainer_of(job, batch, precision)
     kind = ("taking_step", "features") if job.rows == "features" else ("step", "source")
     step = program(trainer, *kind, examples=job.examples).on(devices)
-    label = f"{job.model} {job.image_size}, {job.freeze} frozen, {job.rows}"
+    size = job.image_size if isinstance(job.image_size, int) else "x".join(map(str, job.image_size))
+    label = f"{job.model} {size}, {job.freeze} frozen, {job.rows}"
     found = Found(label, topology, len(slice_), batch, precision, False, memory_of(slice_[0]), 0)
     lowered, start = step.lower("tpu"), time.perf_counter()
     try:
@@ -305,15 +307,23 @@ def jobs_of(options: argparse.Namespace) -> list[Job]:
             raise ValueError(f"--{given[0].replace('_', '-')} needs a --model")
         return [replace(job, **changed) for job in JOBS]
     rows = options.rows or ("features" if options.freeze == "all" else "pictures")
-    job = Job(options.model, options.image_size or 224, options.freeze or "none", rows, (1024,), options.examples)
+    size: Any = options.image_size or [224]
+    job = Job(
+        options.model,
+        size[0] if len(size) == 1 else tuple(size),
+        options.freeze or "none",
+        rows,
+        (1024,),
+        options.examples,
+    )
     return [replace(job, **changed)]
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Read the options, compile, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", help="a backbone: mobilenet, vgg16, ... (default: three jobs, see above)")
-    parser.add_argument("--image-size", type=int, help="pixels (default: 224)")
+    parser.add_argument("--model", help="the name of a backbone (default: three jobs, see above)")
+    parser.add_argument("--image-size", type=int, nargs="+", help="pixels, or height and width (default: 224)")
     parser.add_argument("--freeze", help="none, all, a depth, a layer, as everywhere (default: none)")
     parser.add_argument("--rows", choices=("pictures", "features"), help="what a step gets (default: features for all)")
     parser.add_argument("--examples", type=int, default=50_000, help="whose features lie on each device")

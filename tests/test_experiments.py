@@ -29,7 +29,7 @@ def test_frozen_depth_on_cats_and_dogs(tmp_path):
     (tmp_path / "weights.h5").write_bytes(b"")
     config = record.config(tmp_path, tmp_path / "weights.h5")
     backbone = create(
-        config.backbone, alpha=config.alpha, input_shape=(160, 160, 3), include_top=False, rngs=nnx.Rngs(0)
+        config.backbone, **config.backbone_options, input_shape=(160, 160, 3), include_top=False, rngs=nnx.Rngs(0)
     )
     model = Classifier(backbone, linear_head(backbone.output_shape(), 2, rngs=nnx.Rngs(0)), "tf")
     grid = cells(config, model)

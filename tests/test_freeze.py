@@ -20,9 +20,7 @@ def mobile():
 
 @pytest.fixture(scope="module")
 def resnet():
-    model = ResNet(rngs=nnx.Rngs(0))
-    model.input_shape = (16, 16, 3)
-    return model
+    return ResNet(rngs=nnx.Rngs(0))
 
 
 @pytest.mark.parametrize("text", ["none", "all", "3", "[:-4]", "[2:5]", "[3:]", "block4_pool", "conv_dw_*", "a*,b"])

@@ -15,8 +15,10 @@ from flax import nnx
 
 from cnnjax.augment import Augmentation
 from cnnjax.data import InMemory
-from cnnjax.freeze import Freeze
+from cnnjax.freeze import Freeze, deepest
 from cnnjax.models import BACKBONES, Classifier, create, linear_head
+from cnnjax.models.layers import Conv2D, MaxPooling2D
+from cnnjax.models.registry import entry
 from cnnjax.ops import use_onednn
 from cnnjax.train.lowering import PROGRAMS, Traffic, collectives, program
 from cnnjax.train.trainer import Trainer
@@ -24,13 +26,6 @@ from cnnjax.train.trainer import Trainer
 PLATFORMS = ("cpu", "cuda", "tpu")
 # JAX's own random numbers, where its CUDA plugin is installed; nothing else may be bound to a platform.
 ALLOWED = {"cpu": set(), "cuda": {"cu_threefry2x32_ffi"}, "tpu": set()}
-# As small as each backbone can be; frozen through the layer, and how many convolutions that leaves to train.
-SMALL = {
-    "lecture_cnn": ({"widths": (4, 8)}, 10, "max_pooling2d_1", 1),
-    "cifar_cnn": ({}, 24, "conv2d_2", 3),
-    "mobilenet": ({"alpha": 1 / 32}, 32, "conv_pw_11_relu", 4),
-    "vgg16": ({}, 32, "block4_pool", 3),
-}
 CHOSEN = {"none": ("step", "source"), "some": ("epoch", "images"), "all": ("taking_step", "features")}
 
 
@@ -46,23 +41,26 @@ def models():
     """Full of zeros: drawing weights takes longer than lowering them."""
 
     def small(name):
-        options, size = SMALL[name][:2]
-        backbone = create(name, input_shape=(size, size, 3), include_top=False, rngs=nnx.Rngs(0), **options)
+        backbone = create(name, **entry(name).small, include_top=False, rngs=nnx.Rngs(0))
         return Classifier(backbone, linear_head(backbone.output_shape(), 2, rngs=nnx.Rngs(0)), "unit")
 
     def filled(x):
         is_key = jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
         return jax.random.key(0) if is_key else jnp.asarray(np.zeros(x.shape, x.dtype))
 
-    found = {name: nnx.split(nnx.eval_shape(lambda name=name: small(name))) for name in SMALL}
+    found = {name: nnx.split(nnx.eval_shape(lambda name=name: small(name))) for name in BACKBONES}
     return {name: nnx.merge(graph, jax.tree.map(filled, state)) for name, (graph, state) in found.items()}
 
 
-def trainer_of(model, name, kind, **options):
+def trainer_of(model, kind, **options):
     """Of a batch size that `Staged` looks at anyway: one trace less."""
-    text = SMALL[name][2] if kind == "some" else kind
-    frozen = Freeze.parse(text).resolve(model, "backbone")
-    return Trainer(model, frozen, (SMALL[name][1],) * 2, batch_size=5, optimizer="adam", **options)
+    frozen = frozen_part(model, kind).resolve(model, "backbone")
+    return Trainer(model, frozen, model.backbone.input_shape[:2], batch_size=5, optimizer="adam", **options)
+
+
+def frozen_part(model, kind):
+    """Of some: all but the last four layers with a kernel, if that leaves one."""
+    return Freeze.depth(max(1, deepest(model.backbone) - 4)) if kind == "some" else Freeze.parse(kind)
 
 
 def exported(trainer, which, rows, platform):
@@ -76,20 +74,22 @@ def exported(trainer, which, rows, platform):
     return re.findall(r"\bstablehlo\.(\w+)", text)
 
 
-def expected(model, name, kind, which, rows):
+def expected(model, kind, which, rows):
     """Convolutions and pooling gradients of a step: each trained convolution runs three times.
 
-    Forward, and the gradients of its kernel and of its input; that of the first trained one's input nobody needs.
+    Forward, and the gradients of its kernel and of its input; the latter only behind something that trains.
     """
-    layers = model.backbone.layer_names
-    convolutions = [layer for layer in layers if "conv" in layer and hasattr(getattr(model.backbone, layer), "kernel")]
-    trained = {"none": len(convolutions), "some": SMALL[name][3], "all": 0}[kind]
-    frozen = len(convolutions) - trained if rows != "features" else 0
-    if which == "evaluate":
-        return frozen + trained, 0
-    first = layers.index(convolutions[-trained]) if trained else len(layers)
-    pools = sum("pool" in layer for layer in layers[first:])
-    return frozen + max(3 * trained - 1, 0), pools
+    backbone = model.backbone
+    frozen = set(frozen_part(model, kind).resolve(backbone).layers)
+    moving, found, pools = set(), 0, 0  # layers whose output a trained number changes
+    for layer, reads in zip(backbone.layer_names, backbone.layer_inputs, strict=True):
+        module, behind = getattr(backbone, layer), not moving.isdisjoint(reads)
+        trained = layer not in frozen and bool(nnx.to_flat_state(nnx.state(module, nnx.Param)))
+        if isinstance(module, Conv2D) and (trained or rows != "features"):
+            found += 1 if which == "evaluate" else 1 + trained + behind
+        pools += isinstance(module, MaxPooling2D) and behind and which != "evaluate"
+        moving |= {layer} if trained or behind else set()
+    return found, pools
 
 
 @pytest.mark.parametrize("kind", CHOSEN)
@@ -97,9 +97,9 @@ def expected(model, name, kind, which, rows):
 def test_accelerators_get_plain_convolutions_and_the_cpu_its_own(models, name, kind):
     model, (which, rows) = models[name], CHOSEN[kind]
     augment = Augmentation(flip=True, rotation=0.1) if kind == "none" else None
-    trainer = trainer_of(model, name, kind, augment=augment)
+    trainer = trainer_of(model, kind, augment=augment)
     found = {platform: exported(trainer, which, rows, platform) for platform in PLATFORMS}
-    convolutions, pools = expected(model, name, kind, which, rows)
+    convolutions, pools = expected(model, kind, which, rows)
     for platform in ("cuda", "tpu"):
         assert found[platform].count("convolution") == convolutions
         assert found[platform].count("select_and_scatter") == pools
@@ -114,7 +114,7 @@ def test_accelerators_get_plain_convolutions_and_the_cpu_its_own(models, name, k
 @pytest.mark.parametrize(("which", "rows"), [(which, rows) for which, kinds in PROGRAMS.items() for rows in kinds])
 def test_every_program_is_lowered_for_every_platform(models, programs, which, rows):
     model = models["lecture_cnn"]
-    convolutions, pools = expected(model, "lecture_cnn", "some", which, rows)
+    convolutions, pools = expected(model, "some", which, rows)
     for platform in PLATFORMS:
         found = exported(programs, which, rows, platform)
         assert found.count("convolution") == convolutions
@@ -123,7 +123,7 @@ def test_every_program_is_lowered_for_every_platform(models, programs, which, ro
 
 @pytest.fixture(scope="module")
 def programs(models):
-    return trainer_of(models["lecture_cnn"], "lecture_cnn", "some", not_finite="skip", precision="bfloat16")
+    return trainer_of(models["lecture_cnn"], "some", not_finite="skip", precision="bfloat16")
 
 
 def test_the_abstract_arguments_are_those_of_training():
@@ -165,7 +165,7 @@ def test_the_abstract_arguments_are_those_of_training():
 
 
 def test_a_program_or_rows_that_are_not_there_are_refused(models):
-    trainer = trainer_of(models["lecture_cnn"], "lecture_cnn", "all")
+    trainer = trainer_of(models["lecture_cnn"], "all")
     with pytest.raises(LookupError, match="no program 'epochs'; did you mean 'epoch'"):
         program(trainer, "epochs")
     with pytest.raises(ValueError, match="epoch runs on rows of kind images or features, found 'source'"):

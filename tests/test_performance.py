@@ -21,7 +21,12 @@ from cnnjax.runtime.compiling import compile_seconds
 
 NHWC = ("NHWC", "HWIO", "NHWC")
 _FAULTS = """
+import os
+before = dict(os.environ)
 import cnnjax
+assert dict(os.environ) == before
+if "UNTUNED" not in before:
+    cnnjax.tune_cpu()
 import json, resource
 import jax
 step = jax.jit(lambda x: (jax.numpy.sin(x)[:, ::-1] + x, x.sum()))
@@ -47,7 +52,8 @@ def test_memory_that_was_used_once_is_not_asked_for_again():
     array = 5000 * 5000 * 4
     pages = array // os.sysconf("SC_PAGE_SIZE")
     (kept, huge), (asked, small) = faults(), faults(MALLOC_TRIM_THRESHOLD_="131072")  # the user's own is left alone
-    assert min(asked[1:]) > pages and 10 * min(kept[1:]) < pages, (kept, asked)
+    (imported, _) = faults(UNTUNED="1")  # `import cnnjax` alone changes nothing
+    assert min(asked[1:]) > pages and min(imported[1:]) > pages and 10 * min(kept[1:]) < pages, (kept, asked, imported)
     # Elsewhere the kernel gives huge pages to all, or to none.
     if _ON_REQUEST.exists() and "[madvise]" in _ON_REQUEST.read_text():
         assert huge > 2 * array > 10 * small, (huge, small)

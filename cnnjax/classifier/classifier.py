@@ -38,18 +38,18 @@ class ImageClassifier:
     """A network with the names of its classes, and all that its pictures need.
 
     Args:
-        backbone: A key of `cnnjax.models.BACKBONES`: "mobilenet", "vgg16", "lecture_cnn" or "cifar_cnn".
+        backbone: A key of `cnnjax.models.BACKBONES`, such as "mobilenet".
         class_names: The classes, in the order of their labels; two share one logit (but with the top of mobilenet or
             vgg16), more have one each.
         weights: Keras's HDF5 file with the backbone's weights; random numbers if not given.
-        image_size: Height and width in pixels; the architecture's own if not given.
+        image_size: Height and width in pixels, one number for both; the architecture's own if not given.
         head: "lecture" or "linear" (see `cnnjax.models.heads`), or "top": the backbone's own classification layers.
         preprocessing: A key of `cnnjax.models.PREPROCESSING`; what the published weights expect if not given.
         resizing: How pictures come to their size; see `cnnjax.data.resize`.
         scale: Which values of 16-bit files become 0 and 255; see `cnnjax.data.Folder`.
         seed: Of the random numbers.
-        **options: Of the architecture: `alpha` of mobilenet, `widths` of lecture_cnn; with head "top" also `dropout`
-            of mobilenet and `pooling` of cifar_cnn.
+        **options: The architecture's own, such as `alpha` of mobilenet; those of its classification layers, such as
+            `pooling` of cifar_cnn, with head "top" alone.
 
     Attributes:
         model: Pixels to logits, in inference mode.
@@ -77,7 +77,7 @@ class ImageClassifier:
         class_names: Sequence[str],
         *,
         weights: str | os.PathLike[str] | None = None,
-        image_size: int | None = None,
+        image_size: int | tuple[int, int] | None = None,
         head: str = "lecture",
         preprocessing: str | None = None,
         resizing: Resizing = "bilinear",
@@ -85,14 +85,15 @@ class ImageClassifier:
         seed: int = 0,
         **options: Any,
     ):
+        given = {name: value for name, value in options.items() if value is not None}
         config = Config(
             backbone,
             tuple([class_names] if isinstance(class_names, str) else class_names),
             own_size(backbone) if image_size is None else image_size,
             head,
-            own_preprocessing(backbone) if preprocessing is None else preprocessing,
+            own_preprocessing(backbone, given) if preprocessing is None else preprocessing,
             resizing,
-            {name: value for name, value in options.items() if value is not None},
+            given,
             checked_scale(scale),
         )
         if seed < 0:
@@ -136,7 +137,7 @@ class ImageClassifier:
     @property
     def image_size(self) -> tuple[int, int]:
         """Height and width of the pictures that the model takes: the `image_size` of a source for it."""
-        return self.config.image_size, self.config.image_size
+        return self.config.size
 
     @property
     def leaves(self) -> Leaves:

@@ -1,7 +1,6 @@
 """What a classifier is, apart from its weights: plain values, which a saved classifier keeps as JSON."""
 
 import difflib
-import inspect
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -11,17 +10,15 @@ import jax
 from flax import nnx
 
 from cnnjax.data.pixels import Resizing, Scale, checked_resizing, checked_scale
-from cnnjax.models import BACKBONES, PUBLISHED, Backbone, Classifier, create
+from cnnjax.models import Backbone, Classifier
 from cnnjax.models.heads import HEADS
 from cnnjax.models.preprocessing import checked_preprocessing
+from cnnjax.models.registry import entry
+from cnnjax.models.sizes import sides
 
 TOP = "top"
-_GIVEN = ("input_shape", "include_top", "classes", "classifier_activation", "rngs")  # by what else the config says
-_OF_THE_TOP = ("dropout", "pooling")
 # A config may come from a stranger: what would take hours only to describe is refused.
 _MAX_SIZE = 2048
-_MAX_ALPHA = 4.0
-_MAX_WIDTHS, _MAX_WIDTH = 16, 4096
 _MAX_FEATURES = 1 << 22
 
 
@@ -32,12 +29,12 @@ class Config:
     Attributes:
         backbone: A key of `cnnjax.models.BACKBONES`.
         classes: The classes' names, in the order of their labels.
-        image_size: Height and width of the pictures, in pixels.
+        image_size: Height and width of the pictures in pixels, one number where they are the same.
         head: A key of `cnnjax.models.heads.HEADS`, or "top": the backbone's own classification layers.
         preprocessing: A key of `cnnjax.models.PREPROCESSING`.
         resizing: How pictures come to their size; see `cnnjax.data.resize`.
-        options: Further arguments of the architecture's function: `alpha` of mobilenet, `widths` of lecture_cnn,
-            with head "top" also `dropout` of mobilenet and `pooling` of cifar_cnn.
+        options: The architecture's own (`cnnjax.models.registry`), such as `alpha` of mobilenet; those of its
+            classification layers, such as `pooling` of cifar_cnn, with head "top" alone.
         scale: Which values of 16-bit files become 0 and 255; see `cnnjax.data.Folder`.
 
     Raises:
@@ -51,7 +48,7 @@ class Config:
 
     backbone: str
     classes: tuple[str, ...]
-    image_size: int
+    image_size: int | tuple[int, int]
     head: str
     preprocessing: str
     resizing: Resizing = "bilinear"
@@ -62,7 +59,7 @@ class Config:
         for name in ("backbone", "head", "preprocessing", "resizing"):
             if not isinstance(getattr(self, name), str):
                 raise ValueError(f"{name}: expected a name, found {getattr(self, name)!r}")
-        function = architecture(self.backbone)
+        found = entry(self.backbone)
         if self.head != TOP and self.head not in HEADS:
             near = difflib.get_close_matches(self.head, [*HEADS, TOP], 1, 0)[0]
             raise LookupError(f"no head {self.head!r}; did you mean {near!r}? There are {', '.join(HEADS)} and {TOP}")
@@ -70,18 +67,20 @@ class Config:
         checked_resizing(self.resizing)
         object.__setattr__(self, "scale", checked_scale(self.scale))
         object.__setattr__(self, "classes", _checked_classes(self.classes))
-        size = self.image_size
-        if isinstance(size, bool) or not isinstance(size, int) or not 1 <= size <= _MAX_SIZE:
-            raise ValueError(f"image_size: expected a whole number of pixels from 1 to {_MAX_SIZE}, found {size!r}")
+        height, width = self.size
+        if max(height, width) > _MAX_SIZE:
+            raise ValueError(
+                f"image_size: expected a whole number of pixels from 1 to {_MAX_SIZE}, found {self.image_size!r}"
+            )
+        object.__setattr__(self, "image_size", height if height == width else (height, width))
         if not isinstance(self.options, Mapping):
             raise ValueError(f"options: expected values by name, found {self.options!r}")
-        known = {k: p.default for k, p in inspect.signature(function).parameters.items() if k not in _GIVEN}
-        options = {k: _checked_option(self.backbone, k, v, known) for k, v in self.options.items()}
-        if unused := [k for k in options if k in _OF_THE_TOP and self.head != TOP]:
-            raise ValueError(
-                f"{unused[0]} is of {self.backbone}'s own classification layers: give head={TOP!r} as well"
-            )
-        object.__setattr__(self, "options", options)
+        object.__setattr__(self, "options", found.checked(self.options, include_top=self.head == TOP))
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the pictures."""
+        return sides(self.image_size)
 
     def build(self, seed: int = 0) -> Classifier:
         """The model, filled with random numbers; under `nnx.eval_shape` abstract."""
@@ -92,13 +91,14 @@ class Config:
         """The backbone alone; with head "top" it ends in logits."""
         asked = dict(self.options)
         if self.head == TOP:
-            without = {k: v for k, v in self.options.items() if k not in _OF_THE_TOP}
+            known = entry(self.backbone).options
+            without = {k: v for k, v in self.options.items() if not known[k].of_top}
             self._check_features(nnx.eval_shape(lambda: self._created(nnx.Rngs(0), include_top=False, **without)))
             asked |= {"classes": len(self.classes), "classifier_activation": None}
         return self._created(rngs, include_top=self.head == TOP, **asked)
 
     def _created(self, rngs: nnx.Rngs, **asked: Any) -> Backbone:
-        return create(self.backbone, input_shape=(self.image_size, self.image_size, 3), rngs=rngs, **asked)
+        return entry(self.backbone).function(input_shape=(*self.size, 3), rngs=rngs, **asked)
 
     def _check_features(self, backbone: Backbone) -> None:
         """Refuse a dense layer on more features than any machine has room for."""
@@ -121,8 +121,9 @@ class Config:
         """The same as plain values."""
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "scale"}
         options = {k: list(v) if isinstance(v, tuple) else v for k, v in self.options.items()}
+        size = self.image_size if isinstance(self.image_size, int) else list(self.image_size)
         scale = {} if self.scale is None else {"scale": list(self.scale)}
-        return {**values, "classes": list(self.classes), "options": options, **scale}
+        return {**values, "image_size": size, "classes": list(self.classes), "options": options, **scale}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "Config":
@@ -135,25 +136,18 @@ class Config:
         return cls(**values)
 
 
-def architecture(name: str) -> Any:
-    """The function that builds the network of that name; raises `LookupError` with the nearest one otherwise."""
-    if name not in BACKBONES:
-        create(name)  # raises
-    return BACKBONES[name]
-
-
-def own_size(backbone: str) -> int:
+def own_size(backbone: str) -> tuple[int, int]:
     """Height and width that an architecture's pictures have if nothing else is said."""
-    return inspect.signature(architecture(backbone)).parameters["input_shape"].default[0]
+    return entry(backbone).image_size
 
 
-def own_preprocessing(backbone: str) -> str:
+def own_preprocessing(backbone: str, options: Mapping[str, Any] | None = None) -> str:
     """What the published weights of an architecture expect of their pixels; "unit" where there are none.
 
     >>> own_preprocessing("vgg16"), own_preprocessing("lecture_cnn")
     ('caffe', 'unit')
     """
-    return next((entry.preprocessing for entry in PUBLISHED.values() if entry.backbone == backbone), "unit")
+    return entry(backbone).preprocessing(options or {})
 
 
 def _checked_classes(names: Any) -> tuple[str, ...]:
@@ -164,25 +158,3 @@ def _checked_classes(names: Any) -> tuple[str, ...]:
     if twice := sorted({n for n in names if list(names).count(n) > 1}):
         raise ValueError(f"class names: {', '.join(map(repr, twice))} given more than once")
     return tuple(names)
-
-
-def _checked_option(backbone: str, name: str, value: Any, known: Mapping[str, Any]) -> Any:
-    """The value of an option, as the architecture's function takes it: of the same kind as its default."""
-    if name not in known:
-        has = f"its options are {', '.join(known)}" if known else "it has no options"
-        raise ValueError(f"{backbone} has no option {name!r}; {has}")
-    default = known[name]
-    if isinstance(default, float):
-        if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= _MAX_ALPHA:
-            return float(value)
-        expected = f"a number from 0 to {_MAX_ALPHA:g}"
-    elif isinstance(default, tuple):
-        whole = isinstance(value, list | tuple) and all(isinstance(n, int) and not isinstance(n, bool) for n in value)
-        if whole and len(value) <= _MAX_WIDTHS and all(n <= _MAX_WIDTH for n in value):
-            return tuple(value)
-        expected = f"up to {_MAX_WIDTHS} whole numbers, none above {_MAX_WIDTH}"
-    else:
-        if isinstance(value, str):
-            return value
-        expected = "a name"
-    raise ValueError(f"{name} of {backbone}: expected {expected}, found {value!r}")

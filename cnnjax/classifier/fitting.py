@@ -12,6 +12,7 @@ import numpy as np
 import tyro
 from rich.console import Console
 
+from cnnjax.arguments import BackboneName, BackboneOptions, ImageSize
 from cnnjax.checkpoints import Checkpoints
 from cnnjax.classifier.classifier import ImageClassifier
 from cnnjax.classifier.command import affordable
@@ -23,6 +24,8 @@ from cnnjax.files.runs import RunFolder, write_whole
 from cnnjax.fit import Fitted, Fitter, Recipe, find_rate
 from cnnjax.metrics import Journal, Report
 from cnnjax.metrics import report as measure
+from cnnjax.models.registry import entry
+from cnnjax.models.sizes import sides
 from cnnjax.runtime.cache import cache_folder, keep_programs
 from cnnjax.runtime.precision import Precision, resolved
 from cnnjax.runtime.preemption import watching
@@ -44,14 +47,14 @@ class Fit:
     data: str
     """Folder of pictures, SPLIT/CLASS/FILE or CLASS/FILE, packed or not; or tfds:NAME[:CONFIG]."""
     recipe: Annotated[Recipe, tyro.conf.arg(name="")] = field(default_factory=Recipe)
-    backbone: str = "mobilenet"
-    """mobilenet, vgg16, lecture_cnn or cifar_cnn."""
+    backbone: BackboneName = "mobilenet"
+    """The network."""
+    backbone_options: BackboneOptions = field(default_factory=dict)
+    """Its own options."""
     weights: Path | None = None
     """Keras HDF5 file (.h5) with the backbone's pretrained weights."""
-    alpha: float | None = None
-    """Width of MobileNet (1.0 if not given)."""
-    image_size: int = 160
-    """Height and width the pictures are resized to."""
+    image_size: ImageSize = 160
+    """Height and width the pictures are resized to, one number for both."""
     head: Literal["lecture", "linear"] = "lecture"
     """lecture: Flatten, Dense 256, Dropout 0.5, Dense. linear: average pooling, Dropout 0.2, Dense."""
     splits: dict[str, str] | None = None
@@ -87,6 +90,8 @@ class Fit:
     """How much the store may hold, in GiB; the oldest features make room."""
 
     def __post_init__(self) -> None:
+        own = entry(self.backbone).checked(self.backbone_options, include_top=False)
+        object.__setattr__(self, "backbone_options", own)
         if self.weights is not None and not self.weights.is_file():
             raise FileNotFoundError(f"no weights file {self.weights}")
         if self.weights is None and self.init_from is None and self.recipe.method != "scratch":
@@ -110,7 +115,7 @@ def _fit(config: Fit, devices: "Devices | None") -> Path:
     config = replace(config, precision=resolved(config.precision))  # a run does not change it on another machine
     primary = devices is None or devices.primary
     console = Console(width=None if sys.stdout.isatty() else 120, highlight=False, quiet=not primary)
-    size = (config.image_size, config.image_size)
+    size = sides(config.image_size)
     sources = open_data(
         config.data, size, parts=config.splits, on_error=config.on_bad, resizing=config.resizing, scale=config.scale
     )
@@ -122,7 +127,7 @@ def _fit(config: Fit, devices: "Devices | None") -> Path:
     classifier = ImageClassifier(
         config.backbone, sources["train"].class_names, weights=None if config.init_from else config.weights,
         image_size=config.image_size, head=config.head, resizing=config.resizing, scale=config.scale,
-        seed=config.seed, alpha=config.alpha,
+        seed=config.seed, **config.backbone_options,
     )  # fmt: skip
     if config.init_from:
         classifier = classifier.with_leaves(initial_leaves(config.init_from, classifier.leaves, config.init_part))

@@ -7,6 +7,7 @@ import numpy as np
 import optax
 from flax import nnx
 
+from cnnjax.data.order import epoch_steps
 from cnnjax.features import FeatureStore, Progress
 from cnnjax.fit.recipe import Phase, Recipe, phases
 from cnnjax.fit.run import Keeping, Record, Run
@@ -107,7 +108,7 @@ class Fitter:
     def trainer(self, phase: int, pictures: int) -> Trainer:
         """The trainer of a phase, for a training set of this many pictures; made once."""
         recipe, found = self.recipe, self.phases[phase]
-        batches = -(-pictures // recipe.batch_size)
+        batches = epoch_steps(pictures, recipe.batch_size, recipe.last_batch)
         if (phase, batches) not in self._trainers:
             optimizer = make_optimizer(
                 recipe.optimizer, found.learning_rate, schedule=_schedule(recipe, found, batches), clip=recipe.clip,
@@ -117,7 +118,7 @@ class Fitter:
                 self._model, found.frozen, self._example, batch_size=recipe.batch_size, optimizer=optimizer,
                 store=self.store, augment=recipe.augmentation, views=recipe.views, workers=self._workers,
                 label_smoothing=recipe.label_smoothing, not_finite=recipe.not_finite, stream=self._stream,
-                precision=self._precision, devices=self.devices,
+                precision=self._precision, devices=self.devices, last_batch=recipe.last_batch,
             )  # fmt: skip
         return self._trainers[phase, batches]
 
@@ -144,8 +145,9 @@ class Fitter:
             raise ValueError("views are stored, and stream stores nothing: give one of them")
         if not validated and (self.recipe.patience is not None or self.recipe.keep == "best"):
             raise ValueError("patience and keep='best' go by the validation loss: give validation pictures as well")
+        batches = epoch_steps(pictures, self.recipe.batch_size, self.recipe.last_batch)
         for phase in self.phases:
-            _schedule(self.recipe, phase, -(-pictures // self.recipe.batch_size))
+            _schedule(self.recipe, phase, batches)
 
     def fit(
         self,
@@ -234,12 +236,8 @@ def _in_order(model: nnx.Module, names: Mapping[str, Sequence[str]], example: Ex
     """Leaf paths, layer by layer; those of what is shared stand in every layer that has it."""
     layers = [name for part in ("backbone", "head") for name in _layers(model, part, example)]
     every = [name for alike in names.values() for name in alike]
-    return [
-        name
-        for layer in layers or layer_names(model, example=example)
-        for name in every
-        if name.startswith(f"{layer}/")
-    ]
+    layers = layers or list(layer_names(model, example=example))
+    return [name for layer in layers for name in every if f"{name}/".startswith(f"{layer}/")]
 
 
 def _layers(model: nnx.Module, part: str, example: Example) -> list[str]:

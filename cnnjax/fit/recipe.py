@@ -9,6 +9,7 @@ from typing import Literal, get_args
 from flax import nnx
 
 from cnnjax.augment import Augmentation
+from cnnjax.data.order import LastBatch
 from cnnjax.freeze import Freeze, Frozen, deepest, layer_names
 from cnnjax.functional import leaves_of
 from cnnjax.optim import make_optimizer
@@ -55,6 +56,9 @@ class Recipe:
     """The same for each phase after the head's."""
     batch_size: int = 20
     """Pictures a step."""
+    last_batch: LastBatch = "pad"
+    """pad: an epoch's short last batch is filled up with rows that count nowhere, also in no statistics of BatchNorm.
+    drop: it is left out, for models with a normalisation over the batch that is not BatchNorm's."""
     optimizer: str = "rmsprop"
     """rmsprop, adam, adamw or sgd, with Keras's defaults."""
     learning_rate: float = 1e-3
@@ -96,7 +100,7 @@ class Recipe:
     the phases before."""
 
     def __post_init__(self) -> None:
-        for name in ("method", "schedule", "batchnorm", "augment", "not_finite", "keep"):
+        for name in ("method", "schedule", "batchnorm", "augment", "not_finite", "keep", "last_batch"):
             value, known = getattr(self, name), get_args(self.__dataclass_fields__[name].type)
             if value not in known:
                 near = difflib.get_close_matches(str(value), known, 1, 0)[0]

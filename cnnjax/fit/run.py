@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from cnnjax.data.order import epoch_steps
 from cnnjax.fit.recipe import Phase
 from cnnjax.functional import Leaves
 from cnnjax.metrics import Journal
@@ -169,7 +170,7 @@ class Run:
             "phase": phase.name, "epoch": int(record["epoch"]), "train_loss": record["loss"],
             "train_accuracy": record["accuracy"], "learning_rate": phase.learning_rate,
             "seconds": record["seconds"], "compile_seconds": record["compile_seconds"],
-            "pictures_per_second": len(self.train) / record["seconds"],
+            "pictures_per_second": min(len(self.train), self._steps * trainer.batch_size) / record["seconds"],
         }  # fmt: skip
         if "skipped_steps" in record:
             line["skipped_steps"] = int(record["skipped_steps"])
@@ -258,7 +259,8 @@ class Run:
     @property
     def _steps(self) -> int:
         """Steps of an epoch."""
-        return -(-len(self.train) // self.fitter.recipe.batch_size)
+        recipe = self.fitter.recipe
+        return epoch_steps(len(self.train), recipe.batch_size, recipe.last_batch)
 
     @property
     def _hosts(self) -> int:

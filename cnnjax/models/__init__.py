@@ -1,27 +1,21 @@
-"""Architectures, their heads and what their published weights need."""
+"""Architectures, their heads and what their published weights need.
 
-import difflib
-from collections.abc import Callable
+Every architecture that a module of this package registers (`cnnjax.models.registry.register`) is a function here.
+"""
+
 from typing import Any
 
+from cnnjax.models import registry
 from cnnjax.models.backbone import Backbone, Classifier
+from cnnjax.models.graph import Graph
 from cnnjax.models.heads import lecture_head, linear_head
-from cnnjax.models.lecture_cnn import cifar_cnn, lecture_cnn
-from cnnjax.models.mobilenet import PUBLISHED as _MOBILENET
-from cnnjax.models.mobilenet import mobilenet
 from cnnjax.models.preprocessing import PREPROCESSING, preprocess
+from cnnjax.models.registry import register
 from cnnjax.models.sound import LogMel, SoundClassifier
-from cnnjax.models.vgg16 import PUBLISHED as _VGG16
-from cnnjax.models.vgg16 import vgg16
 
-BACKBONES: dict[str, Callable[..., Backbone]] = {
-    "mobilenet": mobilenet,
-    "vgg16": vgg16,
-    "lecture_cnn": lecture_cnn,
-    "cifar_cnn": cifar_cnn,
-}
+BACKBONES = registry.Functions()
 """Name to function; see `create`."""
-PUBLISHED = {entry.name: entry for entry in (*_MOBILENET, *_VGG16)}
+PUBLISHED = registry.AllPublished()
 """Name to entry of every weights file known here; see `cnnjax.weights.published.find`."""
 
 __all__ = [
@@ -30,16 +24,14 @@ __all__ = [
     "PUBLISHED",
     "Backbone",
     "Classifier",
+    "Graph",
     "LogMel",
     "SoundClassifier",
-    "cifar_cnn",
     "create",
-    "lecture_cnn",
     "lecture_head",
     "linear_head",
-    "mobilenet",
     "preprocess",
-    "vgg16",
+    "register",
 ]
 
 
@@ -53,7 +45,8 @@ def create(name: str, **kwargs: Any) -> Backbone:
     >>> create("mobilenet", alpha=0.25, input_shape=(96, 96, 3), rngs=nnx.Rngs(0)).output_shape()
     (1000,)
     """
-    if name not in BACKBONES:
-        nearest = difflib.get_close_matches(name, BACKBONES, n=1, cutoff=0)[0]
-        raise LookupError(f"no backbone {name!r}; did you mean {nearest!r}? There are {', '.join(BACKBONES)}")
-    return BACKBONES[name](**kwargs)
+    return registry.entry(name).function(**kwargs)
+
+
+# The functions take the place of modules of the same name.
+globals().update({name: found.function for name, found in registry.discover(__name__, __path__).items()})

@@ -1,32 +1,82 @@
-"""Named layers in order, and the classifier made of a backbone and a head."""
+"""A graph of named layers, and the classifier made of a backbone and a head."""
 
 import difflib
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import ArrayLike
 
-from cnnjax.models.layers import DepthwiseConv2D, ZeroPadding2D
+from cnnjax.models.layers import Conv2D, DepthwiseConv2D, ZeroPadding2D
 from cnnjax.models.preprocessing import checked_preprocessing, preprocess
+from cnnjax.models.weightless import Pairs
 
 Shape = tuple[int | None, ...]
+INPUT = ""
+"""What a layer reads that reads the backbone's own input."""
+
+
+class _Step(NamedTuple):
+    """A layer to run, what it reads, and the zeros that it puts around that itself."""
+
+    name: str
+    reads: tuple[str, ...]
+    padding: Pairs | None = None
+
+
+def depth_order(inputs: Mapping[str, Sequence[str]], end: str) -> tuple[str, ...]:
+    """The layers that `end` needs in Keras's order: by the longest way to `end`, then as a walk from `end` meets them.
+
+    Args:
+        inputs: By layer, the layers that it reads; each layer after all that it reads.
+        end: The last layer.
+
+    Source: `map_graph` in keras/src/ops/function.py.
+
+    >>> block = {"a": ("",), "b": ("a",), "c": ("b",), "shortcut": ("a",), "add": ("shortcut", "c"), "unused": ("a",)}
+    >>> depth_order(block, "add")
+    ('a', 'b', 'shortcut', 'c', 'add')
+    """
+    met: dict[str, int] = {}
+    stack = [end]
+    while stack:
+        name = stack.pop()
+        if name != INPUT and name not in met:
+            met[name] = len(met)
+            stack += reversed(inputs[name])
+    depths = dict.fromkeys(met, 0)
+    for name in reversed(list(inputs)):
+        for read in inputs[name] if name in met else ():
+            if read != INPUT:
+                depths[read] = max(depths[read], depths[name] + 1)
+    return tuple(sorted(met, key=lambda name: (-depths[name], met[name])))
 
 
 class Backbone(nnx.Module):
-    """A chain of layers under Keras's names.
+    """A graph of layers under Keras's names, with one input and one output; a chain if nothing else is said.
 
     Each layer is an attribute under its own name, so leaves have paths like `conv_pw_13/kernel` and
     `conv1_bn/mean`; each also carries its name as `layer.name`. A layer stands in one place only: nothing
-    is shared, so NNX's tree mode works too.
+    is shared, so NNX's tree mode works too. `cnnjax.models.graph.Graph` builds them.
 
-    Attributes:
+    Args:
+        layers: Names and modules, each after all that it reads; the last one is the end.
         input_shape: The shape of one example, (H, W, C) for images; None where any size will do.
-        layer_names: The layers' names in Keras's order, input and weightless layers included.
+        inputs: By layer, the names of the layers that it reads ("" is the backbone's own input). A chain if not given.
         alpha: The width multiplier, for architectures that have one.
         name: What it is called in tables and pictures.
+
+    Attributes:
+        layer_names: The layers' names in Keras's order (`depth_order`), input and weightless layers included.
+        layer_inputs: For each of them, the names of the layers that it reads.
+        input_shape, alpha, name: As given.
+
+    Raises:
+        ValueError: Names or modules are used twice, or a layer reads what does not come before it, or does not lead to
+            the last one.
 
     >>> from cnnjax.models.layers import Flatten, dense
     >>> named = [("flatten", Flatten()), ("dense", dense(12, 5, rngs=nnx.Rngs(0)))]
@@ -40,14 +90,21 @@ class Backbone(nnx.Module):
         layers: Iterable[tuple[str, Any]],
         *,
         input_shape: Shape,
+        inputs: Mapping[str, Sequence[str]] | None = None,
         alpha: float | None = None,
         name: str = "backbone",
     ):
         named = tuple(layers)
         if not named:
             raise ValueError("a backbone needs at least one layer")
+        names = [name for name, _ in named]
+        if inputs is None:
+            inputs = dict(zip(names, [(INPUT,), *((name,) for name in names)], strict=False))
+        reads = {name: tuple(inputs[name]) for name in names}
+        order = _checked_order(reads, names)
         self.input_shape = tuple(input_shape)
-        self.layer_names = tuple(name for name, _ in named)
+        self.layer_names = order
+        self.layer_inputs = tuple(reads[name] for name in order)
         self.alpha = alpha
         self.name = name
         places: dict[int, str] = {}
@@ -78,17 +135,29 @@ class Backbone(nnx.Module):
         self._position(name)
         return getattr(self, name)
 
+    @property
+    def branches(self) -> bool:
+        """Whether it is more than a chain: whether a layer reads anything but the one before it."""
+        before = (INPUT, *self.layer_names)
+        return any(reads != (name,) for reads, name in zip(self.layer_inputs, before, strict=False))
+
     def ends_at(self, name: str) -> "Backbone":
         """Return a backbone that ends with that layer (included). It is a copy and shares nothing.
+
+        It has the layers that this one needs, in the order of Keras's `Model(inputs, layer.output)`.
 
         Raises:
             LookupError: There is no such layer; the nearest name is given.
         """
+        self._position(name)
         graphdef, state = nnx.split(self)
         copy = nnx.merge(graphdef, jax.tree.map(jnp.copy, state))
-        kept = self.layer_names[: self._position(name) + 1]
-        chain = [(n, getattr(copy, n)) for n in kept]
-        return Backbone(chain, input_shape=self.input_shape, alpha=self.alpha, name=self.name)
+        inputs = dict(zip(self.layer_names, self.layer_inputs, strict=True))
+        kept = depth_order(inputs, name)
+        return Backbone(
+            [(n, getattr(copy, n)) for n in kept],
+            input_shape=self.input_shape, inputs={n: inputs[n] for n in kept}, alpha=self.alpha, name=self.name,
+        )  # fmt: skip
 
     def __call__(self, x: ArrayLike) -> jax.Array:
         """Run every layer on f32[N, *input_shape].
@@ -110,27 +179,53 @@ class Backbone(nnx.Module):
             ValueError: `x` does not fit, as in calling the backbone.
         """
         names = tuple(names)
-        last = max((self._position(name) for name in names), default=-1)
         out = jnp.asarray(x)
-        shape, found = out.shape, {}
+        shape, values, found = out.shape, {INPUT: out}, {}
+        steps = self._steps(names)
         self._check(shape)
-        chain = self.layer_names[: last + 1]
-        zeros: ZeroPadding2D | None = None
-        for name, following in zip(chain, (*chain[1:], None), strict=True):
-            layer = getattr(self, name)
-            if name not in names and following and _belongs_to(getattr(self, following), layer):
-                zeros = layer
-                continue
+        readers = Counter(read for step in steps for read in step.reads)
+        for name, reads, padding in steps:
+            layer, given = getattr(self, name), [values[read] for read in reads]
             with jax.named_scope(name):
-                out = layer(out) if zeros is None else layer.of_padded(out, zeros.padding)
-            zeros = None
+                out = layer(*given) if padding is None else layer.of_padded(*given, padding)
             if 0 in out.shape[1:]:
                 raise ValueError(
                     f"input of shape {shape[1:]} is too small: layer {name!r} leaves {out.shape[1:]} of it"
                 )
             if name in names:
                 found[name] = out
+            values[name] = out
+            readers.subtract(reads)
+            for read in reads:
+                if not readers[read]:  # what nobody reads any more need not be held
+                    values.pop(read, None)
         return {name: found[name] for name in names}
+
+    def _steps(self, names: Sequence[str]) -> list[_Step]:
+        """What has to run for the layers of these names, in order."""
+        for name in names:
+            self._position(name)
+        reads = dict(zip(self.layer_names, self.layer_inputs, strict=True))
+        needed = set(names)
+        for name in reversed(self.layer_names):
+            needed.update(reads[name] if name in needed else ())
+        readers = Counter(read for name in needed - {INPUT} for read in reads[name])
+        steps: dict[str, _Step] = {}
+        for name in self.layer_names:
+            if name not in needed:
+                continue
+            first, layer = reads[name][0], getattr(self, name)
+            # Nobody looks at zeros that only this layer reads: it can put them there itself.
+            if (
+                first in steps
+                and first not in names
+                and readers[first] == 1
+                and _belongs_to(layer, getattr(self, first))
+            ):
+                steps[name] = _Step(name, steps.pop(first).reads, getattr(self, first).padding)
+            else:
+                steps[name] = _Step(name, reads[name])
+        return list(steps.values())
 
     def output_shape(self, input_shape: tuple[int, ...] | None = None) -> tuple[int, ...]:
         """Return the shape of one example's output, without running anything.
@@ -167,7 +262,24 @@ class Backbone(nnx.Module):
 
 def _belongs_to(layer: Any, padding: Any) -> bool:
     """Whether zeros before a layer can be its own. Not where a hook looks at either: its class is another one then."""
-    return type(padding) is ZeroPadding2D and type(layer) is DepthwiseConv2D and layer.padding == "VALID"
+    return type(padding) is ZeroPadding2D and type(layer) in (Conv2D, DepthwiseConv2D) and layer.padding == "VALID"
+
+
+def _checked_order(reads: Mapping[str, Sequence[str]], names: Sequence[str]) -> tuple[str, ...]:
+    """The order of the layers, if each reads what comes before it and leads to the last one."""
+    if len(set(names)) < len(names):
+        return tuple(names)  # the caller says which name is used twice
+    for place, name in enumerate(names):
+        if not reads[name]:
+            raise ValueError(f"layer {name!r} reads nothing")
+        if late := [read for read in reads[name] if read != INPUT and read not in names[:place]]:
+            nearest = difflib.get_close_matches(late[0], names[:place], n=1, cutoff=0)
+            hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
+            raise ValueError(f"layer {name!r} reads {late[0]!r}, which does not come before it{hint}")
+    order = depth_order(reads, names[-1])
+    if idle := [name for name in names if name not in order]:
+        raise ValueError(f"{', '.join(map(repr, idle))}: what these layers give does not lead to {names[-1]!r}")
+    return order
 
 
 class Classifier(nnx.Module):

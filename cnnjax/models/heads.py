@@ -1,11 +1,9 @@
 """Heads: features to logits, one logit for two classes."""
 
-import math
-
 from flax import nnx
 
 from cnnjax.models.backbone import Backbone
-from cnnjax.models.layers import Flatten, GlobalAveragePooling2D, dense
+from cnnjax.models.graph import Graph
 
 
 def lecture_head(feature_shape: tuple[int, ...], classes: int, *, rngs: nnx.Rngs) -> Backbone:
@@ -22,16 +20,10 @@ def lecture_head(feature_shape: tuple[int, ...], classes: int, *, rngs: nnx.Rngs
     >>> lecture_head((5, 5, 768), 2, rngs=nnx.Rngs(0)).output_shape()
     (1,)
     """
-    return Backbone(
-        [
-            ("flatten", Flatten()),
-            ("dense", dense(math.prod(_maps(feature_shape)), 256, rngs=rngs)),
-            ("dropout", nnx.Dropout(0.5, rngs=rngs)),
-            ("dense_1", dense(256, _logits(classes), rngs=rngs)),
-        ],
-        input_shape=feature_shape,
-        name="lecture_head",
-    )
+    net = Graph(_maps(feature_shape), rngs=rngs, name="lecture_head", input_layer=None)
+    x = net.dense("dense", net.flatten("flatten", net.input), 256)
+    x = net.dropout("dropout", x, 0.5)
+    return net.backbone(net.dense("dense_1", x, _logits(classes)))
 
 
 def linear_head(feature_shape: tuple[int, ...], classes: int, *, rngs: nnx.Rngs) -> Backbone:
@@ -42,15 +34,10 @@ def linear_head(feature_shape: tuple[int, ...], classes: int, *, rngs: nnx.Rngs)
     >>> linear_head((5, 5, 768), 10, rngs=nnx.Rngs(0)).output_shape()
     (10,)
     """
-    return Backbone(
-        [
-            ("global_average_pooling2d", GlobalAveragePooling2D()),
-            ("dropout", nnx.Dropout(0.2, rngs=rngs)),
-            ("dense", dense(_maps(feature_shape)[-1], _logits(classes), rngs=rngs)),
-        ],
-        input_shape=feature_shape,
-        name="linear_head",
-    )
+    net = Graph(_maps(feature_shape), rngs=rngs, name="linear_head", input_layer=None)
+    x = net.global_avg_pool("global_average_pooling2d", net.input)
+    x = net.dropout("dropout", x, 0.2)
+    return net.backbone(net.dense("dense", x, _logits(classes)))
 
 
 def _maps(feature_shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -2,13 +2,10 @@
 
 The weighted ones are `nnx.Conv`, `nnx.Linear` and `nnx.BatchNorm` with Keras's defaults (Glorot-uniform
 kernels, zero biases, BatchNorm with epsilon 1e-3 and momentum 0.99) and, as in Keras, an activation inside
-the layer. They compute through `cnnjax.ops`. The weightless ones hold nothing but static, hashable
-settings.
+the layer. They compute through `cnnjax.ops`. The weightless ones stand in `cnnjax.models.weightless`.
 """
 
-import difflib
 import math
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -18,14 +15,56 @@ from flax import nnx
 from jax import lax
 
 from cnnjax import ops
+from cnnjax.models.weightless import (
+    ACTIVATIONS,
+    Activation,
+    Add,
+    AveragePooling2D,
+    Concatenate,
+    Flatten,
+    GlobalAveragePooling2D,
+    GlobalMaxPooling2D,
+    InputLayer,
+    MaxPooling2D,
+    Multiply,
+    Padding,
+    Pairs,
+    ReLU,
+    Rescaling,
+    Reshape,
+    ZeroPadding2D,
+    checked_activation,
+)
 
-Padding = tuple[tuple[int, int], tuple[int, int]]  # (top, bottom), (left, right)
-ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
-    "linear": lambda x: x,
-    "relu": ops.relu,
-    "sigmoid": jax.nn.sigmoid,
-    "softmax": jax.nn.softmax,
-}
+__all__ = [
+    "ACTIVATIONS",
+    "Activation",
+    "Add",
+    "AveragePooling2D",
+    "BatchNormalization",
+    "Concatenate",
+    "Conv2D",
+    "Dense",
+    "DepthwiseConv2D",
+    "Flatten",
+    "GlobalAveragePooling2D",
+    "GlobalMaxPooling2D",
+    "InputLayer",
+    "LayerNormalization",
+    "LayerScale",
+    "MaxPooling2D",
+    "Multiply",
+    "ReLU",
+    "Rescaling",
+    "Reshape",
+    "ZeroPadding2D",
+    "batch_normalization",
+    "conv2d",
+    "dense",
+    "depthwise_conv2d",
+    "layer_normalization",
+]
+
 _BLOCK = 1 << 16  # random numbers a call
 
 
@@ -47,13 +86,6 @@ def _glorot_uniform(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.flo
     return _shape_blocks(blocks, tuple(shape), jnp.dtype(dtype))
 
 
-def _checked_activation(name: str) -> str:
-    if name not in ACTIVATIONS:
-        nearest = difflib.get_close_matches(name, ACTIVATIONS, n=1, cutoff=0)[0]
-        raise ValueError(f"no activation {name!r}; did you mean {nearest!r}? There are {', '.join(ACTIVATIONS)}")
-    return name
-
-
 class Conv2D(nnx.Conv):
     """`nnx.Conv` with an activation inside, as Keras's layers have it. Made by `conv2d`."""
 
@@ -63,21 +95,7 @@ class Conv2D(nnx.Conv):
         """Convolve f32[N, H, W, C] to f32[N, H', W', out_features]."""
         return ACTIVATIONS[self.activation](super().__call__(inputs, out_sharding))
 
-
-class Dense(nnx.Linear):
-    """`nnx.Linear` with an activation inside, likewise. Made by `dense`."""
-
-    activation: str = "linear"
-
-    def __call__(self, inputs: jax.Array, out_sharding: object = None) -> jax.Array:
-        """Map f32[..., in_features] to f32[..., out_features]."""
-        return ACTIVATIONS[self.activation](super().__call__(inputs, out_sharding))
-
-
-class DepthwiseConv2D(nnx.Conv):
-    """`nnx.Conv` with a group for every channel, under Keras's name. Made by `depthwise_conv2d`."""
-
-    def of_padded(self, x: jax.Array, padding: Padding) -> jax.Array:
+    def of_padded(self, x: jax.Array, padding: Pairs) -> jax.Array:
         """What a layer with padding "VALID" gives for `ZeroPadding2D(padding)(x)`.
 
         The zeros are the convolution's own, so that no step copies the images, or keeps the copy for a gradient.
@@ -94,11 +112,26 @@ class DepthwiseConv2D(nnx.Conv):
             kernel,
             self.strides,
             padding,
+            rhs_dilation=self.kernel_dilation,
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
             feature_group_count=self.feature_group_count,
             precision=self.precision,
         )
-        return y if bias is None else y + bias
+        return ACTIVATIONS[self.activation](y if bias is None else y + bias)
+
+
+class Dense(nnx.Linear):
+    """`nnx.Linear` with an activation inside, likewise. Made by `dense`."""
+
+    activation: str = "linear"
+
+    def __call__(self, inputs: jax.Array, out_sharding: object = None) -> jax.Array:
+        """Map f32[..., in_features] to f32[..., out_features]."""
+        return ACTIVATIONS[self.activation](super().__call__(inputs, out_sharding))
+
+
+class DepthwiseConv2D(Conv2D):
+    """A convolution with a group for every channel, under Keras's name. Made by `depthwise_conv2d`."""
 
 
 class BatchNormalization(nnx.BatchNorm):
@@ -127,18 +160,39 @@ class BatchNormalization(nnx.BatchNorm):
         return y
 
 
+class LayerNormalization(nnx.LayerNorm):
+    """`nnx.LayerNorm` under Keras's name. Made by `layer_normalization`."""
+
+
+class LayerScale(nnx.Module):
+    """A trainable factor a channel (Touvron et al. 2021, arXiv:2103.17239), as ConvNeXt has it.
+
+    >>> LayerScale(3, 0.5)(jnp.ones((1, 3)))
+    Array([[0.5, 0.5, 0.5]], dtype=float32)
+    """
+
+    def __init__(self, features: int, initial: float = 1e-6):
+        self.gamma = nnx.Param(jnp.full(features, initial, jnp.float32))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Scale f32[..., features]."""
+        return x * self.gamma[...]
+
+
 def conv2d(
     in_features: int,
     out_features: int,
     kernel_size: tuple[int, int],
     strides: tuple[int, int] = (1, 1),
     *,
-    padding: str = "VALID",
+    padding: Padding = "VALID",
+    dilation: tuple[int, int] = (1, 1),
+    groups: int = 1,
     use_bias: bool = True,
     activation: str = "linear",
     rngs: nnx.Rngs,
 ) -> Conv2D:
-    """Build Keras's `Conv2D`: kernel f32[kh, kw, in, out], padding "VALID" (Keras's default) or "SAME".
+    """Build Keras's `Conv2D`: kernel f32[kh, kw, in / groups, out]; Keras's default padding is "VALID".
 
     >>> conv2d(3, 32, (3, 3), activation="relu", rngs=nnx.Rngs(0))(jnp.ones((1, 150, 150, 3))).shape
     (1, 148, 148, 32)
@@ -149,12 +203,14 @@ def conv2d(
         kernel_size,
         strides,
         padding=padding,
+        kernel_dilation=dilation,
+        feature_group_count=groups,
         use_bias=use_bias,
         kernel_init=_glorot_uniform,
         conv_general_dilated=ops.conv_general_dilated,
         rngs=rngs,
     )
-    layer.activation = _checked_activation(activation)
+    layer.activation = checked_activation(activation)
     return layer
 
 
@@ -163,177 +219,70 @@ def depthwise_conv2d(
     kernel_size: tuple[int, int],
     strides: tuple[int, int] = (1, 1),
     *,
-    padding: str = "VALID",
+    padding: Padding = "VALID",
+    dilation: tuple[int, int] = (1, 1),
+    multiplier: int = 1,
     use_bias: bool = True,
+    activation: str = "linear",
     rngs: nnx.Rngs,
 ) -> DepthwiseConv2D:
-    """Build Keras's `DepthwiseConv2D` (depth multiplier 1): a convolution with a group for every channel.
+    """Build Keras's `DepthwiseConv2D`: a convolution with a group for every channel.
 
-    The kernel is f32[kh, kw, 1, features] (Keras stores f32[kh, kw, features, 1]); fan-in plus fan-out, and
-    with it the Glorot bound sqrt(6 / (kh kw (features + 1))), are the same in both layouts.
+    The kernel is f32[kh, kw, 1, features multiplier] (Keras stores f32[kh, kw, features, multiplier]); for a
+    multiplier of 1 fan-in plus fan-out, and with it the Glorot bound sqrt(6 / (kh kw (features + 1))), are the same
+    in both layouts.
 
     >>> depthwise_conv2d(8, (3, 3), rngs=nnx.Rngs(0)).kernel.shape
     (3, 3, 1, 8)
     """
-    return DepthwiseConv2D(
+    layer = DepthwiseConv2D(
         features,
-        features,
+        features * multiplier,
         kernel_size,
         strides,
         padding=padding,
+        kernel_dilation=dilation,
         feature_group_count=features,
         use_bias=use_bias,
         kernel_init=_glorot_uniform,
         conv_general_dilated=ops.conv_general_dilated,
         rngs=rngs,
     )
+    layer.activation = checked_activation(activation)
+    return layer
 
 
-def dense(in_features: int, out_features: int, *, activation: str = "linear", rngs: nnx.Rngs) -> Dense:
+def dense(
+    in_features: int, out_features: int, *, use_bias: bool = True, activation: str = "linear", rngs: nnx.Rngs
+) -> Dense:
     """Build Keras's `Dense`: kernel f32[in, out] and a bias.
 
     >>> dense(4, 2, activation="softmax", rngs=nnx.Rngs(0))(jnp.ones((1, 4))).sum().round(3)
     Array(1., dtype=float32)
     """
-    layer = Dense(in_features, out_features, kernel_init=_glorot_uniform, rngs=rngs)
-    layer.activation = _checked_activation(activation)
+    layer = Dense(in_features, out_features, use_bias=use_bias, kernel_init=_glorot_uniform, rngs=rngs)
+    layer.activation = checked_activation(activation)
     return layer
 
 
-def batch_normalization(features: int, *, rngs: nnx.Rngs) -> BatchNormalization:
-    """Build Keras's `BatchNormalization` over the last axis: epsilon 1e-3, momentum 0.99.
+def batch_normalization(
+    features: int, *, epsilon: float = 1e-3, momentum: float = 0.99, rngs: nnx.Rngs
+) -> BatchNormalization:
+    """Build Keras's `BatchNormalization` over the last axis.
 
     Leaves: `scale` (Keras's gamma), `bias` (beta), `mean` and `var` (the moving statistics), each
-    f32[features].
+    f32[features]. Momentum is what stays of them in a step (PyTorch's 0.1 is 0.9 here).
 
     >>> batch_normalization(8, rngs=nnx.Rngs(0)).epsilon
     0.001
     """
-    return BatchNormalization(features, epsilon=1e-3, momentum=0.99, use_fast_variance=False, rngs=rngs)
+    return BatchNormalization(features, epsilon=epsilon, momentum=momentum, use_fast_variance=False, rngs=rngs)
 
 
-class InputLayer(nnx.Module):
-    """The input, which Keras counts as a layer; gives back what it gets.
+def layer_normalization(features: int, *, epsilon: float = 1e-3, rngs: nnx.Rngs) -> LayerNormalization:
+    """Build Keras's `LayerNormalization` over the last axis: `scale` (Keras's gamma) and `bias` (beta).
 
-    >>> InputLayer()(jnp.ones((1, 2))).shape
-    (1, 2)
+    >>> layer_normalization(2, rngs=nnx.Rngs(0))(jnp.array([[1.0, 3.0]])).round(2)
+    Array([[-1.,  1.]], dtype=float32)
     """
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Return `x`."""
-        return x
-
-
-class ReLU(nnx.Module):
-    """max(x, 0), at most `max_value` where one is given (6 in MobileNet).
-
-    >>> ReLU(6.0)(jnp.array([-1.0, 3.0, 9.0]))
-    Array([0., 3., 6.], dtype=float32)
-    """
-
-    def __init__(self, max_value: float | None = None):
-        self.max_value = max_value
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Rectify `x` of any shape."""
-        return ops.relu(x, self.max_value)
-
-
-class Activation(nnx.Module):
-    """One of `ACTIVATIONS` as a layer of its own.
-
-    >>> Activation("softmax")(jnp.zeros((1, 4)))
-    Array([[0.25, 0.25, 0.25, 0.25]], dtype=float32)
-    """
-
-    def __init__(self, activation: str):
-        self.activation = _checked_activation(activation)
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Apply the activation to `x`; softmax runs over the last axis."""
-        return ACTIVATIONS[self.activation](x)
-
-
-class ZeroPadding2D(nnx.Module):
-    """Zeros around f32[N, H, W, C]: ((top, bottom), (left, right)).
-
-    >>> ZeroPadding2D(((0, 1), (0, 1)))(jnp.ones((1, 4, 4, 2))).shape
-    (1, 5, 5, 2)
-    """
-
-    def __init__(self, padding: Padding):
-        self.padding = padding
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Pad `x` to f32[N, top + H + bottom, left + W + right, C]."""
-        return jnp.pad(x, ((0, 0), *self.padding, (0, 0)))
-
-
-class MaxPooling2D(nnx.Module):
-    """The largest value of each window (padding "valid"); strides are the window's size where none are given.
-
-    >>> MaxPooling2D((2, 2))(jnp.ones((1, 5, 5, 2))).shape
-    (1, 2, 2, 2)
-    """
-
-    def __init__(self, pool_size: tuple[int, int] = (2, 2), strides: tuple[int, int] | None = None):
-        self.pool_size = pool_size
-        self.strides = pool_size if strides is None else strides
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Pool f32[N, H, W, C] over space."""
-        return ops.max_pool(x, self.pool_size, self.strides, "VALID")
-
-
-class GlobalAveragePooling2D(nnx.Module):
-    """The mean over space: f32[N, H, W, C] to f32[N, C], or f32[N, 1, 1, C] with `keepdims`.
-
-    >>> GlobalAveragePooling2D()(jnp.ones((1, 5, 5, 2))).shape
-    (1, 2)
-    """
-
-    def __init__(self, keepdims: bool = False):
-        self.keepdims = keepdims
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Average `x` over its two spatial axes."""
-        return jnp.mean(x, axis=(1, 2), keepdims=self.keepdims)
-
-
-class GlobalMaxPooling2D(nnx.Module):
-    """The largest value over space: f32[N, H, W, C] to f32[N, C].
-
-    >>> GlobalMaxPooling2D()(jnp.ones((1, 5, 5, 2))).shape
-    (1, 2)
-    """
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Reduce `x` over its two spatial axes."""
-        return jnp.max(x, axis=(1, 2))
-
-
-class Reshape(nnx.Module):
-    """[N, ...] to [N, *target_shape].
-
-    >>> Reshape((2, 3))(jnp.ones((1, 6))).shape
-    (1, 2, 3)
-    """
-
-    def __init__(self, target_shape: tuple[int, ...]):
-        self.target_shape = target_shape
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Reshape each example of `x`."""
-        return x.reshape(x.shape[0], *self.target_shape)
-
-
-class Flatten(nnx.Module):
-    """[N, ...] to [N, everything else].
-
-    >>> Flatten()(jnp.ones((2, 5, 5, 3))).shape
-    (2, 75)
-    """
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Flatten each example of `x`, rows before columns before channels."""
-        return x.reshape(x.shape[0], math.prod(x.shape[1:]))
+    return LayerNormalization(features, epsilon=epsilon, use_fast_variance=False, rngs=rngs)

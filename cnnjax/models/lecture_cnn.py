@@ -1,16 +1,21 @@
 """The lecture's own small networks: one for cats and dogs, and a pair for pictures of 32x32."""
 
 import difflib
-from typing import Any
+from collections import Counter
+from typing import Literal, get_args
 
 from flax import nnx
 
-from cnnjax.models import layers
 from cnnjax.models.backbone import Backbone, Shape
+from cnnjax.models.graph import Graph, Tensor
+from cnnjax.models.registry import register
+from cnnjax.models.sizes import checked_images
 
-POOLINGS = ("flatten", "max")
+Pooling = Literal["flatten", "max"]
+POOLINGS = get_args(Pooling)
 
 
+@register(small={"widths": (4, 8), "input_shape": (10, 10, 3)})
 def lecture_cnn(
     input_shape: Shape = (150, 150, 3),
     widths: tuple[int, ...] = (32, 64, 128, 128),
@@ -49,8 +54,7 @@ def lecture_cnn(
     """
     if not widths or any(width < 1 for width in widths):
         raise ValueError(f"lecture_cnn needs at least one width, each of at least 1, found {tuple(widths)}")
-    named = _Names()
-    channels = _channels("lecture_cnn", input_shape)
+    checked_images("lecture_cnn", input_shape)
     smallest = _smallest(len(widths))
     side = min((n for n in input_shape[:2] if n is not None), default=smallest)
     if side < smallest:
@@ -59,18 +63,21 @@ def lecture_cnn(
             f"images of input_shape {input_shape} are too small for {len(widths)} widths: "
             f"that needs {smallest} pixels a side; {side} are enough for {deepest} widths"
         )
+    called = _Names()
+    net = Graph(input_shape, rngs=rngs, name="lecture_cnn", input_layer=None)
+    x = net.input
     for filters in widths:
-        named.add("conv2d", layers.conv2d(channels, filters, (3, 3), activation="relu", rngs=rngs))
-        named.add("max_pooling2d", layers.MaxPooling2D((2, 2)))
-        channels = filters
+        x = net.conv(called("conv2d"), x, filters, 3, activation="relu")
+        x = net.max_pool(called("max_pooling2d"), x, 2)
     if include_top:
-        _add_top(named, "lecture_cnn", input_shape, "flatten", (512, classes), classifier_activation, rngs)
-    return Backbone(named.layers, input_shape=input_shape, name="lecture_cnn")
+        x = _top(net, called, x, "lecture_cnn", "flatten", (512, classes), classifier_activation)
+    return net.backbone(x)
 
 
+@register(top=("pooling",), small={"input_shape": (24, 24, 3)})
 def cifar_cnn(
     input_shape: Shape = (32, 32, 3),
-    pooling: str = "flatten",
+    pooling: Pooling = "flatten",
     include_top: bool = True,
     classes: int = 10,
     classifier_activation: str | None = "auto",
@@ -106,67 +113,52 @@ def cifar_cnn(
     if pooling not in POOLINGS:
         nearest = difflib.get_close_matches(pooling, POOLINGS, n=1, cutoff=0)[0]
         raise ValueError(f"no pooling {pooling!r} in cifar_cnn; did you mean {nearest!r}? There are {POOLINGS}")
-    channels = _channels("cifar_cnn", input_shape)
-    if any(n is not None and n < 24 for n in input_shape[:2]):
-        raise ValueError(f"cifar_cnn needs images of at least 24x24 pixels, found input_shape {input_shape}")
-    named = _Names()
+    checked_images("cifar_cnn", input_shape, 24)
+    called = _Names()
+    net = Graph(input_shape, rngs=rngs, name="cifar_cnn", input_layer=None)
+    x = net.input
     for filters, pools in ((32, False), (32, True), (64, False), (64, True), (64, False)):
-        named.add("conv2d", layers.conv2d(channels, filters, (3, 3), activation="relu", rngs=rngs))
+        x = net.conv(called("conv2d"), x, filters, 3, activation="relu")
         if pools:
-            named.add("max_pooling2d", layers.MaxPooling2D((2, 2)))
-        channels = filters
+            x = net.max_pool(called("max_pooling2d"), x, 2)
     if include_top:
-        _add_top(named, "cifar_cnn", input_shape, pooling, (1024, classes), classifier_activation, rngs)
-    return Backbone(named.layers, input_shape=input_shape, name="cifar_cnn")
+        x = _top(net, called, x, "cifar_cnn", pooling, (1024, classes), classifier_activation)
+    return net.backbone(x)
 
 
 class _Names:
-    """Layers under the names that Keras gives them: each kind is counted from 1."""
+    """What Keras calls the layers of a Sequential: each kind is counted from 1."""
 
     def __init__(self) -> None:
-        self.layers: list[tuple[str, Any]] = []
+        self._counts: Counter[str] = Counter()
 
-    def add(self, kind: str, layer: Any) -> None:
-        count = sum(name.rpartition("_")[0] == kind for name, _ in self.layers)
-        self.layers.append((f"{kind}_{count + 1}", layer))
+    def __call__(self, kind: str) -> str:
+        """The next name of a kind."""
+        self._counts[kind] += 1
+        return f"{kind}_{self._counts[kind]}"
 
 
-def _add_top(
-    named: _Names,
-    what: str,
-    input_shape: Shape,
-    pooling: str,
-    units: tuple[int, int],
-    activation: str | None,
-    rngs: nnx.Rngs,
-) -> None:
+def _top(
+    net: Graph, called: _Names, x: Tensor, what: str, pooling: str, units: tuple[int, int], activation: str | None
+) -> Tensor:
     """Add what joins maps and dense layers, and the dense layers: (hidden units, classes)."""
     hidden, classes = units
     if classes < 2:
         raise ValueError(f"a classifier needs at least two classes, found {classes}")
-    features = named.layers[-2 if "pool" in named.layers[-1][0] else -1][1].out_features
     if pooling == "max":
-        named.add("global_max_pooling2d", layers.GlobalMaxPooling2D())
+        x = net.global_max_pool(called("global_max_pooling2d"), x)
     else:
-        if None in input_shape:
+        if None in x.shape:
             raise ValueError(
                 f"{what} with a flattening top needs a known image size (dense_1 reads every position), found "
-                f"{input_shape}; build it with include_top=False for any size"
+                f"{net.input.shape}; build it with include_top=False for any size"
             )
-        height, width = Backbone(list(named.layers), input_shape=input_shape).output_shape()[:2]
-        features *= height * width
-        named.add("flatten", layers.Flatten())
+        x = net.flatten(called("flatten"), x)
     outputs = 1 if classes == 2 else classes
     if activation == "auto":
         activation = "sigmoid" if outputs == 1 else "softmax"
-    named.add("dense", layers.dense(features, hidden, activation="relu", rngs=rngs))
-    named.add("dense", layers.dense(hidden, outputs, activation=activation or "linear", rngs=rngs))
-
-
-def _channels(what: str, input_shape: Shape) -> int:
-    if len(input_shape) != 3 or input_shape[2] is None:
-        raise ValueError(f"{what} needs an input_shape (height, width, channels) with known channels: {input_shape}")
-    return input_shape[2]
+    x = net.dense(called("dense"), x, hidden, activation="relu")
+    return net.dense(called("dense"), x, outputs, activation=activation or "linear")
 
 
 def _smallest(depth: int) -> int:

@@ -1,100 +1,15 @@
 """MobileNet, version 1 (Howard et al. 2017, arXiv:1704.04861), as in `keras.applications.MobileNet`."""
 
-from typing import Any
-
 from flax import nnx
 
-from cnnjax.models import layers
 from cnnjax.models.backbone import Backbone, Shape
+from cnnjax.models.graph import Graph
+from cnnjax.models.registry import register
+from cnnjax.models.sizes import checked_images
 from cnnjax.weights.published import Published
 
 # (pointwise filters at alpha 1, stride of the depthwise convolution) of blocks 1 to 13
 _BLOCKS = ((64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2), *((512, 1),) * 5, (1024, 2), (1024, 1))
-
-
-def mobilenet(
-    alpha: float = 1.0,
-    input_shape: Shape = (224, 224, 3),
-    include_top: bool = True,
-    classes: int = 1000,
-    dropout: float = 1e-3,
-    classifier_activation: str | None = "softmax",
-    *,
-    rngs: nnx.Rngs,
-) -> Backbone:
-    """Build MobileNet with Keras's layer names in Keras's order (86 layers, 91 with top).
-
-    Args:
-        alpha: The width multiplier; every layer has int(alpha * its width) channels.
-        input_shape: (H, W, 3), at least 32 pixels a side; None for any height or width.
-        include_top: Whether to end in Keras's classification layers; False for a backbone under another head.
-        classes: Classes of the top.
-        dropout: Dropout rate in the top.
-        classifier_activation: Of the top; None for logits.
-        rngs: Keys for weights and dropout.
-
-    Returns:
-        f32[N, H, W, 3] with values -1 to 1 to f32[N, H/32, W/32, 1024 alpha] (rounded up), or to f32[N,
-        classes] with top.
-
-    Raises:
-        ValueError: The images are smaller than 32 pixels, `alpha` leaves a layer without channels, or the top
-            has no classes.
-
-    >>> mobilenet(0.25, (160, 160, 3), include_top=False, rngs=nnx.Rngs(0)).output_shape()
-    (5, 5, 256)
-    """
-    if int(32 * alpha) < 1:
-        raise ValueError(f"alpha {alpha} leaves conv1 {int(32 * alpha)} of its 32 channels; it must be at least 1/32")
-    if any(n is not None and n < 32 for n in input_shape[:2]):
-        raise ValueError(f"MobileNet needs images of at least 32x32 pixels, found input_shape {input_shape}")
-    if include_top and classes < 1:
-        raise ValueError(f"MobileNet with top needs at least one class, found {classes}")
-    channels = int(32 * alpha)
-    named: list[tuple[str, Any]] = [
-        ("input_layer", layers.InputLayer()),
-        (
-            "conv1",
-            layers.conv2d(_colours(input_shape), channels, (3, 3), (2, 2), padding="SAME", use_bias=False, rngs=rngs),
-        ),
-        ("conv1_bn", layers.batch_normalization(channels, rngs=rngs)),
-        ("conv1_relu", layers.ReLU(6.0)),
-    ]
-    for block, (width, stride) in enumerate(_BLOCKS, start=1):
-        out = int(width * alpha)
-        if stride == 2:
-            named.append((f"conv_pad_{block}", layers.ZeroPadding2D(((0, 1), (0, 1)))))
-        padding = "SAME" if stride == 1 else "VALID"
-        named += [
-            (
-                f"conv_dw_{block}",
-                layers.depthwise_conv2d(channels, (3, 3), (stride, stride), padding=padding, use_bias=False, rngs=rngs),
-            ),
-            (f"conv_dw_{block}_bn", layers.batch_normalization(channels, rngs=rngs)),
-            (f"conv_dw_{block}_relu", layers.ReLU(6.0)),
-            (
-                f"conv_pw_{block}",
-                layers.conv2d(channels, out, (1, 1), padding="SAME", use_bias=False, rngs=rngs),
-            ),
-            (f"conv_pw_{block}_bn", layers.batch_normalization(out, rngs=rngs)),
-            (f"conv_pw_{block}_relu", layers.ReLU(6.0)),
-        ]
-        channels = out
-    if include_top:
-        named += [
-            ("global_average_pooling2d", layers.GlobalAveragePooling2D(keepdims=True)),
-            ("dropout", nnx.Dropout(dropout, rngs=rngs)),
-            ("conv_preds", layers.conv2d(channels, classes, (1, 1), padding="SAME", rngs=rngs)),
-            ("reshape_2", layers.Reshape((classes,))),
-            ("predictions", layers.Activation(classifier_activation or "linear")),
-        ]
-    return Backbone(named, input_shape=input_shape, alpha=alpha, name="mobilenet")
-
-
-def _colours(input_shape: Shape) -> int:
-    if len(input_shape) != 3 or input_shape[2] is None:
-        raise ValueError(f"input_shape must be (height, width, channels) with known channels, found {input_shape}")
-    return input_shape[2]
 
 
 _DIGESTS = {
@@ -112,10 +27,68 @@ PUBLISHED = tuple(
         classes=1000,
         licence="Apache-2.0",
         include_top=top,
-        alpha=alpha,
+        options={"alpha": alpha},
     )
     for alpha, text in ((1.0, "1_0"), (0.75, "7_5"), (0.5, "5_0"), (0.25, "2_5"))
     for size in (224, 192, 160, 128)
     for top in (False, True)
     for name in (f"mobilenet_{text}_{size}_tf" + ("" if top else "_no_top"),)
 )
+
+
+@register(published=PUBLISHED, top=("dropout",), small={"alpha": 1 / 32, "input_shape": (32, 32, 3)})
+def mobilenet(
+    alpha: float = 1.0,
+    input_shape: Shape = (224, 224, 3),
+    include_top: bool = True,
+    classes: int = 1000,
+    dropout: float = 1e-3,
+    classifier_activation: str | None = "softmax",
+    *,
+    rngs: nnx.Rngs,
+) -> Backbone:
+    """Build MobileNet with Keras's layer names in Keras's order (86 layers, 91 with top).
+
+    Args:
+        alpha: The width multiplier; every layer has int(alpha * its width) channels.
+        input_shape: (H, W, C), at least 32 pixels a side; None for any height or width.
+        include_top: Whether to end in Keras's classification layers; False for a backbone under another head.
+        classes: Classes of the top.
+        dropout: Dropout rate in the top.
+        classifier_activation: Of the top; None for logits.
+        rngs: Keys for weights and dropout.
+
+    Returns:
+        f32[N, H, W, C] with values -1 to 1 to f32[N, H/32, W/32, 1024 alpha] (rounded up), or to f32[N,
+        classes] with top.
+
+    Raises:
+        ValueError: The images are smaller than 32 pixels, `alpha` leaves a layer without channels, or the top
+            has no classes.
+
+    >>> mobilenet(0.25, (160, 160, 3), include_top=False, rngs=nnx.Rngs(0)).output_shape()
+    (5, 5, 256)
+    """
+    if int(32 * alpha) < 1:
+        raise ValueError(f"alpha {alpha} leaves conv1 {int(32 * alpha)} of its 32 channels; it must be at least 1/32")
+    checked_images("MobileNet", input_shape, 32)
+    if include_top and classes < 1:
+        raise ValueError(f"MobileNet with top needs at least one class, found {classes}")
+    net = Graph(input_shape, rngs=rngs, name="mobilenet")
+    x = net.conv("conv1", net.input, int(32 * alpha), 3, strides=2, padding="same", bias=False)
+    x = net.relu("conv1_relu", net.batch_norm("conv1_bn", x), 6.0)
+    for block, (width, stride) in enumerate(_BLOCKS, start=1):
+        if stride == 2:
+            x = net.zero_padding(f"conv_pad_{block}", x, ((0, 1), (0, 1)))
+        padding = "same" if stride == 1 else "valid"
+        x = net.depthwise_conv(f"conv_dw_{block}", x, 3, strides=stride, padding=padding, bias=False)
+        x = net.relu(f"conv_dw_{block}_relu", net.batch_norm(f"conv_dw_{block}_bn", x), 6.0)
+        x = net.conv(f"conv_pw_{block}", x, int(width * alpha), 1, padding="same", bias=False)
+        x = net.relu(f"conv_pw_{block}_relu", net.batch_norm(f"conv_pw_{block}_bn", x), 6.0)
+    if include_top:
+        x = net.global_avg_pool("global_average_pooling2d", x, keepdims=True)
+        x = net.dropout("dropout", x, dropout)
+        x = net.conv("conv_preds", x, classes, 1, padding="same")
+        x = net.reshape("reshape_2", x, (classes,))
+        x = net.activation("predictions", x, classifier_activation or "linear")
+    return net.backbone(x, alpha=alpha)

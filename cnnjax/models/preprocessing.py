@@ -28,7 +28,10 @@ PREPROCESSING: dict[str, Callable[[jax.Array], jax.Array]] = {
     "none": lambda x: x,
 }
 """Name to function of [..., 3] RGB pixels 0 to 255: "tf" to -1..1; "caffe" to BGR less ImageNet's mean;
-"torch" to 0..1, less ImageNet's mean, over its deviation; "unit" to 0..1; "none" leaves them."""
+"torch" to 0..1, less ImageNet's mean, over its deviation; "unit" to 0..1; "none" leaves them. "tf", "unit" and "none"
+take any number of channels."""
+OF_RGB = ("caffe", "torch")
+"""Those that treat red, green and blue each in its own way."""
 
 
 def checked_preprocessing(name: str) -> str:
@@ -47,16 +50,20 @@ def preprocess(images: ArrayLike, name: str) -> jax.Array:
     """Turn pixels into what a model expects.
 
     Args:
-        images: [..., 3] RGB, 0 to 255, floating or integer (integers become float32 first).
+        images: [..., C], RGB for three channels, 0 to 255, floating or integer (integers become float32 first).
         name: A key of `PREPROCESSING`.
 
     Raises:
         LookupError: There is no such preprocessing; the nearest name is given.
+        ValueError: It is of RGB, and the images have other channels.
 
     >>> preprocess(jnp.array([[0, 255, 255]], jnp.uint8), "tf")
     Array([[-1.,  1.,  1.]], dtype=float32)
     """
     x = jnp.asarray(images)
+    if checked_preprocessing(name) in OF_RGB and x.shape[-1:] != (3,):
+        others = ", ".join(map(repr, (other for other in PREPROCESSING if other not in OF_RGB)))
+        raise ValueError(f"preprocessing {name!r} is of red, green and blue, found {x.shape}; for others take {others}")
     if not jnp.issubdtype(x.dtype, jnp.floating):
         x = x.astype(jnp.float32)
-    return PREPROCESSING[checked_preprocessing(name)](x)
+    return PREPROCESSING[name](x)

@@ -61,7 +61,8 @@ def takes(dtype: Any) -> bool:
     """Whether convolutions and products of this type are asked of oneDNN where a program runs on CPU."""
     if not _WANTED.get() or os.environ.get("CNNJAX_ONEDNN") == "0" or not _is_there():
         return False
-    return dtype == jnp.float32 or (dtype == jnp.bfloat16 and _has_bfloat16())
+    kind = jnp.dtype(dtype)
+    return kind == jnp.float32 or (kind == jnp.bfloat16 and _has_bfloat16())
 
 
 @cache

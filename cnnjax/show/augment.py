@@ -69,7 +69,7 @@ class Augment:
         if self.image_size < 1:
             raise ValueError(f"image_size must be at least 1, not {self.image_size}")
         augmentation = self.augmentation()
-        picture = resized(open_picture(self.picture), self.image_size)
+        picture = resized(open_picture(self.picture), (self.image_size, self.image_size))
         parameters = augmentation.draw(jax.random.key(self.seed), self.count)
         images = np.asarray(augmentation.apply(parameters, np.repeat(picture[None], self.count, 0)))
         sheet = draw_augmentations(

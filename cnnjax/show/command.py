@@ -1,6 +1,6 @@
 """`cnnjax show`: pictures of a network, and of what it makes of a photograph."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from tyro.conf import Positional, arg
 
+from cnnjax.arguments import BackboneName, BackboneOptions, ImageSize
 from cnnjax.hooks import checked_layer
 from cnnjax.models import Backbone, preprocess
 from cnnjax.pretrained import open_backbone
@@ -18,7 +19,7 @@ from cnnjax.show.fields import cell_box, checked_cell, effective_field, layer_wi
 from cnnjax.show.filters import Convolution, convolution, first_maps
 from cnnjax.show.looks import draw_cam, draw_field
 from cnnjax.show.maps import activation_maps, called, checked_maps
-from cnnjax.show.pictures import open_picture, resized
+from cnnjax.show.pictures import in_channels, in_colour, middle, read_picture, resized
 from cnnjax.show.sheet import Sheet
 from cnnjax.summaries.measure import receptive_fields
 from cnnjax.weights.hdf5 import WeightsError
@@ -28,14 +29,16 @@ from cnnjax.weights.hdf5 import WeightsError
 class _Options:
     """What all pictures share."""
 
-    backbone: str = "mobilenet"
-    """mobilenet, vgg16, lecture_cnn or cifar_cnn."""
-    alpha: float | None = None
-    """Width of MobileNet (1.0 if not given)."""
+    backbone: BackboneName = "mobilenet"
+    """The network."""
+    backbone_options: BackboneOptions = field(default_factory=dict)
+    """Its own options."""
     weights: Path | None = None
     """Keras HDF5 file (.h5) with the network's weights; random numbers if not given."""
-    image_size: int | None = None
-    """Height and width of the pictures; the network's own if not given (224 for mobilenet and vgg16)."""
+    image_size: ImageSize | None = None
+    """Height and width of the pictures, one number for both; the network's own if not given."""
+    channels: int | None = None
+    """Of the pictures; 3 if not given. A network of one channel sees photographs in grey."""
     layer: str | None = None
     """The layer's name; above stands which is taken if it is not given."""
     out: Path | None = None
@@ -49,8 +52,9 @@ class _Options:
         """The network, without its top if not asked for, and the name of its preprocessing."""
         options = {"include_top": False, **options}
         model, preprocessing = open_backbone(
-            self.backbone, image_size=self.image_size, alpha=self.alpha, weights=self.weights, **options
-        )
+            self.backbone, image_size=self.image_size, channels=self.channels, weights=self.weights,
+            **self.backbone_options, **options,
+        )  # fmt: skip
         if self.layer is not None:
             checked_layer(
                 self.layer, model.layer_names, self.backbone + ("" if options["include_top"] else " without its top")
@@ -61,7 +65,8 @@ class _Options:
 
     def titled(self, layer: str, text: str) -> str:
         """A title that names network, layer and what is shown."""
-        name = self.backbone if self.alpha is None else f"{self.backbone} {self.alpha:g}"
+        given = [v if isinstance(v, tuple) else (v,) for v in self.backbone_options.values()]
+        name = " ".join([self.backbone, *(f"{n:g}" if isinstance(n, float) else str(n) for v in given for n in v)])
         return f"{name}{'' if self.weights else ' (random numbers)'}, {layer}: {text}"
 
     def saved(self, sheet: Sheet, *parts: str) -> Path:
@@ -75,16 +80,18 @@ class _Options:
 @dataclass(frozen=True, kw_only=True)
 class _WithPicture(_Options):
     picture: Annotated[Positional[Path], arg(metavar="PICTURE")]
-    """A photograph: BMP, GIF, JPEG, PNG or WebP. Its middle square is used."""
+    """A photograph: BMP, GIF, JPEG, PNG or WebP; or .npy, an array [H, W, C] of 0 to 255. Its middle is used, in the
+    shape of the network's pictures."""
 
     def opened_for_picture(self, **options: Any) -> tuple[Backbone, str, np.ndarray, np.ndarray]:
-        """The same, the picture u8[H, W, 3], and f32[H, W, 3] as the network takes it."""
-        square = open_picture(self.picture)
+        """The same, the picture u8[H, W, 3], and f32[H, W, C] as the network takes it."""
+        pixels = read_picture(self.picture)
         model, preprocessing = self.opened(**options)
-        size = model.input_shape[0]
-        assert size is not None
-        picture = resized(square, size)
-        return model, preprocessing, picture, np.asarray(preprocess(picture, preprocessing))
+        height, width, channels = model.input_shape
+        assert height is not None and width is not None and channels is not None
+        pixels = resized(middle(pixels, width / height), (height, width))
+        seen = in_channels(pixels, channels, self.backbone)
+        return model, preprocessing, in_colour(pixels), np.asarray(preprocess(seen, preprocessing))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,7 +151,7 @@ class Edges(_WithPicture):
         """Draw and save."""
         model, preprocessing, picture, inputs = self.opened_for_picture()
         found = convolution(model, self.layer)
-        if found.folded.shape[2] != picture.shape[-1] or found.folded.shape[0] < 2:
+        if found.folded.shape[2] != inputs.shape[-1] or found.folded.shape[0] < 2:
             raise ValueError(
                 f"{found.layer} has a kernel {tuple(found.folded.shape)}, which finds no edges in a picture; edges are "
                 f"found by a layer that reads the picture: {convolution(model, None).layer}"

@@ -24,7 +24,7 @@ class Convolution:
     Attributes:
         layer: Path of the module.
         kernel: f32[F, F, C, K], its weights.
-        norm: Path of the BatchNorm that is called next, "" if none is.
+        norm: Path of the BatchNorm that reads what the layer gives, "" if none does.
         folded: f32[F, F, C, K], the kernel times that BatchNorm's scale over its deviation: what both
             together multiply the picture with. The kernel itself where there is no BatchNorm.
     """
@@ -57,11 +57,11 @@ def convolution(
     name, shape, leaves = model_name(model), known_shape(model, input_shape), _leaves(model)
     if shape is None:
         raise ValueError(f"the size of {name}'s pictures is not known: give input_shape, (H, W, C)")
-    order = list(called(model, shape))
-    kernels = _convolutions(model, order)
+    found = called(model, shape)
+    kernels = _convolutions(model, found)
     layer = checked_layer(layer or kernels[0], kernels, f"{name}'s layers with a kernel f32[F, F, C, K]")
     kernel = np.asarray(leaves[f"{layer}/kernel"], np.float32)
-    norm = next(iter(order[order.index(layer) + 1 :]), "")
+    norm = next((path for path, other in found.items() if other.reads == (layer,) and f"{path}/var" in leaves), "")
     variance = leaves.get(f"{norm}/var", jnp.zeros(()))
     if variance.shape != kernel.shape[-1:]:
         return Convolution(layer, kernel, "", kernel)

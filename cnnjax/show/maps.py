@@ -24,12 +24,14 @@ class Called:
         shape: Of its output for one picture; None if that is no array.
         calls: How often it is called.
         passes_on: Whether its output is another module's, passed on as it is (a container's is).
+        reads: The modules whose outputs it was (last) called with, as they are.
     """
 
     maps: MapShape | None
     shape: tuple[int, ...] | None
     calls: int
     passes_on: bool
+    reads: tuple[str, ...] = ()
 
 
 def called(model: nnx.Module, input_shape: Sequence[int]) -> dict[str, Called]:
@@ -45,18 +47,25 @@ def called(model: nnx.Module, input_shape: Sequence[int]) -> dict[str, Called]:
     """
     functional, found = functionalize(model), {}
     known: list[Any] = []  # holds the tracers, so that an identity is not used twice
+    makers: dict[int, str] = {}
+    read: dict[str, tuple[str, ...]] = {}
+
+    def given(path: str, inputs: tuple[Any, ...]) -> None:
+        read[path] = tuple(makers[id(x)] for x in inputs if id(x) in makers)
 
     def note(path: str, out: Any) -> Any:
         shape = tuple(out.shape[1:]) if hasattr(out, "shape") else None
         before = found.pop(path, None)
         maps = shape if shape is not None and len(shape) == 3 and shape[0] * shape[1] > 1 else None
-        found[path] = Called(maps, shape, 1 + (before.calls if before else 0), any(out is x for x in known))
+        passes_on = any(out is x for x in known)
+        found[path] = Called(maps, shape, 1 + (before.calls if before else 0), passes_on, read.get(path, ()))
         known.append(out)
+        makers.setdefault(id(out), path)
         return out
 
     def run(leaves: Any, images: Any) -> Any:
         known.append(images)
-        return with_hook(functional.module(leaves), note)(images)
+        return with_hook(functional.module(leaves), note, given)(images)
 
     jax.eval_shape(run, leaves_of(model), jax.ShapeDtypeStruct((1, *input_shape), jnp.float32))
     return found

@@ -2,12 +2,14 @@
 
 import shutil
 import sys
-from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
 
 import tyro
 from flax import nnx
 
+from cnnjax.arguments import BackboneName, BackboneOptions, ImageSize
+from cnnjax.models.registry import entry
 from cnnjax.pretrained import open_backbone
 from cnnjax.summaries.summary import summary
 
@@ -16,16 +18,14 @@ from cnnjax.summaries.summary import summary
 class Summarise:
     """The table of a network: names, shapes, parameters; with --wide what each layer costs and sees."""
 
-    name: Annotated[str, tyro.conf.Positional]
-    """mobilenet, vgg16, lecture_cnn or cifar_cnn."""
-    image_size: int | None = None
-    """Height and width of the images; the network's own if not given."""
-    alpha: float | None = None
-    """Width of MobileNet (1.0 if not given)."""
-    pooling: Literal["flatten", "max"] | None = None
-    """What joins maps and dense layers in cifar_cnn: Flatten, or global max pooling."""
-    widths: tuple[int, ...] | None = None
-    """Filters of lecture_cnn's convolutions."""
+    name: Annotated[BackboneName, tyro.conf.Positional]
+    """The network."""
+    backbone_options: BackboneOptions = field(default_factory=dict)
+    """Its own options."""
+    image_size: ImageSize | None = None
+    """Height and width of the images, one number for both; the network's own if not given."""
+    channels: int | None = None
+    """Of the images; 3 if not given."""
     classes: int | None = None
     """Classes of the top."""
     include_top: bool = True
@@ -40,23 +40,20 @@ class Summarise:
     """How it is printed."""
 
     def __post_init__(self) -> None:
-        for option, owner in (("pooling", "cifar_cnn"), ("widths", "lecture_cnn")):
-            if getattr(self, option) is not None and self.name != owner:
-                raise ValueError(f"--{option} is an option of {owner}; {self.name} has none")
+        entry(self.name).checked(self.backbone_options, include_top=self.include_top)
 
 
 def summarise(config: Summarise) -> None:
     """Print the table."""
-    given = {k: getattr(config, k) for k in ("pooling", "widths", "classes")}
-    options: dict[str, Any] = {k: v for k, v in given.items() if v is not None}
 
     def build() -> nnx.Module:
         return open_backbone(
             config.name,
             image_size=config.image_size,
-            alpha=config.alpha,
+            channels=config.channels,
             include_top=config.include_top,
-            **options,
+            classes=config.classes,
+            **config.backbone_options,
         )[0]
 
     # Shapes are enough: no weight is drawn.

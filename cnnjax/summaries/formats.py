@@ -12,7 +12,7 @@ from rich.table import Table
 from cnnjax.sizing.field import Field
 from cnnjax.summaries.summary import Layer, Summary
 
-_LEFT = {"layer", "output shape", "trains", "computed"}
+_LEFT = {"layer", "output shape", "trains", "computed", "connected to"}
 
 
 def text(found: Summary, *, wide: bool = False, width: int | None = None) -> str:
@@ -79,15 +79,17 @@ def _record(layer: Layer) -> dict[str, Any]:
         "jump": each(lambda field: field.jump),
         "first_centre": each(lambda field: field.centre(0)),
         "computed": None if layer.once is None else "once" if layer.once else "step",
+        "connected_to": list(layer.reads) or None,
     }
 
 
 def _cells(found: Summary, wide: bool) -> list[list[str]]:
     """The header and a line for every layer."""
-    header = ["layer", "output shape", "parameters"]
+    header, branches = ["layer", "output shape", "parameters"], any(layer.reads for layer in found.layers)
     if wide:
         header += ["multiplications", "receptive field", "jump", "first centre", "trains"]
         header += ["computed"] if found.frontier else []
+        header += ["connected to"] if branches else []
     lines = [header]
     for layer in found.layers:
         line = [f"{layer.name} ({layer.kind})", _shape(layer.output_shape), f"{layer.parameters:,}"]
@@ -96,6 +98,7 @@ def _cells(found: Summary, wide: bool) -> list[list[str]]:
             line += [_pair(layer.fields, of) for of in (_size, _jump, _centre)]
             line.append(("yes" if layer.trainable else "no") if layer.parameters else "")
             line += [{None: "", True: "once", False: "every step"}[layer.once]] if found.frontier else []
+            line += [", ".join(layer.reads)] if branches else []
         lines.append(line)
     return lines
 

@@ -1,7 +1,7 @@
 """The table of a model, as Keras prints it, with what nobody else prints."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -10,6 +10,7 @@ from flax import nnx
 
 from cnnjax.freeze import Freeze, Frozen, layer_names
 from cnnjax.functional import Functional, children, functionalize, join, leaves_of, model_name, modules, names_of
+from cnnjax.models.backbone import Backbone
 from cnnjax.order import Example
 from cnnjax.order import layers as unordered
 from cnnjax.sizing.field import Field
@@ -33,6 +34,7 @@ class Layer:
             normalisation and activations are not counted, as on the slide.
         fields: Receptive field of rows and of columns, or of whatever axes the input has.
         once: Whether its output is computed once an image and never again; False: in every step.
+        reads: The layers whose outputs it reads, in a graph with branches; () in a chain, or where it is not known.
     """
 
     name: str
@@ -43,6 +45,7 @@ class Layer:
     multiplications: int | None
     fields: tuple[Field | None, ...]
     once: bool | None
+    reads: tuple[str, ...] = ()
 
     @property
     def non_trainable(self) -> int:
@@ -166,10 +169,10 @@ def summary(
     kinds |= {path: functional.kinds[path].__name__ for path in weights}
     order = _order(model, shape and jax.ShapeDtypeStruct(shape, dtype), call)
     layers = _layers(model, order, kinds, weights)
-    rows = []
+    rows, reads = [], _reads(model)
     for name in _rows(list(layers), measured):
-        inside = layers.get(name, [])
-        rows.append(_row(name, kinds, inside, leaves, functional, frozen, measured, cut))
+        row = _row(name, kinds, layers.get(name, []), leaves, functional, frozen, measured, cut)
+        rows.append(replace(row, reads=reads.get(name, ())))
     nbytes = sum(leaves[path].size * leaves[path].dtype.itemsize for path in weights)
     return Summary(model_name(model), tuple(rows), nbytes, _total(measured), frozen.label, cut)
 
@@ -197,6 +200,17 @@ def _row(
         fields=tuple(view.field if view else None for view in views),
         once=cut.once.get(name) if cut else None,
     )
+
+
+def _reads(model: nnx.Module) -> dict[str, tuple[str, ...]]:
+    """What the layers of the model's graphs with branches read."""
+    found = {}
+    for path, module in [("", model), *modules(model)]:
+        if isinstance(module, Backbone) and module.branches:
+            before = f"{path}/" if path else ""
+            for name, reads in zip(module.layer_names, module.layer_inputs, strict=True):
+                found[before + name] = tuple(before + read for read in reads if read)
+    return found
 
 
 def _order(model: nnx.Module, example: Example | None, call: Call | None) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ import numpy as np
 from rich.console import Console
 
 from cnnjax.data import account
+from cnnjax.data.order import epoch_steps
 from cnnjax.features import GIB, FeatureStore
 from cnnjax.files.runs import RunFolder
 from cnnjax.functional import leaves_of
@@ -46,6 +47,8 @@ def sweep(config: Ablation, task: Task, console: Console | None = None) -> Path:
     wanted = cells(config, model, task.example)
     for size in config.sizes:
         subset(np.asarray(task.splits["train"].labels), size)  # raises before anything is trained
+    for size in config.sizes or (len(task.splits["train"]),):
+        epoch_steps(size, config.batch_size, config.last_batch)  # as well
     identity = _identity(config, task)
     out = config.out or Path("runs") / f"ablate-{config.backbone}-{digest(repr(sorted(identity.items())))[:8]}"
     run = RunFolder(out, identity)

@@ -118,7 +118,7 @@ class Bench:
                 self.model, cell.frozen, self.task.example, batch_size=self.config.batch_size,
                 optimizer=self.config.optimizer, store=self.store, augment=augmentation,
                 views=self.config.views if augmentation else 0, workers=self.config.workers,
-                precision=self.config.precision,
+                precision=self.config.precision, last_batch=self.config.last_batch,
                 not_finite="keep",  # a cell that diverges is a result: the others go on
             ),
             cell.program,

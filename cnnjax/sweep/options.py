@@ -1,12 +1,15 @@
 """What a sweep is asked for."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from cnnjax.arguments import BackboneName, BackboneOptions, ImageSize
+from cnnjax.data.order import LastBatch
 from cnnjax.data.pixels import Resizing
 from cnnjax.freeze import Freeze
-from cnnjax.models import BACKBONES, create
+from cnnjax.models.registry import entry
+from cnnjax.models.sizes import sides
 from cnnjax.optim import make_optimizer
 from cnnjax.runtime.precision import Precision
 
@@ -24,14 +27,14 @@ class Ablation:
     given."""
     splits: dict[str, str] | None = None
     """Slices of a TFDS data set: train 'train[:80%]' test 'train[80%:]'. Its own splits if not given."""
-    backbone: str = "lecture_cnn"
-    """mobilenet, vgg16, lecture_cnn or cifar_cnn."""
+    backbone: BackboneName = "lecture_cnn"
+    """The network."""
+    backbone_options: BackboneOptions = field(default_factory=dict)
+    """Its own options."""
     weights: Path | None = None
     """Keras HDF5 file (.h5) with the backbone's pretrained weights."""
-    alpha: float | None = None
-    """Width of MobileNet (1.0 if not given)."""
-    image_size: int | None = None
-    """Height and width the pictures are resized to; 160 if not given."""
+    image_size: ImageSize | None = None
+    """Height and width the pictures are resized to, one number for both; 160 if not given."""
     freeze: tuple[str, ...] = ()
     """The depths to compare, each: none, all, a number of layers, a layer's name (up to and including),
     [start:stop] as in Keras, or a pattern. Up to six from none to all if not given."""
@@ -51,6 +54,9 @@ class Ablation:
     """Passes over the training pictures; 30 if not given (12 for the drawn shapes)."""
     batch_size: int = 20
     """Pictures a step."""
+    last_batch: LastBatch = "pad"
+    """pad: an epoch's short last batch is filled up with rows that count nowhere, also in no statistics of BatchNorm.
+    drop: it is left out, for models with a normalisation over the batch that is not BatchNorm's."""
     resizing: Resizing = "bilinear"
     """How pictures come to their size: bilinear (as Keras), antialias, crop_to_aspect_ratio or center_crop."""
     scale: str | None = None
@@ -86,17 +92,17 @@ class Ablation:
     """How much the store may hold, in GiB; the oldest features make room."""
 
     def __post_init__(self) -> None:
-        if self.backbone not in BACKBONES:
-            create(self.backbone)  # raises the error with the nearest name
-        if self.alpha is not None and self.backbone != "mobilenet":
-            raise ValueError(f"alpha is the width of mobilenet; {self.backbone} has none")
+        own = entry(self.backbone).checked(self.backbone_options, include_top=False)
+        object.__setattr__(self, "backbone_options", own)
         if self.weights is not None and not self.weights.is_file():
             raise FileNotFoundError(f"no weights file {self.weights}")
-        if self.data is None and (self.weights is not None or self.backbone != "lecture_cnn"):
+        if self.data is None and (self.weights is not None or self.backbone != "lecture_cnn" or own):
             raise ValueError(
                 "give --data FOLDER as well: without it the built-in default is run, which takes no backbone"
             )
-        for name in ("seeds", "epochs", "batch_size", "image_size"):
+        if self.image_size is not None:
+            sides(self.image_size)  # raises
+        for name in ("seeds", "epochs", "batch_size"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
         if not self.learning_rates or not all(rate > 0 for rate in (*self.learning_rates, self.tuning_factor)):

@@ -10,7 +10,8 @@ from rich.console import Console
 from cnnjax.checkpoints import restore, save
 from cnnjax.freeze import Freeze
 from cnnjax.functional import functionalize, leaves_of
-from cnnjax.models import Backbone, Classifier, lecture_cnn, linear_head
+from cnnjax.models import Backbone, Classifier, linear_head
+from cnnjax.models.lecture_cnn import lecture_cnn
 from cnnjax.runtime.cache import cache_folder
 from cnnjax.runtime.progress import Bars
 from cnnjax.staging.trace import digest
@@ -40,7 +41,7 @@ def embedded(config: Ablation, console: Console) -> tuple[Ablation, Task]:
     config = replace(
         config, image_size=config.image_size or SIZE, epochs=config.epochs or 12, optimizer=config.optimizer or "adam"
     )
-    if config.image_size != SIZE:
+    if config.image_size not in (SIZE, (SIZE, SIZE)):
         raise ValueError(f"the built-in pictures are drawn at {SIZE}x{SIZE}; --image-size is for --data")
     console.print(f"no --data: drawing textured shapes at {SIZE}x{SIZE} (kept in {cache_folder()})", highlight=False)
     splits = {

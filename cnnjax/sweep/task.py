@@ -9,6 +9,7 @@ from rich.console import Console
 
 from cnnjax.data import account, open_data, open_sounds
 from cnnjax.models import Backbone, Classifier, LogMel, SoundClassifier
+from cnnjax.models.sizes import sides
 from cnnjax.pretrained import open_backbone
 from cnnjax.sweep.options import Ablation, seeds_text
 
@@ -55,15 +56,16 @@ class Task:
 def open_task(config: Ablation, console: Console) -> Task:
     """The task that the options name: a folder of pictures and a backbone."""
     assert config.data is not None and config.image_size is not None
-    size = (config.image_size, config.image_size)
+    size = sides(config.image_size)
     sources, front = _open(config, config.data, size)
     for name, source in sources.items():
         source.verify()
         for reason in source.skipped:
             console.print(f"left out of {name}: {reason}", style="yellow", highlight=False)
     backbone, preprocessing = open_backbone(
-        config.backbone, image_size=config.image_size, alpha=config.alpha, weights=config.weights, include_top=False
-    )
+        config.backbone, image_size=config.image_size, weights=config.weights, include_top=False,
+        **config.backbone_options,
+    )  # fmt: skip
     if config.weights is None:
         console.print("no --weights: the backbone starts from random numbers", style="yellow")
     else:

@@ -125,7 +125,7 @@ class Programs:
         with batch_of(len(images), late.get("counts")) as batch:
             logits, after = self.functional.apply({**leaves, **random}, images, train=True)
         self._normalises |= batch.normalises
-        self._fault = batch.fault or self._fault
+        self._fault = self._fault or batch.fault or ""
         return logits.astype(jnp.float32), {p: after[p] for p in self._statistics}
 
     def _infer(self, fixed: Leaves, images: jax.Array, late: dict[str, Any]) -> jax.Array:

@@ -14,9 +14,10 @@ import numpy as np
 from flax import nnx
 
 from cnnjax.models.backbone import Backbone
+from cnnjax.models.layers import DepthwiseConv2D
 from cnnjax.weights.hdf5 import Tensors, WeightsError, read_tensors
 
-_BATCH_NORM = {"scale": "gamma", "bias": "beta", "mean": "moving_mean", "var": "moving_variance"}
+_NORM = {"scale": "gamma", "bias": "beta", "mean": "moving_mean", "var": "moving_variance"}
 
 
 @dataclass(frozen=True)
@@ -105,10 +106,10 @@ def _leaf(layer: nnx.Module, name: str) -> _Leaf:
     for part in name.split("/"):
         variable = getattr(variable, part)
     shape = tuple(variable.get_value().shape)
-    if isinstance(layer, nnx.BatchNorm):
-        return _Leaf(variable, (_BATCH_NORM[name],), shape)
-    groups = layer.feature_group_count if isinstance(layer, nnx.Conv) else 1
-    if name == "kernel" and groups > 1:
+    if isinstance(layer, nnx.BatchNorm | nnx.LayerNorm):
+        return _Leaf(variable, (_NORM[name],), shape)
+    if name == "kernel" and isinstance(layer, DepthwiseConv2D):
+        groups = layer.feature_group_count
         # in Keras [h, w, channels, multiplier], and since version 3 just "kernel"
         return _Leaf(variable, ("depthwise_kernel", "kernel"), (*shape[:2], groups, shape[3] // groups))
     return _Leaf(variable, (name,), shape)

@@ -1,7 +1,9 @@
 """What is published where, and what it needs. The entries stand in each model's own file."""
 
 import difflib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -18,7 +20,7 @@ class Published:
         classes: How many classes it was trained on.
         licence: The licence of the weights.
         include_top: Whether the file has the classification layers.
-        alpha: The width multiplier, for architectures that have one.
+        options: What the architecture's function is called with for them: `{"alpha": 0.75}`.
     """
 
     name: str
@@ -30,7 +32,12 @@ class Published:
     classes: int
     licence: str
     include_top: bool
-    alpha: float | None = None
+    options: Mapping[str, Any] = field(default_factory=dict, hash=False)
+
+    @property
+    def alpha(self) -> float | None:
+        """The width multiplier, for architectures that have one."""
+        return self.options.get("alpha")
 
 
 def find(name: str) -> Published:

@@ -12,7 +12,9 @@ import time
 START = time.perf_counter()
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # the other side's process needs memory as well
 
-import cnnjax  # before NumPy's and JAX's threads begin  # isort: skip
+import cnnjax  # isort: skip
+
+cnnjax.tune_cpu()  # before NumPy's and JAX's threads begin
 
 import sys
 from collections.abc import Callable
@@ -23,10 +25,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from ours import Job, pictures, serve
-from resnet import ResNet50
 
 from cnnjax import Classifier, Freeze, Trainer
 from cnnjax.augment import Augmentation
+from cnnjax.models.resnet import resnet
 from cnnjax.train.lowering import program
 from cnnjax.train.replicas import Replicas
 
@@ -85,7 +87,9 @@ def products(size: int) -> tuple[Job, float]:
 
 def resnet50(size: int, batch: int) -> tuple[Job, float]:
     """All of ResNet-50, BatchNorm live."""
-    model = ResNet50(nnx.Rngs(0))
+    shape = (size, size, 3)
+    network = resnet(50, "v1.5", input_shape=shape, classes=1, classifier_activation=None, rngs=nnx.Rngs(0))
+    model = Classifier(network, None, "tf")
     return epochs(model, Freeze.none().resolve(model), size, batch)
 
 

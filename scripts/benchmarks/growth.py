@@ -1,6 +1,10 @@
 """Time and memory against pictures, depths, seeds and image size."""
 
-import cnnjax  # first: see cnnjax/runtime/allocation.py  # isort: skip
+# ruff: noqa: E402
+
+import cnnjax  # isort: skip
+
+cnnjax.tune_cpu()  # before NumPy's and JAX's threads begin
 
 import argparse
 import json

@@ -10,7 +10,9 @@ import time
 
 START = time.perf_counter()
 
-import cnnjax  # before NumPy's and JAX's threads begin: see cnnjax/runtime/allocation.py  # isort: skip
+import cnnjax  # isort: skip
+
+cnnjax.tune_cpu()  # before NumPy's and JAX's threads begin
 
 import json
 import resource

@@ -18,6 +18,7 @@ _FIRST_STEP = """
 import time
 start = time.perf_counter()
 import cnnjax
+cnnjax.tune_cpu()
 import jax
 import numpy as np
 from flax import nnx
@@ -61,13 +62,14 @@ def run(options: argparse.Namespace) -> None:
         middle = statistics.median(seconds)
         print(f"| {name} | {middle:.2f} ({min(seconds):.2f} to {max(seconds):.2f}) | {middle - base:+.2f} |")
     print("\nMobileNet 0.25 at 96x96 from scratch, an epoch of one batch, in seconds:\n")
-    starts: dict[str, list[dict[str, float]]] = {"first process": [], "second process": []}
+    starts: dict[str, list[dict[str, float]]] = {}
     for _ in range(options.repeats):
-        with tempfile.TemporaryDirectory() as cache:
-            for processes in starts.values():
-                words, where = [sys.executable, "-c", _FIRST_STEP], os.environ | {"CNNJAX_CACHE": cache}
-                out = subprocess.run(words, capture_output=True, text=True, check=True, env=where).stdout
-                processes.append(json.loads(out.splitlines()[-1]))
+        for own, note in (({}, ""), ({"CNNJAX_ONEDNN": "0"}, ", CNNJAX_ONEDNN=0")):
+            with tempfile.TemporaryDirectory() as cache:
+                for name in ("first process", "second process"):
+                    words, where = [sys.executable, "-c", _FIRST_STEP], os.environ | {"CNNJAX_CACHE": cache} | own
+                    out = subprocess.run(words, capture_output=True, text=True, check=True, env=where).stdout
+                    starts.setdefault(name + note, []).append(json.loads(out.splitlines()[-1]))
     parts = list(starts["first process"][0])
     print(f"| | {' | '.join(parts)} |\n| --- |{' ---: |' * len(parts)}")
     for name, processes in starts.items():

@@ -202,10 +202,20 @@ def test_a_backbones_own_top_gives_logits():
         ("mobilenet", {"class_names": "cats"}, ValueError, "at least two classes, found .'cats'."),
         ("mobilenet", {"class_names": ("cats", "cats")}, ValueError, "'cats' given more than once"),
         ("mobilenet", {"seed": -1}, ValueError, "seed: expected a whole number from 0 on, found -1"),
-        ("mobilenet", {"widths": (4,)}, ValueError, "mobilenet has no option 'widths'; its options are alpha, dropout"),
+        (
+            "mobilenet",
+            {"widths": (4,)},
+            ValueError,
+            "no option 'widths' .which is one of lecture_cnn.*; its options are alpha",
+        ),
         ("mobilenet", {"dropout": 0.1}, ValueError, "dropout is of mobilenet's own classification layers"),
         ("mobilenet", {"alpha": "wide"}, ValueError, "alpha of mobilenet: expected a number from 0 to 4, found 'wide'"),
-        ("vgg16", {"alpha": 0.5}, ValueError, "vgg16 has no option 'alpha'; it has no options"),
+        (
+            "vgg16",
+            {"alpha": 0.5},
+            ValueError,
+            "vgg16 has no option 'alpha' .which is one of mobilenet.*; it has no",
+        ),
         ("mobilenet", {"weights": "none.h5"}, ValueError, "none.h5: there is no such file"),
     ],
 )

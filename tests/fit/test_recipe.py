@@ -100,6 +100,7 @@ def test_views_and_augment_imply_the_lectures_augmentation():
         ({"tune_epochs": 2.5}, "tune_epochs: expected a whole number, found 2.5"),
         ({"schedule": "cosin"}, "no schedule 'cosin'; did you mean 'cosine'"),
         ({"keep": "bst"}, "no keep 'bst'; did you mean 'best'"),
+        ({"last_batch": "dorp"}, "no last_batch 'dorp'; did you mean 'drop'"),
         ({"batchnorm": "frosen"}, "no batchnorm 'frosen'; did you mean 'frozen'"),
         ({"augment": "lectur"}, "no augment 'lectur'; did you mean 'lecture'"),
         ({"ema": 1.0}, "ema: expected a decay above 0 and below 1"),

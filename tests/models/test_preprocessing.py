@@ -26,6 +26,14 @@ def test_unit_and_none():
     assert set(PREPROCESSING) == {"tf", "caffe", "torch", "unit", "none"}
 
 
+def test_other_channels_than_rgb_are_not_repeated():
+    grey = PIXELS[..., :1]
+    np.testing.assert_allclose(preprocess(grey, "tf"), grey / 127.5 - 1, rtol=1e-5, atol=1e-5)
+    for name in ("caffe", "torch"):  # a mean for each of three channels would make three of one
+        with pytest.raises(ValueError, match=f"'{name}' is of red, green and blue, found .*take 'tf', 'unit', 'none'"):
+            preprocess(grey, name)
+
+
 def test_unknown_name_is_refused():
     with pytest.raises(LookupError, match="no preprocessing 'cafe'; did you mean 'caffe'"):
         preprocess(PIXELS, "cafe")

@@ -129,6 +129,7 @@ def test_the_rectifier_lets_nan_through(channels, kernel, groups, most):
 _PROGRAM = """
 import json, os
 import cnnjax
+cnnjax.tune_cpu()
 import jax, jax.numpy as jnp
 from jax import lax
 x, k, v = jnp.ones((8, 6, 6, 3)), jnp.ones((3, 3, 3, 8)), jnp.arange(8.0)

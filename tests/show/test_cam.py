@@ -130,7 +130,7 @@ def test_on_photographs_the_heat_lies_on_the_animal(shared_data):
         classifier_activation=None,
     )
     files = [shared_data / "imagenet_samples" / name for name in ANIMALS]
-    pictures = np.stack([resized(open_picture(file), 224) for file in files])
+    pictures = np.stack([resized(open_picture(file), (224, 224)) for file in files])
     found = class_activation(model, preprocess(pictures, preprocessing))
     assert found.layer == "conv_pw_13_relu" and found.classes.tolist() == [int(file.name[:3]) for file in files]
     fields = receptive_fields(model)[found.layer]

@@ -41,6 +41,24 @@ def test_draws_and_says_where(words, name, photograph, capsys, tmp_path):
     assert "no --weights: the network is filled with random numbers" in said
 
 
+def test_other_channels_and_shapes_are_drawn(photograph, tmp_path, capsys):
+    np.save("five.npy", np.random.default_rng(0).integers(0, 255, (60, 90, 5)))
+    small = ["--backbone", "resnet", "--widths", "4", "--image-size", "32", "48"]
+    cli.main(["show", "activations", "five.npy", "--channels", "5", *small])
+    cli.main(["show", "field", photograph, "--channels", "1", *small])
+    cli.main(["show", "edges", "five.npy", "--channels", "5", "--count", "2", *small])
+    assert capsys.readouterr().out.count("written to") == 3
+    for words in (["field", "five.npy", "--channels", "4"], ["edges", photograph, "--channels", "2"]):
+        with pytest.raises(SystemExit):
+            cli.main(["show", *words, *small])
+        told = capsys.readouterr().err
+        assert f"resnet takes pictures of {words[-1]} channels, found" in told and "(.npy), or --channels" in told
+    np.save("flat.npy", np.zeros((4, 4)))
+    with pytest.raises(SystemExit):
+        cli.main(["show", "field", "flat.npy", *small])
+    assert "flat.npy: expected numbers [height, width, channels], found float64[4, 4]" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "words, message",
     [
@@ -92,7 +110,7 @@ def test_a_first_layer_that_reads_blue_first_is_drawn_in_its_colours(photograph,
 
 
 def test_cam_names_the_class_and_its_place(photograph, blue_first, capsys, tmp_path):
-    pixels = resized(open_picture(tmp_path / photograph), 32)
+    pixels = resized(open_picture(tmp_path / photograph), (32, 32))
     order = np.argsort(-np.asarray(blue_first(preprocess(pixels, "caffe")[None]))[0])
     cli.main(["show", "cam", photograph, "--weights", "a.h5", "--class-index", str(order[2])])
     assert f"written to cam-mobilenet-conv2d_5-class-{order[2]}-a photo.png" in capsys.readouterr().out

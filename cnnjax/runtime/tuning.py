@@ -16,20 +16,26 @@ _OVERCOMMIT = Path("/proc/sys/vm/overcommit_memory")
 _BLOCK, _SHARE, _MOST_BLOCKS = 1 << 30, 2, 64  # of the machine's memory, half is in huge pages, 64 GiB at most
 
 
-def keep_freed_memory() -> bool:
-    """Let glibc's malloc keep blocks of up to 2 GiB that are freed, and all that is free at the heap's end.
+def tune_cpu() -> bool:
+    """Set this process up for training on CPU: freed memory stays with it, in huge pages.
 
-    XLA's CPU backend allocates the temporary memory of a program (half a GiB for a step of MobileNet with 16 pictures)
-    each time it runs. By default glibc gets blocks of that size from the kernel and gives them back, and each of their
-    pages is then zeroed at its first use: 136,000 page faults a step, a third of its time. No limit at the heap's end:
-    where what lay beyond 2 GiB was given back, an epoch of MobileNet 0.75 in batches of 32 took an eighth longer. One
-    arena, since the heaps of the others end at 64 MiB. `import cnnjax` calls this; it helps in full where no thread of
-    NumPy's or JAX's has begun before, each with an arena of its own: import cnnjax first.
+    `import cnnjax` changes nothing in the process; the commands call this, and scripts may, first of all: it helps in
+    full where no thread of NumPy's or JAX's has begun before.
+
+    glibc's malloc then keeps blocks of up to 2 GiB that are freed, and all that is free at the heap's end. XLA's CPU
+    backend allocates the temporary memory of a program (half a GiB for a step of MobileNet with 16 pictures) each time
+    it runs. By default glibc gets blocks of that size from the kernel and gives them back, and each of their pages is
+    then zeroed at its first use: 136,000 page faults a step, a third of its time. No limit at the heap's end: where
+    what lay beyond 2 GiB was given back, an epoch of MobileNet 0.75 in batches of 32 took an eighth longer. One arena,
+    since the heaps of the others, one a thread, end at 64 MiB.
 
     Settings of the user's own (`MALLOC_ARENA_MAX` and the like in the environment) stay as they are.
 
     Returns:
         Whether malloc is glibc's and took the settings.
+
+    >>> import cnnjax  # before NumPy and JAX
+    >>> tuned = cnnjax.tune_cpu()
     """
     if any(name in os.environ for name in _OF_THE_USER):
         return False
