@@ -1,5 +1,6 @@
 """A model's layers in the order in which they run, found by tracing it once; nothing is computed."""
 
+import hashlib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
@@ -156,6 +157,17 @@ def output_shape(model: nnx.Module, example: Example) -> tuple[int, ...]:
         found = type(out).__name__ if shape is None else f"shape {shape} for a batch of 2"
         raise ValueError(f"{what}: expected an array with a row an example, found {found}")
     return tuple(shape[1:])
+
+
+def program_digest(model: nnx.Module, example: Example) -> str:
+    """SHA-256 (hex) of what a model computes for one example, from its program: it tells changed code apart."""
+    functional, batch = functionalize(model), batch_struct(example, 2)
+
+    def run(leaves: Any, x: Any) -> Any:
+        return functional.apply(leaves, x, train=True), functional.apply(leaves, x, train=False)
+
+    program = str(jax.make_jaxpr(run)(_abstract(model), batch))
+    return hashlib.sha256(re.sub(r"0x[0-9a-f]+", "", program).encode()).hexdigest()
 
 
 # The parts of a model.

@@ -10,7 +10,7 @@ import numpy as np
 from flax import nnx
 
 from cnnjax.freeze import Freeze, Frozen, deepest
-from cnnjax.models import Backbone, Classifier, SoundClassifier
+from cnnjax.models import Classifier, SoundClassifier
 from cnnjax.order import Example, layers, layers_in_order
 from cnnjax.sweep.options import Ablation
 
@@ -58,7 +58,7 @@ class Cell:
         return self.freeze, self.augment, self.size, self.method
 
 
-def default_depths(backbone: Backbone, count: int = 6) -> tuple[str, ...]:
+def default_depths(backbone: nnx.Module, count: int = 6) -> tuple[str, ...]:
     """At most `count` freezing depths, evenly from nothing to everything."""
     kernels = deepest(backbone)
     steps = min(kernels, count - 1)

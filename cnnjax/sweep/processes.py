@@ -85,7 +85,8 @@ def run_in_processes(
         for worker in workers:
             # Not as arguments: JAX makes its threads when it unpickles arrays.
             _send(worker, dict(jax.config.values))
-            _send(worker, (config, task, missing, store))
+            _send(worker, config)
+            _send(worker, (task, missing, store))
         while units or any(worker.unit for worker in workers):
             for worker in workers:
                 if worker.ready and not worker.unit and units:
@@ -180,7 +181,10 @@ def _work(connection: Connection, threads: int) -> None:
                 jax.config.update(name, value)
         if jax.config.jax_compilation_cache_dir:
             keep_programs()  # where it was told to
-        config, task, missing, store = connection.recv()
+        config = connection.recv()
+        if is_path(config.backbone):
+            imported(config.backbone)  # what the network's classes are made of
+        task, missing, store = connection.recv()
         model = task.classifier(make_head(config, task, config.first_seed))
         features = FeatureStore(store, int(config.store_gib * GIB))
         bench = Bench(config, task, model, features, partial(_bar, connection))
