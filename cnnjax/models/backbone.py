@@ -287,7 +287,8 @@ class Classifier(nnx.Module):
 
     Attributes:
         backbone: Images to features; any NNX module.
-        head: Features to logits; any NNX module, or None for a backbone that gives logits (`classifier_activation=None`).
+        head: Features to logits; any NNX module, or None for a backbone that gives logits
+            (`classifier_activation=None`).
         preprocessing: A name from `cnnjax.models.preprocessing.PREPROCESSING`.
 
     >>> from cnnjax.models.heads import linear_head

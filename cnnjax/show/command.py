@@ -71,7 +71,7 @@ class _Options:
             print("no --weights: the network is filled with random numbers, and the picture shows them")
         return model, preprocessing
 
-    def shape(self, model: Any) -> tuple[int | None, ...]:
+    def shape(self, model: Any) -> Any:
         """What the network takes, (H, W, C)."""
         if isinstance(model, Backbone):
             return model.input_shape
@@ -220,8 +220,8 @@ class Cam(_WithPicture):
         """Draw and save."""
         if is_path(self.backbone):
             raise ValueError(
-                f"cam needs a network that ends in classes; for {self.backbone} call cnnjax.show.grad_cam with a loaded "
-                "ImageClassifier's model"
+                f"cam needs a network that ends in classes, and {self.backbone} has no top; of a loaded classifier "
+                "call cnnjax.show.cam.grad_cam with the model"
             )
         if self.weights is None:
             raise ValueError("cam needs --weights FILE, trained and with top: random numbers know no classes")

@@ -22,6 +22,7 @@ from typing import Any
 import jax
 
 from cnnjax.features import GIB, FeatureStore, Progress
+from cnnjax.models.own import imported, is_path
 from cnnjax.ops.spread import cpu_threads
 from cnnjax.runtime import preemption
 from cnnjax.runtime.cache import keep_programs

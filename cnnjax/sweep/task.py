@@ -51,7 +51,8 @@ class Task:
     @property
     def image_shape(self) -> tuple[int, ...]:
         """What the backbone takes, (H, W, C)."""
-        return own_shape(self.backbone) or (*((self.front and self.front.size) or self.example), 3)
+        size = self.example if self.front is None or self.front.size is None else self.front.size
+        return own_shape(self.backbone) or (*size, 3)
 
     def classifier(self, head: Backbone) -> Classifier | SoundClassifier:
         """The model: what makes pictures of sounds, the backbone, and this head."""

@@ -18,7 +18,8 @@ from cnnjax.freeze import deepest, layer_names
 from cnnjax.functional import leaves_of
 from cnnjax.models.own import imported
 from cnnjax.order import output_shape
-from cnnjax.sweep import Ablation, ablate
+from cnnjax.sweep.ablation import ablate
+from cnnjax.sweep.options import Ablation
 
 HERE = Path(__file__).parent
 VIT, RESNET = f"{HERE / 'vit.py'}:model", f"{HERE / 'resnet18.py'}:model"
@@ -127,10 +128,6 @@ def test_fit_saves_and_the_folder_runs_no_code_that_is_not_named(pictures, tmp_p
     file.write_text((HERE / "vit.py").read_text() + "\nprint('my code runs')\n")
     monkeypatch.chdir(tmp_path)
     main([
-        "fit", str(pictures), "--backbone", "mine.py:model", "--backbone-options", "depth=1", "pool=all",
-        "--image-size", "16", "24", "--method", "scratch", "--epochs", "1", "--batch-size", "4", "--head", "linear",
-        "--out", "run", "--store", "store",
-    ] if False else [
         "fit", "--data", str(pictures), "--backbone", "mine.py:model", "--backbone-options", "depth=1", "pool=all",
         "--image-size", "16", "24", "--method", "scratch", "--epochs", "1", "--batch-size", "4", "--head", "linear",
         "--out", "run", "--store", "store",
@@ -183,12 +180,8 @@ def test_modules_and_functions_are_backbones(tmp_path):
 def test_summary_and_show_take_a_network_of_ones_own(pictures, tmp_path, capsys):
     main(["summary", VIT, "--image-size", "16", "24", "--freeze", "2", "--backbone-options", "depth=1", "--wide"])
     lines = capsys.readouterr().out.splitlines()
-    order = [
-        k
-        for name in ("embed", "token", "blocks/0/norm1", "norm")
-        for k, x in enumerate(lines)
-        if x.startswith(name + " ")
-    ]
+    names = ("embed", "token", "blocks/0/norm1", "norm")
+    order = [next(k for k, line in enumerate(lines) if line.split()[:1] == [name]) for name in names]
     assert order == sorted(order) and len(order) == 4
     image = str(next((pictures / "test").rglob("*.png")))
     size = ["--image-size", "16", "24", "--out", str(tmp_path / "shown.png")]
@@ -238,7 +231,7 @@ def test_a_package_is_found_in_the_current_folder(tmp_path, monkeypatch):
 
 def test_a_sweep_in_processes_sends_the_network_of_a_file(pictures, tmp_path):
     config = Ablation(
-        data=str(pictures), backbone=RESNET, backbone_options={"blocks": [1]}, image_size=16, freeze=("1",), head="linear",
-        seeds=2, epochs=1, batch_size=4, processes=2, out=tmp_path / "run", store=tmp_path / "store",
+        data=str(pictures), backbone=RESNET, backbone_options={"blocks": [1]}, image_size=16, freeze=("1",),
+        head="linear", seeds=2, epochs=1, batch_size=4, processes=2, out=tmp_path / "run", store=tmp_path / "store",
     )  # fmt: skip
     assert len((ablate(config) / "results.jsonl").read_text().splitlines()) == 2
