@@ -359,6 +359,8 @@ class ImageClassifier:
     def _opened(self, pictures: Any, scale: Scaling = None) -> Any:
         if isinstance(pictures, np.ndarray | jax.Array):
             array = np.asarray(pictures)
+            if array.ndim != 4 or array.shape[-1] != 3:
+                raise ValueError(f"images: expected shape [N, H, W, 3], found {list(array.shape)}")
             if scale is None and array.dtype == np.uint16:
                 scale = self.config.scale
             if (

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from cnnjax.data.source import image_shape
 from cnnjax.staging.trace import digest
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ class Views:
         """The views at `indices` as f32[n, H, W, 3]; a picture is read once for all its views among them."""
         wanted = np.asarray(indices)
         if not len(wanted):
-            return np.zeros((0, *self.image_size, 3), np.float32)
+            return np.zeros((0, *image_shape(self.image_size)), np.float32)
         pictures, which = np.unique(wanted // self.views, return_inverse=True)
         images = self.source.read(pictures)[which]
         return np.asarray(self._draw(jnp.asarray(wanted, jnp.uint32), images))

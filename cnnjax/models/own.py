@@ -41,9 +41,7 @@ class Own:
     name: str
     code: OwnBackbone | None = None
 
-    published = ()
-    options: Any = None
-    image_size = (160, 160)
+    image_size = (160, 160)  # as `fit` and `ablate` take it
 
     def checked(self, options: Mapping[str, Any], *, include_top: bool = False) -> dict[str, Any]:
         """The options as the function takes them: plain values.

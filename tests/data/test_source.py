@@ -82,10 +82,25 @@ def test_digest_is_of_the_pixels_alone() -> None:
     assert len(digests) == 5 and digest not in digests
 
 
+@pytest.mark.parametrize("channels", [1, 2, 4])
+def test_images_of_other_channels_say_so_in_their_size(channels):
+    images = np.random.default_rng(0).integers(0, 256, (5, 6, 7, channels), np.uint8)
+    source = InMemory(images, LABELS, ["a", "b"])
+    assert source.image_size == (6, 7, channels)
+    np.testing.assert_array_equal(source.read([1, 3]), images[[1, 3]])
+    smaller = InMemory(images, LABELS, ["a", "b"], image_size=(3, 4))
+    assert smaller.image_size == (3, 4, channels) and smaller.read([0]).shape == (1, 3, 4, channels)
+    # Each channel is resized by itself, as a grey picture beside two others would be.
+    grey = InMemory(np.repeat(images[..., :1], 3, -1), LABELS, ["a", "b"], image_size=(3, 4))
+    np.testing.assert_array_equal(smaller.read([0])[..., 0], grey.read([0])[..., 0])
+    kept = in_memory(source, 10**6)
+    assert kept is not None and kept.images.shape == images.shape
+
+
 @pytest.mark.parametrize(
     ("images", "labels", "reason"),
     [
-        (IMAGES[..., 0], LABELS, r"images: expected shape \[N, H, W, 3\], found \[5, 6, 7\]"),
+        (IMAGES[..., 0], LABELS, r"images: expected shape \[N, H, W, C\], found \[5, 6, 7\]"),
         (IMAGES.astype(np.int64), LABELS, "images: expected uint8, or floats in 0..255, found int64"),
         (IMAGES - 1.0, LABELS, r"images: expected values in 0..255, found -1\.0"),
         (IMAGES * np.float32("nan"), LABELS, "images: expected values in 0..255, found nan"),
