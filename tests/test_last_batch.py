@@ -229,7 +229,7 @@ class Maskless(nnx.BatchNorm):
 @pytest.mark.parametrize(
     ("model", "fault"),
     [
-        (lambda: Merged(), r"of 5 rows a BatchNormalization of the model normalises an array \[80, 3\]"),
+        (lambda: Merged(), r"of 8 rows a BatchNormalization of the model normalises an array \[128, 3\]"),
         (lambda: Net(lambda n, rngs: Maskless(n, rngs=rngs)), "a Maskless of the model takes no mask"),
     ],
 )
