@@ -3,6 +3,7 @@
 import difflib
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 import jax
@@ -22,6 +23,7 @@ from cnnjax.fit import Fitted, Fitter, Recipe
 from cnnjax.fit.fitter import Report, silent
 from cnnjax.functional import Functional, Leaves, functionalize, lasting_leaves
 from cnnjax.models import Classifier
+from cnnjax.models.own import OwnBackbone, is_path, named
 
 if TYPE_CHECKING:
     from cnnjax.metrics import Journal
@@ -73,7 +75,7 @@ class ImageClassifier:
 
     def __init__(
         self,
-        backbone: str,
+        backbone: str | OwnBackbone,
         class_names: Sequence[str],
         *,
         weights: str | os.PathLike[str] | None = None,
@@ -86,15 +88,17 @@ class ImageClassifier:
         **options: Any,
     ):
         given = {name: value for name, value in options.items() if value is not None}
+        name = backbone if isinstance(backbone, str) else named(backbone)
         config = Config(
-            backbone,
+            name,
             tuple([class_names] if isinstance(class_names, str) else class_names),
-            own_size(backbone) if image_size is None else image_size,
+            own_size(name) if image_size is None else image_size,
             head,
-            own_preprocessing(backbone, given) if preprocessing is None else preprocessing,
+            own_preprocessing(name, given) if preprocessing is None else preprocessing,
             resizing,
             given,
             checked_scale(scale),
+            None if isinstance(backbone, str) else backbone,
         )
         if seed < 0:
             raise ValueError(f"seed: expected a whole number from 0 on, found {seed}")
@@ -102,10 +106,14 @@ class ImageClassifier:
             model = config.build(seed)
         else:
             from cnnjax.weights.assign import load_weights
+            from cnnjax.weights.leaves import load_leaves
 
             # Abstract: nothing is drawn that the file replaces.
             filled = nnx.eval_shape(lambda: config.build_backbone(nnx.Rngs(0)))
-            load_weights(filled, weights, leave_out=() if head == TOP else "top")
+            if config.own:
+                load_leaves(filled, weights)
+            else:
+                load_weights(filled, weights, leave_out=() if head == TOP else "top")
             model = config.on(filled, seed)
         functional = functionalize(model)
         self._hold(config, functional, lasting_leaves(model))
@@ -319,14 +327,21 @@ class ImageClassifier:
         folder.write(path, self.config, self.leaves, {"metrics": self.metrics, "history": self.history})
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Self:
+    def load(cls, path: str | os.PathLike[str], *, backbone: str | OwnBackbone | None = None) -> Self:
         """Read a saved classifier; it needs nothing beside the folder, and executes nothing of it.
 
+        Args:
+            path: The folder.
+            backbone: Of a classifier with a network of your own: the import path, function or module that builds it.
+                The folder names one, whose code is not run unless you name it here.
+
         Raises:
+            ValueError: The network is one of your own and `backbone` is not given, or the other way round.
             FileNotFoundError: There is no such folder; the nearest name is given.
             SavedClassifierError: A file is missing, damaged, of a newer format, or does not fit the others.
         """
         config, arrays, types, measured = folder.read(path)
+        config = _with_code(path, config, backbone)
         functional, hint = _expected(path, config, arrays)
         abstract = {p: variable.get_value() for p, variable in _named(functional)}
         expected = {
@@ -390,6 +405,21 @@ class ImageClassifier:
         if files and not skip:
             files.refuse()
         return np.concatenate(logits)[:count]
+
+
+def _with_code(path: Any, config: Config, backbone: str | OwnBackbone | None) -> Config:
+    """The config of a saved classifier, with the code that the caller has named."""
+    if backbone is None and config.own:
+        raise ValueError(
+            f"{path} has a network of its own, {config.backbone}, whose code is not run unless you name it: "
+            f"load(..., backbone={config.backbone!r}), or --backbone {config.backbone}, if you trust that code"
+        )
+    if backbone is None or backbone == config.backbone:
+        return config
+    name = backbone if isinstance(backbone, str) else named(backbone)
+    if not config.own or (isinstance(backbone, str) and not is_path(backbone)):
+        raise ValueError(f"the backbone of {path} is {config.backbone}, and cannot be read as {name}")
+    return replace(config, backbone=name, code=None if isinstance(backbone, str) else backbone)
 
 
 def _named(functional: Functional) -> list[tuple[str, Any]]:

@@ -40,6 +40,8 @@ class Evaluate:
     """LOW:HIGH, the values of 16-bit files that become black and white; the classifier's own if not given."""
     batch_size: int = 32
     """Pictures at once."""
+    backbone: str | None = None
+    """Of a classifier with a network of your own: its import path, whose code is run."""
 
     def __post_init__(self) -> None:
         if self.out is not None and self.out.suffix.lower() not in (".png", ".json"):
@@ -64,6 +66,8 @@ class Predict:
     """LOW:HIGH, the values of 16-bit files that become black and white; the classifier's own if not given."""
     batch_size: int = 32
     """Pictures at once."""
+    backbone: str | None = None
+    """Of a classifier with a network of your own: its import path, whose code is run."""
 
     def __post_init__(self) -> None:
         if self.top is not None and self.top < 1:
@@ -73,7 +77,7 @@ class Predict:
 def evaluate(config: Evaluate) -> None:
     """Print the report, and write it to `out`."""
     keep_programs()
-    classifier = ImageClassifier.load(config.classifier)
+    classifier = ImageClassifier.load(config.classifier, backbone=config.backbone)
     source = _source(config, classifier)
     print(f"{config.data}, {config.split}: {account({config.split: source})}")
     samples = config.samples if config.samples is not None else affordable(len(source), len(classifier.class_names))
@@ -99,7 +103,7 @@ def affordable(pictures: int, classes: int) -> int:
 def predict(config: Predict) -> None:
     """Print what is on the pictures, as a table or as JSON lines."""
     keep_programs()
-    classifier = ImageClassifier.load(config.classifier)
+    classifier = ImageClassifier.load(config.classifier, backbone=config.backbone)
     found = classifier.predict(config.files, on_bad=config.on_bad, batch_size=config.batch_size, scale=config.scale)
     if config.json:
         for prediction in found:

@@ -20,12 +20,13 @@ from cnnjax.classifier.running import Running, initial_leaves
 from cnnjax.data import account, open_data
 from cnnjax.data.pixels import Resizing
 from cnnjax.features import GIB, FeatureStore
-from cnnjax.files.runs import RunFolder, write_whole
+from cnnjax.files.runs import RunFolder, path_name, write_whole
 from cnnjax.fit import Fitted, Fitter, Recipe, find_rate
 from cnnjax.metrics import Journal, Report
 from cnnjax.metrics import report as measure
-from cnnjax.models.registry import entry
+from cnnjax.models.registry import entry_or_own
 from cnnjax.models.sizes import sides
+from cnnjax.order import program_digest
 from cnnjax.runtime.cache import cache_folder, keep_programs
 from cnnjax.runtime.precision import Precision, resolved
 from cnnjax.runtime.preemption import watching
@@ -52,9 +53,11 @@ class Fit:
     backbone_options: BackboneOptions = field(default_factory=dict)
     """Its own options."""
     weights: Path | None = None
-    """Keras HDF5 file (.h5) with the backbone's pretrained weights."""
+    """Keras HDF5 file (.h5) with the backbone's pretrained weights; .safetensors for a network of your own."""
     image_size: ImageSize = 160
     """Height and width the pictures are resized to, one number for both."""
+    preprocessing: str | None = None
+    """tf, caffe, torch, unit or none; what the network's published weights expect if not given, unit without any."""
     head: Literal["lecture", "linear"] = "lecture"
     """lecture: Flatten, Dense 256, Dropout 0.5, Dense. linear: average pooling, Dropout 0.2, Dense."""
     splits: dict[str, str] | None = None
@@ -90,7 +93,7 @@ class Fit:
     """How much the store may hold, in GiB; the oldest features make room."""
 
     def __post_init__(self) -> None:
-        own = entry(self.backbone).checked(self.backbone_options, include_top=False)
+        own = entry_or_own(self.backbone).checked(self.backbone_options, include_top=False)
         object.__setattr__(self, "backbone_options", own)
         if self.weights is not None and not self.weights.is_file():
             raise FileNotFoundError(f"no weights file {self.weights}")
@@ -127,7 +130,7 @@ def _fit(config: Fit, devices: "Devices | None") -> Path:
     classifier = ImageClassifier(
         config.backbone, sources["train"].class_names, weights=None if config.init_from else config.weights,
         image_size=config.image_size, head=config.head, resizing=config.resizing, scale=config.scale,
-        seed=config.seed, **config.backbone_options,
+        preprocessing=config.preprocessing, seed=config.seed, **config.backbone_options,
     )  # fmt: skip
     if config.init_from:
         classifier = classifier.with_leaves(initial_leaves(config.init_from, classifier.leaves, config.init_part))
@@ -251,14 +254,16 @@ def _identity(config: Fit, sources: Mapping[str, Any], classifier: ImageClassifi
     left_out = ("out", "store", "store_gib", "workers", "find_rate", "running")
     options = {name: value for name, value in asdict(config).items() if name not in left_out}
     options |= {name: str(value) for name, value in options.items() if isinstance(value, Path)}
-    if config.scale is None:
-        del options["scale"]
+    options = {k: v for k, v in options.items() if v is not None or k not in ("scale", "preprocessing")}
     pictures = {
         f"{name}_pictures": digest(source.digest, np.asarray(source.labels), *source.class_names)
         for name, source in sources.items()
     }
-    return {**options, **pictures, "weights_digest": digest(*classifier.leaves.values())}
+    own = program_digest(classifier.model.backbone, (*classifier.image_size, 3)) if classifier.config.own else None
+    program = {"program": own} if own else {}
+    return {**options, **pictures, **program, "weights_digest": digest(*classifier.leaves.values())}
 
 
 def _default_folder(config: Fit, identity: Mapping[str, Any]) -> Path:
-    return Path("runs") / f"fit-{config.backbone}-{config.recipe.method}-{digest(repr(sorted(identity.items())))[:8]}"
+    name = path_name(config.backbone)
+    return Path("runs") / f"fit-{name}-{config.recipe.method}-{digest(repr(sorted(identity.items())))[:8]}"

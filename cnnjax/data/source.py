@@ -77,8 +77,8 @@ class InMemory:
     """A source of pictures given as arrays.
 
     Args:
-        images: u8[N, H, W, 3] or a float array in 0..255 of that shape. Kept as it is (floats as float32),
-            not copied.
+        images: u8[N, H, W, C] or a float array in 0..255 of that shape; RGB, if C is 3. Kept as it is (floats as
+            float32), not copied.
         labels: int[N], indices into `class_names`.
         class_names: the classes, in the order of their labels.
         names: one name a picture; their positions by default.
@@ -110,8 +110,8 @@ class InMemory:
         scale: str | Sequence[float] | None = None,
     ) -> None:
         images, wanted = np.asarray(images), checked_scale(scale)
-        if images.ndim != 4 or images.shape[-1] != 3:
-            raise ValueError(f"images: expected shape [N, H, W, 3], found {list(images.shape)}")
+        if images.ndim != 4 or 0 in images.shape[1:]:
+            raise ValueError(f"images: expected shape [N, H, W, C], found {list(images.shape)}")
         if wanted is not None:
             try:
                 images = scaled(images, wanted)
@@ -140,7 +140,8 @@ class InMemory:
         self.names = tuple(str(i) for i in range(len(images))) if names is None else tuple(names)
         if len(self.names) != len(images):
             raise ValueError(f"names: expected {len(images)}, one a picture, found {len(self.names)}")
-        self.image_size = as_size(images.shape[1:3] if image_size is None else image_size)
+        size, channels = as_size(images.shape[1:3] if image_size is None else image_size), images.shape[-1]
+        self.image_size: tuple[int, ...] = size if channels == 3 else (*size, channels)
         self.resizing = checked_resizing(resizing)
         self.skipped: tuple[str, ...] = ()
         self.selection: Selection | None = None
@@ -168,11 +169,12 @@ class InMemory:
     def read_kept(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
         """As `read`, but as uint8 where the pictures are kept so and not resized: a quarter of the bytes."""
         wanted = as_indices(indices, len(self))
-        if keeps_as_is(self.images.shape[1:3], self.image_size, self.resizing):
+        size = as_size(self.image_size[:2])
+        if keeps_as_is(self.images.shape[1:3], size, self.resizing):
             return self.images[wanted]
-        pictures = np.empty((len(wanted), *self.image_size, 3), np.float32)
+        pictures = np.empty((len(wanted), *size, self.images.shape[-1]), np.float32)
         for slot, index in enumerate(wanted):
-            pictures[slot] = resize(self.images[index], self.image_size, self.resizing)
+            pictures[slot] = resize(self.images[index], size, self.resizing)
         return pictures
 
 
@@ -214,7 +216,7 @@ def in_memory(source: Source, budget: int, progress: Callable[[int, int], None] 
     >>> in_memory(pictures, budget=96).images[0, 0, 0].tolist(), in_memory(pictures, budget=95)
     ([100, 100, 100], None)
     """
-    shape = (len(source), *as_size(source.image_size), 3)
+    shape = (len(source), *image_shape(source.image_size))
     if math.prod(shape) > budget:
         return None
     images = np.empty(shape, np.uint8)
@@ -226,6 +228,15 @@ def in_memory(source: Source, budget: int, progress: Callable[[int, int], None] 
     kept = InMemory(images, source.labels, source.class_names, source.names)
     kept.skipped, kept.selection = source.skipped, getattr(source, "selection", None)
     return kept
+
+
+def image_shape(size: Sequence[int]) -> tuple[int, ...]:
+    """The shape of an image, (H, W, C), of a source's `image_size`: (H, W) is of three channels.
+
+    >>> image_shape((8, 6)), image_shape((8, 6, 1))
+    ((8, 6, 3), (8, 6, 1))
+    """
+    return (*size, 3) if len(size) == 2 else tuple(size)
 
 
 def as_size(size: Sequence[int]) -> tuple[int, int]:

@@ -15,6 +15,7 @@ from cnnjax.freeze import layer_names
 from cnnjax.functional import Leaves, lasting_leaves, names_of
 from cnnjax.metrics import Journal
 from cnnjax.optim import by_depth, by_groups, make_optimizer, warmup_cosine, warmup_linear
+from cnnjax.order import Example
 from cnnjax.runtime.precision import Precision
 from cnnjax.train.dataset import LabelledPictures, Rows
 from cnnjax.train.trainer import Trainer
@@ -98,9 +99,9 @@ class Fitter:
     ):
         self.devices, self._stream, self._precision = devices, stream, precision
         self.recipe, self.store, self._model = recipe, store or FeatureStore(), model
-        self.phases = phases(recipe, model, within)
+        self.phases = phases(recipe, model, within, example)
         self._example, self._workers = example, workers
-        self._factors = _factors(recipe, model)
+        self._factors = _factors(recipe, model, example)
         self._trainers: dict[tuple[int, int], Trainer] = {}
         self._rows: dict[tuple[int, int, bool], tuple[LabelledPictures, Rows]] = {}
 
@@ -217,30 +218,32 @@ class Fitter:
         return self._rows[key][1]
 
 
-def _factors(recipe: Recipe, model: nnx.Module) -> Callable[[str], float] | None:
+def _factors(recipe: Recipe, model: nnx.Module, example: Example) -> Callable[[str], float] | None:
     lasting = lasting_leaves(model)
     names = {path: every for path, every in names_of(model).items() if path in lasting}
     if recipe.rate_groups:
         return by_groups(recipe.rate_groups, names)
     if recipe.layer_factor == 1:
         return None
-    order = _in_order(model, names)
+    order = _in_order(model, names, example)
     places, factor = {name: place for place, name in enumerate(order)}, by_depth(order, recipe.layer_factor)
     # A leaf that layers share learns with the first of them, where it would be frozen too.
     first = {path: min(every, key=lambda name: places.get(name, len(order))) for path, every in names.items()}
     return lambda path: factor(first.get(path, path))
 
 
-def _in_order(model: nnx.Module, names: Mapping[str, Sequence[str]]) -> list[str]:
+def _in_order(model: nnx.Module, names: Mapping[str, Sequence[str]], example: Example) -> list[str]:
     """Leaf paths, layer by layer; those of what is shared stand in every layer that has it."""
-    layers = [name for part in ("backbone", "head") for name in _layers(model, part)]
+    layers = [name for part in ("backbone", "head") for name in _layers(model, part, example)]
     every = [name for alike in names.values() for name in alike]
-    return [name for layer in layers or layer_names(model) for name in every if name.startswith(f"{layer}/")]
+    layers = layers or list(layer_names(model, example=example))
+    return [name for layer in layers for name in every if f"{name}/".startswith(f"{layer}/")]
 
 
-def _layers(model: nnx.Module, part: str) -> list[str]:
-    inner = getattr(model, part, None)
-    return [f"{part}/{name}" for name in layer_names(inner)] if isinstance(inner, nnx.Module) else []
+def _layers(model: nnx.Module, part: str, example: Example) -> list[str]:
+    if not isinstance(getattr(model, part, None), nnx.Module):
+        return []
+    return [f"{part}/{name}" for name in layer_names(model, part, example=example)]
 
 
 def _schedule(recipe: Recipe, phase: Phase, batches: int) -> optax.Schedule | None:

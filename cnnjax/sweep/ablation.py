@@ -13,9 +13,11 @@ from rich.console import Console
 from cnnjax.data import account
 from cnnjax.data.order import epoch_steps
 from cnnjax.features import GIB, FeatureStore
-from cnnjax.files.runs import RunFolder
+from cnnjax.files.runs import RunFolder, path_name
 from cnnjax.functional import leaves_of
 from cnnjax.models import Classifier, SoundClassifier
+from cnnjax.models.own import is_path
+from cnnjax.order import program_digest
 from cnnjax.runtime.cache import cache_folder, keep_programs
 from cnnjax.runtime.precision import resolved
 from cnnjax.runtime.preemption import watching
@@ -44,13 +46,15 @@ def sweep(config: Ablation, task: Task, console: Console | None = None) -> Path:
     config = replace(config, precision=resolved(config.precision))  # the cells of a run are not told apart by machine
     assert config.image_size and config.epochs and config.optimizer
     model = task.classifier(make_head(config, task, config.first_seed))
-    wanted = cells(config, model)
+    wanted = cells(config, model, task.example)
     for size in config.sizes:
         subset(np.asarray(task.splits["train"].labels), size)  # raises before anything is trained
     for size in config.sizes or (len(task.splits["train"]),):
         epoch_steps(size, config.batch_size, config.last_batch)  # as well
     identity = _identity(config, task)
-    out = config.out or Path("runs") / f"ablate-{config.backbone}-{digest(repr(sorted(identity.items())))[:8]}"
+    out = (
+        config.out or Path("runs") / f"ablate-{path_name(config.backbone)}-{digest(repr(sorted(identity.items())))[:8]}"
+    )
     run = RunFolder(out, identity)
     store = config.store or cache_folder() / "features"
     with run.locked():
@@ -115,13 +119,13 @@ def _identity(config: Ablation, task: Task) -> dict[str, Any]:
         k: v for k, v in asdict(config).items() if k not in ("out", "store", "store_gib", "workers", "processes")
     }
     options |= {k: str(v) for k, v in options.items() if isinstance(v, Path)}
-    if config.scale is None:
-        del options["scale"]
+    options = {k: v for k, v in options.items() if v is not None or k not in ("scale", "preprocessing")}
     pictures = {
         f"{name}_pictures": digest(source.digest, np.asarray(source.labels), *source.class_names)
         for name, source in task.splits.items()
     }
-    return {**options, **pictures, **task.identity, "weights_digest": digest(*leaves_of(task.backbone).values())}
+    own = {"program": program_digest(task.backbone, task.image_shape)} if is_path(config.backbone) else {}
+    return {**options, **pictures, **own, **task.identity, "weights_digest": digest(*leaves_of(task.backbone).values())}
 
 
 def ablate(config: Ablation) -> Path:

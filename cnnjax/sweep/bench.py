@@ -15,6 +15,7 @@ from cnnjax.freeze import Freeze
 from cnnjax.functional import Leaves, leaves_of
 from cnnjax.models import Backbone, Classifier, SoundClassifier
 from cnnjax.models.heads import HEADS
+from cnnjax.order import output_shape
 from cnnjax.runtime.progress import Bar
 from cnnjax.sweep.grid import Cell, first_trainable, subset
 from cnnjax.sweep.options import Ablation
@@ -159,7 +160,7 @@ class Bench:
             "freeze": cell.freeze,
             **{axis: getattr(cell, axis) for axis in cell.axes},
             "frozen_layers": len(cell.frozen.layers),
-            "first_trainable": first_trainable(self.task.backbone, cell.frozen),
+            "first_trainable": first_trainable(self.model, cell.frozen, self.task.example),
             "seed": cell.seed,
             "learning_rate": cell.learning_rate,
             "trainable_parameters": trainer.trainable_parameters,
@@ -182,4 +183,4 @@ def _head_key(cell: Cell) -> tuple[Any, ...]:
 
 def make_head(config: Ablation, task: Task, seed: int) -> Backbone:
     """A head as the options ask for, filled by a seed."""
-    return HEADS[config.head](task.backbone.output_shape(), task.classes, rngs=nnx.Rngs(seed))
+    return HEADS[config.head](output_shape(task.backbone, task.image_shape), task.classes, rngs=nnx.Rngs(seed))

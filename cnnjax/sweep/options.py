@@ -8,7 +8,7 @@ from cnnjax.arguments import BackboneName, BackboneOptions, ImageSize
 from cnnjax.data.order import LastBatch
 from cnnjax.data.pixels import Resizing
 from cnnjax.freeze import Freeze
-from cnnjax.models.registry import entry
+from cnnjax.models.registry import entry_or_own
 from cnnjax.models.sizes import sides
 from cnnjax.optim import make_optimizer
 from cnnjax.runtime.precision import Precision
@@ -32,12 +32,14 @@ class Ablation:
     backbone_options: BackboneOptions = field(default_factory=dict)
     """Its own options."""
     weights: Path | None = None
-    """Keras HDF5 file (.h5) with the backbone's pretrained weights."""
+    """Keras HDF5 file (.h5) with the backbone's pretrained weights; .safetensors for a network of your own."""
     image_size: ImageSize | None = None
     """Height and width the pictures are resized to, one number for both; 160 if not given."""
     freeze: tuple[str, ...] = ()
     """The depths to compare, each: none, all, a number of layers, a layer's name (up to and including),
     [start:stop] as in Keras, or a pattern. Up to six from none to all if not given."""
+    preprocessing: str | None = None
+    """tf, caffe, torch, unit or none; what the network's published weights expect if not given, unit without any."""
     head: Literal["lecture", "linear"] = "lecture"
     """lecture: Flatten, Dense 256, Dropout 0.5, Dense. linear: average pooling, Dropout 0.2, Dense."""
     seeds: int = 3
@@ -92,7 +94,7 @@ class Ablation:
     """How much the store may hold, in GiB; the oldest features make room."""
 
     def __post_init__(self) -> None:
-        own = entry(self.backbone).checked(self.backbone_options, include_top=False)
+        own = entry_or_own(self.backbone).checked(self.backbone_options, include_top=False)
         object.__setattr__(self, "backbone_options", own)
         if self.weights is not None and not self.weights.is_file():
             raise FileNotFoundError(f"no weights file {self.weights}")

@@ -22,12 +22,13 @@ from typing import Any
 import jax
 
 from cnnjax.features import GIB, FeatureStore, Progress
+from cnnjax.models.own import imported, is_path
 from cnnjax.ops.spread import cpu_threads
 from cnnjax.runtime import preemption
 from cnnjax.runtime.cache import keep_programs
 from cnnjax.runtime.progress import Bars
 from cnnjax.sweep.bench import Bench, make_head
-from cnnjax.sweep.grid import Cell, first_trainable
+from cnnjax.sweep.grid import Cell, tunes
 from cnnjax.sweep.options import Ablation
 from cnnjax.sweep.task import Task
 
@@ -85,7 +86,8 @@ def run_in_processes(
         for worker in workers:
             # Not as arguments: JAX makes its threads when it unpickles arrays.
             _send(worker, dict(jax.config.values))
-            _send(worker, (config, task, missing, store))
+            _send(worker, config)
+            _send(worker, (task, missing, store))
         while units or any(worker.unit for worker in workers):
             for worker in workers:
                 if worker.ready and not worker.unit and units:
@@ -119,7 +121,7 @@ def run_in_processes(
 
 def _units(group: Sequence[Cell], task: Task, done: Set[str]) -> list[Unit]:
     """The parts of a group that different processes may train."""
-    if not first_trainable(task.backbone, group[0].frozen):
+    if not tunes(task.backbone, group[0].frozen):
         return [list(group)]
     return [[cell] for cell in group if cell.name not in done]
 
@@ -180,7 +182,10 @@ def _work(connection: Connection, threads: int) -> None:
                 jax.config.update(name, value)
         if jax.config.jax_compilation_cache_dir:
             keep_programs()  # where it was told to
-        config, task, missing, store = connection.recv()
+        config = connection.recv()
+        if is_path(config.backbone):
+            imported(config.backbone)  # what the network's classes are made of
+        task, missing, store = connection.recv()
         model = task.classifier(make_head(config, task, config.first_seed))
         features = FeatureStore(store, int(config.store_gib * GIB))
         bench = Bench(config, task, model, features, partial(_bar, connection))

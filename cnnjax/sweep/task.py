@@ -5,11 +5,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from flax import nnx
 from rich.console import Console
 
 from cnnjax.data import account, open_data, open_sounds
 from cnnjax.models import Backbone, Classifier, LogMel, SoundClassifier
 from cnnjax.models.sizes import sides
+from cnnjax.order import own_shape
 from cnnjax.pretrained import open_backbone
 from cnnjax.sweep.options import Ablation, seeds_text
 
@@ -30,7 +32,7 @@ class Task:
     """
 
     splits: Splits
-    backbone: Backbone
+    backbone: nnx.Module
     preprocessing: str
     title: str
     identity: Mapping[str, Any] = field(default_factory=dict)
@@ -45,6 +47,12 @@ class Task:
     def example(self) -> tuple[int, ...]:
         """Height and width of a picture, or the number of a sound's samples."""
         return tuple(self.splits["train"].image_size)
+
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """What the backbone takes, (H, W, C)."""
+        size = self.example if self.front is None or self.front.size is None else self.front.size
+        return own_shape(self.backbone) or (*size, 3)
 
     def classifier(self, head: Backbone) -> Classifier | SoundClassifier:
         """The model: what makes pictures of sounds, the backbone, and this head."""
@@ -64,7 +72,7 @@ def open_task(config: Ablation, console: Console) -> Task:
             console.print(f"left out of {name}: {reason}", style="yellow", highlight=False)
     backbone, preprocessing = open_backbone(
         config.backbone, image_size=config.image_size, weights=config.weights, include_top=False,
-        **config.backbone_options,
+        preprocessing=config.preprocessing, **config.backbone_options,
     )  # fmt: skip
     if config.weights is None:
         console.print("no --weights: the backbone starts from random numbers", style="yellow")

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cnnjax.data.source import in_memory
+from cnnjax.data.source import image_shape, in_memory
 from cnnjax.features import Pictures, StoreTooSmall, fits_on_device
 from cnnjax.runtime.devices import Devices
 from cnnjax.staging.trace import digest
@@ -114,7 +114,7 @@ def checked_labels(source: LabelledPictures, image_size: tuple[int, ...], output
     Raises:
         ValueError: it does not fit, or has no pictures.
     """
-    if tuple(source.image_size) != image_size:
+    if image_shape(source.image_size) != image_shape(image_size):
         raise ValueError(f"the trainer was made for pictures of {image_size}, the source has {source.image_size}")
     labels = np.asarray(source.labels)
     if not len(labels):
@@ -132,7 +132,7 @@ def image_rows(
 ) -> Rows:
     """Pictures for augmentation in the step: in memory as uint8 if they fit, read anew otherwise."""
     nbytes = len(source) * math.prod(shape)
-    if len(source.image_size) == 2 and _fits(nbytes, devices):
+    if len(source.image_size) in (2, 3) and _fits(nbytes, devices):
         pictures: Any = source
         kept = in_memory(pictures, nbytes)
         assert kept is not None

@@ -12,6 +12,7 @@ import optax
 from flax import nnx
 
 from cnnjax.data.order import LastBatch, epoch_steps
+from cnnjax.data.source import image_shape
 from cnnjax.features import PASS_BATCH
 from cnnjax.freeze import Frozen
 from cnnjax.functional import Leaves, functionalize, leaves_of
@@ -79,7 +80,7 @@ class Programs:
         self._statistics = tuple(p for p in live if p not in parameters)
         self._leaves = live
 
-        shape = (*image_size, 3) if len(image_size) == 2 else tuple(image_size)
+        shape = image_shape(image_size)
         image = jax.ShapeDtypeStruct(shape, jnp.float32)
         late: dict[str, Any] = {
             "trainable": {p: live[p] for p in self._trainable},
