@@ -10,10 +10,12 @@ from typing import Any
 import jax
 from flax import nnx
 
+from cnnjax.data.listing import some
 from cnnjax.data.pixels import Resizing, Scale, checked_resizing, checked_scale
 from cnnjax.models import BACKBONES, PUBLISHED, Backbone, Classifier, create
 from cnnjax.models.heads import HEADS
 from cnnjax.models.preprocessing import checked_preprocessing
+from cnnjax.train.tasks import Classification, Task, task_from_config
 
 TOP = "top"
 _GIVEN = ("input_shape", "include_top", "classes", "classifier_activation", "rngs")  # by what else the config says
@@ -39,6 +41,7 @@ class Config:
         options: Further arguments of the architecture's function: `alpha` of mobilenet, `widths` of lecture_cnn,
             with head "top" also `dropout` of mobilenet and `pooling` of cifar_cnn.
         scale: Which values of 16-bit files become 0 and 255; see `cnnjax.data.Folder`.
+        task: What the outputs mean; classes if not given. Its names are `classes`.
 
     Raises:
         LookupError: There is no such backbone, head or preprocessing; the nearest name is given.
@@ -57,6 +60,7 @@ class Config:
     resizing: Resizing = "bilinear"
     options: Mapping[str, Any] = field(default_factory=dict, hash=False)
     scale: Scale | None = None
+    task: Task = None  # ty: ignore[invalid-assignment]  # set below
 
     def __post_init__(self) -> None:
         for name in ("backbone", "head", "preprocessing", "resizing"):
@@ -69,7 +73,13 @@ class Config:
         checked_preprocessing(self.preprocessing)
         checked_resizing(self.resizing)
         object.__setattr__(self, "scale", checked_scale(self.scale))
-        object.__setattr__(self, "classes", _checked_classes(self.classes))
+        if self.task is None:
+            object.__setattr__(self, "task", Classification(_checked_classes(self.classes)))
+        elif self.classes and tuple(self.classes) != self.task.names:
+            raise ValueError(f"class names: expected the task's, {some(self.task.names)}, found {some(self.classes)}")
+        object.__setattr__(self, "classes", tuple(self.task.names))
+        if self.task.outputs is None:
+            raise ValueError("the task does not say how many outputs a head needs: give it names, or outputs=")
         size = self.image_size
         if isinstance(size, bool) or not isinstance(size, int) or not 1 <= size <= _MAX_SIZE:
             raise ValueError(f"image_size: expected a whole number of pixels from 1 to {_MAX_SIZE}, found {size!r}")
@@ -94,7 +104,7 @@ class Config:
         if self.head == TOP:
             without = {k: v for k, v in self.options.items() if k not in _OF_THE_TOP}
             self._check_features(nnx.eval_shape(lambda: self._created(nnx.Rngs(0), include_top=False, **without)))
-            asked |= {"classes": len(self.classes), "classifier_activation": None}
+            asked |= {"classes": self._top_outputs, "classifier_activation": None}
         return self._created(rngs, include_top=self.head == TOP, **asked)
 
     def _created(self, rngs: nnx.Rngs, **asked: Any) -> Backbone:
@@ -114,25 +124,42 @@ class Config:
         if self.head == "lecture":
             self._check_features(backbone)
         if self.head != TOP:
-            head = HEADS[self.head](backbone.output_shape(), len(self.classes), rngs=nnx.Rngs(seed))
+            head = HEADS[self.head](backbone.output_shape(), rngs=nnx.Rngs(seed), outputs=self.task.outputs)
         return Classifier(backbone, head, self.preprocessing)
+
+    @property
+    def _top_outputs(self) -> int | None:
+        return len(self.classes) if isinstance(self.task, Classification) else self.task.outputs
 
     def to_json(self) -> dict[str, Any]:
         """The same as plain values."""
-        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "scale"}
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("scale", "task")}
         options = {k: list(v) if isinstance(v, tuple) else v for k, v in self.options.items()}
         scale = {} if self.scale is None else {"scale": list(self.scale)}
-        return {**values, "classes": list(self.classes), "options": options, **scale}
+        plain = isinstance(self.task, Classification) and self.task == Classification(self.classes)
+        task = {} if plain else {"task": self.task.to_config()}
+        return {**values, "classes": list(self.classes), "options": options, **scale, **task}
 
     @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> "Config":
-        """The config of which `to_json` gave `values`; raises as the constructor, and for names it has not."""
+    def from_json(cls, values: Mapping[str, Any], task: Task | None = None) -> "Config":
+        """The config of which `to_json` gave `values`; raises as the constructor, and for names it has not.
+
+        Args:
+            values: Plain values.
+            task: In place of one that was made of functions.
+        """
         names = [f.name for f in fields(cls)]
-        if faults := [f"{n!r} is missing" for n in names if n not in values and n != "scale"]:
+        if faults := [f"{n!r} is missing" for n in names if n not in values and n not in ("scale", "task")]:
             raise ValueError(", ".join(faults))
         if faults := [f"{n!r} is unknown" for n in values if n not in names]:
             raise ValueError(f"{', '.join(faults)}; there are {', '.join(names)}")
-        return cls(**values)
+        kept = values.get("task")
+        if kept is None:
+            return cls(**values)
+        if not isinstance(kept, Mapping):
+            raise ValueError(f"task: expected values by name, found {kept!r}")
+        own = task if task is not None and kept.get("kind") == "own" else task_from_config(kept)
+        return cls(**dict[str, Any](values, task=own))
 
 
 def architecture(name: str) -> Any:
