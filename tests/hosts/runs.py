@@ -114,7 +114,7 @@ def one_process(pictures: Path, out: Path) -> None:
     state = made.init()
     context, index, weights, views = made._order(rows, 0, np.uint32(0))
     batch = made._spread((index[0], weights[0], views[0]))
-    step = made._taking_step.lower(state, context, rows.arrays, rows.labels, *batch, np.uint32(0)).compile()
+    step = made._taking_step.lower(state, context, rows.arrays, rows.labelled, *batch, np.uint32(0)).compile()
     told = {
         "collectives": collectives(step.as_text()),
         "trained bytes": 4 * made.trainable_parameters,
