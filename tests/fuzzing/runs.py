@@ -158,7 +158,7 @@ def _by_trainer(
             state, _ = trainer.fit(state, rows, epochs=1, seed=0)
             arrays |= {f"gradient {p}": start[p] - np.asarray(v) for p, v in state.trainable.items()}
         else:
-            arrays["logits"] = trainer.predict(state, rows)[1]
+            arrays["logits"] = trainer.predict(state, rows)[1] / SMALL
     made = [e for e in jax.devices()[0].client.live_executables() if id(e) not in before]
     calls = sum(_calls(module.to_string()) for e in made for module in e.hlo_modules())
     return {name: _array(x) for name, x in arrays.items()}, calls
@@ -184,7 +184,7 @@ def _by_op(images: np.ndarray, labels: np.ndarray, net: Net, frozen: Any) -> tup
 
         gradients = nnx.to_flat_state(jax.grad(loss)(params))
     arrays = {f"gradient {_name(p)}": v.get_value() / SMALL for p, v in gradients if not frozen.is_frozen(_name(p))}
-    return {name: _array(x) for name, x in {"logits": logits, **arrays}.items()}, 0
+    return {name: _array(x) for name, x in {"logits": logits / SMALL, **arrays}.items()}, 0
 
 
 def _calls(text: str) -> int:
