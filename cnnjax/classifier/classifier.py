@@ -455,6 +455,8 @@ def _with_code(path: Any, config: Config, backbone: str | OwnBackbone | None) ->
     name = backbone if isinstance(backbone, str) else named(backbone)
     if not config.own or (isinstance(backbone, str) and not is_path(backbone)):
         raise ValueError(f"the backbone of {path} is {config.backbone}, and cannot be read as {name}")
+    if isinstance(backbone, nnx.Module):  # built already, whatever options it was built with
+        return replace(config, backbone=name, code=backbone, options={})
     return replace(config, backbone=name, code=None if isinstance(backbone, str) else backbone)
 
 
