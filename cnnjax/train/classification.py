@@ -36,8 +36,8 @@ class Classification(Task):
         ValueError: A value does not fit.
 
     >>> task = Classification(("cat", "dog", "fox"), smoothing=0.1)
-    >>> task.loss(jnp.zeros((1, 3)), jnp.array([2])).tolist(), task.outputs
-    ([1.0986123085021973], 3)
+    >>> round(float(task.loss(jnp.zeros((1, 3)), jnp.array([2]))[0]), 4), task.outputs
+    (1.0986, 3)
     >>> Classification(("cat", "dog"), class_weights="balanced").resolved(np.array([0, 0, 0, 1])).class_weights
     (0.6666666666666666, 2.0)
     """

@@ -58,7 +58,7 @@ class Watched:
 def trainer(kind: str, devices: Devices | None) -> Trainer:
     """ "streamed" reads and augments pictures in every step, "stored" trains what follows the convolution."""
     model = Net(nnx.Rngs(0, dropout=1))
-    frozen = Freeze.parse("none" if kind == "streamed" else "norm").resolve(model)
+    frozen = Freeze.parse("none" if kind == "streamed" else "norm").resolve(model, example=(24, 24, 3))
     augment = Augmentation(flip=True, brightness=0.1) if kind == "streamed" else None
     return Trainer(
         model, frozen, (24, 24), batch_size=BATCH, optimizer="adam", augment=augment, stream=kind == "streamed",
