@@ -340,7 +340,8 @@ class ImageClassifier:
                 )
         fitter = self.fitter(recipe or Recipe(**options), store=store, workers=workers)
         fitted = fitter.fit(train, validation, seed=seed, journal=journal, report=report)
-        self._hold(replace(self.config, task=fitted.task), self._functional, fitted.leaves, self._apply)
+        task = self.task.predicting(fitted.task)
+        self._hold(replace(self.config, task=task), self._functional, fitted.leaves, self._apply)
         if validation is not None:
             task = self.task.calibrated(self.predict_logits(validation), self.targets(validation))
             self.config = replace(self.config, task=task)

@@ -39,7 +39,8 @@ class Fitted(NamedTuple):
             (training alone), compile_seconds (of those), pictures_per_second.
         seconds: wall-clock time by what took it: "features", "training", "evaluation".
         best: the epoch whose weights the last phase ended with; of an earlier phase where none of its own was better.
-        task: what was minimised, with what it took from the training targets (balanced weights, a scale).
+        task: what was minimised, with what it took from the training targets (balanced weights, a scale), and without
+            the recipe's smoothing.
     """
 
     leaves: Leaves
@@ -104,7 +105,8 @@ class Fitter:
         devices: "Devices | None" = None,
         task: Task | None = None,
     ):
-        self.task = self._asked = (task or Classification()).smoothed(recipe.label_smoothing)
+        self._asked = task or Classification()
+        self.task = self._asked.smoothed(recipe.label_smoothing)
         self.devices, self._stream, self._precision = devices, stream, precision
         self.recipe, self.store, self._model = recipe, store or FeatureStore(), model
         self.phases = phases(recipe, model, within, example)
@@ -115,7 +117,8 @@ class Fitter:
 
     def resolve(self, train: LabelledPictures) -> None:
         """Take from the training targets what the task needs of them; `fit` does it."""
-        self.task = self._asked.resolved(targets_of(train))
+        self._known = self._asked.resolved(targets_of(train))
+        self.task = self._known.smoothed(self.recipe.label_smoothing)
 
     def trainer(self, phase: int, pictures: int) -> Trainer:
         """The trainer of a phase, for a training set of this many pictures; made once."""
@@ -205,7 +208,7 @@ class Fitter:
         self._rows = {key: kept for key, kept in self._rows.items() if kept[0] is train or kept[0] is validation}
         run = Run(self, train, validation, seed, journal, report, keeping)
         own = run.all_phases(dict(leaves or {}))
-        return Fitted({**lasting_leaves(self._model), **own}, run.at.history, run.at.seconds, run.at.best, self.task)
+        return Fitted({**lasting_leaves(self._model), **own}, run.at.history, run.at.seconds, run.at.best, self._known)
 
     def outputs(self, fitted: Fitted, source: LabelledPictures, pictures: int, report: Report = silent) -> Any:
         """The outputs, such as logits f32[N, 1 or classes], of a source, from features of what the last phase froze.

@@ -36,7 +36,7 @@ class Classification(Task):
         ValueError: A value does not fit.
 
     >>> task = Classification(("cat", "dog", "fox"), smoothing=0.1)
-    >>> round(float(task.loss(jnp.zeros((1, 3)), jnp.array([2]))[0]), 4), task.outputs
+    >>> round(float(task.loss(jnp.zeros((1, 3)), jnp.array([2]))[0]), 4), task.outputs  # log 3
     (1.0986, 3)
     >>> Classification(("cat", "dog"), class_weights="balanced").resolved(np.array([0, 0, 0, 1])).class_weights
     (0.6666666666666666, 2.0)
@@ -189,6 +189,10 @@ class Classification(Task):
             names = [self.names[k] if k < len(self.names) else str(k) for k in empty]
             raise ValueError(f"class_weights: {', '.join(names)} has no training examples: no weight balances it")
         return replace(self, class_weights=tuple((len(labels) / (len(counts) * counts)).tolist()))
+
+    def predicting(self, fitted: Task) -> "Classification":
+        """The task as it was: smoothing and weights are of training alone."""
+        return self
 
     def smoothed(self, smoothing: float) -> "Classification":
         """The task with this smoothing; one that has some already is refused another."""

@@ -19,7 +19,7 @@ class MultiLabel(Task):
         pos_weight: What the loss of a label's positive examples is multiplied by, as of torch's `BCEWithLogitsLoss`:
             one number, one for each label, or "balanced": negative examples over positive ones.
         thresholds: The probability from which on a label is said to be there; 0.5 if not given. `calibrated` chooses
-            those of the best F1.
+            those of the best F1, and so does training with validation images.
 
     Raises:
         ValueError: A value does not fit.
@@ -27,7 +27,6 @@ class MultiLabel(Task):
     >>> task = MultiLabel(("sky", "sea"))
     >>> round(float(task.loss(jnp.zeros((1, 2)), jnp.array([[1.0, 0.0]]))[0]), 4)  # log 2 each, their mean
     0.6931
-    >>> task.resolved(np.array([[1, 0], [1, 1], [1, 0], [0, 0]])).pos_weight
     >>> MultiLabel(("sky", "sea"), "balanced").resolved(np.array([[1, 0], [1, 1], [1, 0], [0, 0]])).pos_weight
     (0.3333333333333333, 3.0)
     """
@@ -122,6 +121,10 @@ class MultiLabel(Task):
         if empty := [name for name, count in zip(self.names, positive, strict=True) if not count]:
             raise ValueError(f"pos_weight: {', '.join(empty)} has no positive training example: no weight balances it")
         return replace(self, pos_weight=tuple(((len(found) - positive) / positive).tolist()))
+
+    def predicting(self, fitted: Task) -> "MultiLabel":
+        """The task without thresholds, which were those of other weights."""
+        return replace(self, thresholds=None)
 
     def calibrated(self, outputs: Any, targets: Any) -> "MultiLabel":
         """The task with the threshold of the best F1 for each label; 0.5 for one without positive examples.

@@ -244,6 +244,13 @@ class Task:
         """The task with what it chooses on validation data, such as thresholds."""
         return self
 
+    def predicting(self, fitted: "Task") -> "Task":
+        """This task with what predictions need of `fitted`, which it became in training: a scale, but no weights.
+
+        Balanced weights are taken anew from whatever it is trained on next.
+        """
+        return fitted
+
     def smoothed(self, smoothing: float) -> "Task":
         """The task with its labels smoothed.
 

@@ -1,12 +1,18 @@
 """Targets of any kind through the trainer: stored, streamed, weighted, together, lowered."""
 
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
-from cnnjax import Classification, Fitter, Freeze, MultiLabel, Recipe, Regression, Task, Trainer
+from cnnjax import Classification, Fitter, Freeze, ImageClassifier, MultiLabel, Recipe, Regression, Task, Trainer
 from cnnjax.augment import Augmentation
 from cnnjax.data import InMemory, Loader
 from cnnjax.models import Classifier
@@ -204,3 +210,56 @@ def test_a_recipe_takes_from_its_training_targets_and_a_fold_of_them(tmp_path):
     assert found[1].task.deviation[0] > 5 * found[0].task.deviation[0]
     with pytest.raises(ValueError, match="label_smoothing is for a classification"):
         Fitter(net(1), Recipe(label_smoothing=0.1), SIZE, task=Regression(("brightness",)))
+
+
+def test_a_classifier_that_is_trained_again_takes_weights_and_smoothing_anew():
+    """What one training set or recipe asked for is not in the next fit."""
+    names = ("dark", "bright")
+    classifier = ImageClassifier(
+        "lecture_cnn", image_size=16, head="linear", widths=(4,), task=Classification(names, class_weights="balanced")
+    )
+    pixels = RNG.integers(0, 255, (12, 16, 16, 3), np.uint8)
+    recipe = {"method": "scratch", "epochs": 1, "batch_size": 4}
+    for count, smoothing in ((3, 0.2), (6, 0.0)):
+        source = InMemory(pixels, (np.arange(12) < count).astype(int), names)
+        fitted = classifier.fit(source, label_smoothing=smoothing, **recipe)
+        assert fitted.task == Classification(names, class_weights=(6 / (12 - count), 6 / count))
+    assert classifier.task == Classification(names, class_weights="balanced")
+
+
+PROGRAM = """
+import json, sys
+sys.path[:0] = {path!r}
+import numpy as np
+from test_any_target import BRIGHT, PIXELS, net, trainer_of
+from cnnjax import Devices, MultiLabel, Regression
+from cnnjax.augment import Augmentation
+from cnnjax.data import InMemory
+there = np.stack([BRIGHT > 127, PIXELS[:, 0, 0, 0] > 100], 1).astype(np.float32)
+cases = [
+    (Regression(("b",)).resolved(BRIGHT), BRIGHT, {{}}),
+    (MultiLabel(("a", "b")), there, {{"augment": Augmentation(mixup=0.3)}}),
+    (MultiLabel(("a", "b")), there, {{"stream": True}}),
+]
+found = []
+for task, targets, options in cases:
+    ends = []
+    for devices in (None, Devices.all()):
+        trainer = trainer_of(net(task.outputs), task, devices=devices, precision="float32", **options)
+        data = InMemory(PIXELS, targets=targets, weights=np.linspace(0.2, 2, 22))
+        state, log = trainer.fit(trainer.init(), trainer.rows(data), epochs=2)
+        scores, _ = trainer.predict(state, trainer.rows(data, train=False))
+        ends.append([log[-1]["loss"], *(log[-1][m] for m in task.metric_names), *scores.values()])
+    found.append(ends)
+print(json.dumps(found))
+"""
+
+
+def test_on_several_devices_the_numbers_are_those_of_one():
+    here = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
+    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
+    environment |= {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+    program = PROGRAM.format(path=here)
+    out = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, env=environment)
+    for one, four in json.loads(out.stdout.splitlines()[-1]):
+        assert four == pytest.approx(one, rel=1e-3)
