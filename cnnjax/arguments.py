@@ -4,6 +4,7 @@ The latter are made of the architectures' entries (`cnnjax.models.registry`) whe
 """
 
 import inspect
+import json
 from collections.abc import Callable
 from operator import getitem
 from typing import Annotated, Any, Literal
@@ -16,17 +17,40 @@ from cnnjax.models import registry
 def _constructor() -> Callable[..., dict[str, Any]]:
     """A function whose arguments are the options of all architectures, and which returns those that are given."""
 
-    def options(**given: Any) -> dict[str, Any]:
-        return {name: value for name, value in given.items() if value is not None}
+    def options(backbone_options: tuple[str, ...] = (), **given: Any) -> dict[str, Any]:
+        found = {name: value for name, value in given.items() if value is not None}
+        for name, value in map(_pair, backbone_options):
+            if name in found:
+                raise ValueError(f"--backbone-options: {name} is given twice")
+            found[name] = value
+        return found
 
     owners: dict[str, list[tuple[str, registry.Option]]] = {}
     for entry in registry.entries().values():
         for option in entry.options.values():
             owners.setdefault(option.name, []).append((entry.name, option))
     parameters = [_parameter(name, having) for name, having in sorted(owners.items())]
+    said = tyro.conf.arg(help="KEY=VALUE ...: of a network of your own, for its function.", metavar="KEY=VALUE")
+    own: Any = getitem(Annotated, (tuple[str, ...], said))
+    parameters.append(inspect.Parameter("backbone_options", inspect.Parameter.KEYWORD_ONLY, default=(), annotation=own))
     vars(options)["__signature__"] = inspect.Signature(parameters)
     options.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return options
+
+
+def _pair(text: str) -> tuple[str, Any]:
+    """A name and a value as JSON has it, or a text.
+
+    >>> _pair("depth=3"), _pair("widths=[4, 8]"), _pair("norm=group")
+    (('depth', 3), ('widths', [4, 8]), ('norm', 'group'))
+    """
+    name, equals, value = text.partition("=")
+    if not equals or not name.isidentifier():
+        raise ValueError(f"--backbone-options: expected KEY=VALUE, such as depth=3, found {text!r}")
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, value
 
 
 def _parameter(name: str, having: list[tuple[str, registry.Option]]) -> inspect.Parameter:
@@ -49,7 +73,11 @@ def _shown(value: Any) -> str:
 
 ImageSize = Annotated[int | tuple[int, int], tyro.conf.arg(metavar="PIXELS|HEIGHT WIDTH")]
 """The type of an option that gives images a size."""
-BackboneName = Annotated[str, tyro.conf.arg(metavar="NAME", help=f"The network: {', '.join(registry.entries())}.")]
+_NETWORK = (
+    f"The network: {', '.join(registry.entries())}; or the import path of a function that builds one of your own, "
+    "package.module:function or file.py:function."
+)
+BackboneName = Annotated[str, tyro.conf.arg(metavar="NAME", help=_NETWORK)]
 """The type of an option that names an architecture."""
 BackboneOptions = Annotated[dict[str, Any], tyro.conf.arg(name="", constructor_factory=_constructor)]
 """The type of a field that holds an architecture's own options, each of which is an option of the command."""

@@ -8,15 +8,17 @@ derived from that one object.
 import difflib
 import fnmatch
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, Literal, TypeVar
 
 import jax
 import optax
 from flax import nnx
 
-from cnnjax.functional import children, join, leaves_of, model_name, named_variables, names_of
+from cnnjax.functional import leaves_of, model_name, named_variables, names_of
+from cnnjax.order import Call, Example, Layer, layers_in_order, part_of
+from cnnjax.order import layers as unordered
 
 T = TypeVar("T")
 
@@ -102,26 +104,39 @@ class Freeze:
     def __repr__(self) -> str:
         return f"Freeze({str(self)!r})"
 
-    def resolve(self, model: nnx.Module, within: str = "", *, live_statistics: bool = True) -> "Frozen":
+    def resolve(
+        self,
+        model: nnx.Module,
+        within: str = "",
+        *,
+        live_statistics: bool = True,
+        example: Example | None = None,
+        call: Call | None = None,
+    ) -> "Frozen":
         """Spell the choice out for a model.
 
         Args:
-            model: any Flax NNX module. Its layers are its `layer_names` if it has them (as our backbones
-                do), otherwise every module without submodules, in the order of definition (`layer_names` tells).
+            model: any Flax NNX module. Its layers are its `layer_names` if it has them (as our backbones do), otherwise
+                every module without submodules, in the order in which they run (`layer_names` tells).
             within: the path of the submodule that the specification speaks of (`"backbone"`); everything
                 outside it trains.
             live_statistics: whether normalisation layers that train also follow the batch, as in Keras; otherwise
                 all those of the part run on their stored statistics, and only their scale and bias train.
+            example: what the model takes, without the batch's axis: its shape, (H, W, C) for images. Depths, slices and
+                "up to a layer" need it where the model has no `input_shape` (nor `layer_names`).
+            call: how the model is called with a batch, if not by `model(batch)`.
 
         Raises:
-            ValueError: if a name, a pattern or a depth does not fit the model; all faults in one message.
+            ValueError: if a name, a pattern or a depth does not fit the model, all faults in one message; or the order
+                of the layers is needed, and the example is not known.
         """
-        part: Any = model
-        for name in within.split("/") if within else ():
-            if not hasattr(part, name):
-                raise ValueError(f"no part {within!r} in {type(model).__name__}: {type(part).__name__} has no {name!r}")
-            part = getattr(part, name)
-        layers = _layers(part)
+        part = part_of(model, within)
+        try:
+            layers = layers_in_order(model, within, example=example, call=call)
+        except ValueError:
+            if self._needs_order:
+                raise
+            layers = unordered(part)
         chosen = self._choose(model_name(part), layers)
         prefix = f"{within}/" if within else ""
         # "all" names the whole part, so that nothing in it is left out.
@@ -134,7 +149,11 @@ class Freeze:
         _refuse_half(found, model, within)
         return found
 
-    def _choose(self, what: str, layers: "list[_Layer]") -> set[str]:
+    @property
+    def _needs_order(self) -> bool:
+        return self.kind in ("slice", "through") or (self.kind == "depth" and self.value > 0)
+
+    def _choose(self, what: str, layers: Sequence[Layer]) -> set[str]:
         names = [layer.name for layer in layers]
         # A shared layer is one layer, as in Keras: it is frozen under all of its names or under none.
         called = {name: layer.name for layer in layers for name in layer.names}
@@ -146,20 +165,13 @@ class Freeze:
             if missed:
                 raise ValueError(f"patterns that match nothing in {what}:\n" + "\n".join(missed))
             return {called[name] for found in hits.values() for name in found}
-        if not all(layer.certain for layer in layers):
-            raise ValueError(
-                f"the order of {what}'s layers was lost: nnx.merge or nnx.clone sorted attributes that __init__ sets "
-                "indirectly. Freeze by patterns, or give the model `layer_names`, its layers in order"
-            )
         if self.kind == "slice":
             return set(names[slice(*self.value)])
         if self.kind == "through":
-            inside = [name for name in called if name == self.value or name.startswith(f"{self.value}/")]
+            inside = {own for name, own in called.items() if name == self.value or name.startswith(f"{self.value}/")}
             if not inside:
                 raise ValueError(f"no layer {self.value!r} in {what}{_nearest(self.value, called)}")
-            places = {name: k for layer in layers for name, k in zip(layer.names, layer.places, strict=True)}
-            last = max(places[name] for name in inside)
-            return {layer.name for layer in layers if layer.places[0] <= last}
+            return set(names[: max(names.index(name) for name in inside) + 1])
         kernels = [k for k, layer in enumerate(layers) if _has_kernel(layer.node)]
         if self.value > len(kernels):
             raise ValueError(
@@ -199,7 +211,7 @@ class Frozen:
 
     Attributes:
         label: the specification's text.
-        layers: the frozen layers' names, in the model's order.
+        layers: the frozen layers' names, in the order in which they run where that is known.
     """
 
     label: str
@@ -247,17 +259,31 @@ class Frozen:
         return optax.partition({"trainable": chosen, "frozen": optax.set_to_zero()}, labels)
 
 
-def layer_names(model: nnx.Module) -> tuple[str, ...]:
-    """The layers of a model in order: its `layer_names` if it has them, otherwise its innermost modules.
+def layer_names(
+    model: nnx.Module, within: str = "", *, example: Example | None = None, call: Call | None = None
+) -> tuple[str, ...]:
+    """The layers of a model in order: its `layer_names` if it has them, otherwise its innermost modules as they run.
 
-    Parameters that belong to a module with submodules (a class token, a layer's scale) stand for themselves. A layer
-    that is used twice is one layer, as in Keras, and bears its first name.
+    The order is found by tracing the model once with abstract values (`cnnjax.order`). Parameters that belong to a
+    module with submodules (a class token, a layer's scale) stand for themselves, where they are first used. A layer
+    that is used twice is one layer, as in Keras; it stands where it runs first. One with several names bears the name
+    that its leaves have in `leaves_of`. A layer that does not run comes last.
+
+    Args:
+        model: any Flax NNX module.
+        within: the path of a part, whose layers are wanted.
+        example: what the model takes, without the batch's axis: its shape, (H, W, C) for images; the model's own
+            `input_shape` if not given.
+        call: how the model is called with a batch, if not by `model(batch)`.
+
+    Raises:
+        ValueError: the order has to be traced, and the example is not known or does not fit.
 
     Example:
         >>> layer_names(nnx.Sequential(nnx.Linear(2, 3, rngs=nnx.Rngs(0)), nnx.BatchNorm(3, rngs=nnx.Rngs(0))))
         ('layers/0', 'layers/1')
     """
-    return tuple(layer.name for layer in _layers(model))
+    return tuple(layer.name for layer in layers_in_order(model, within, example=example, call=call))
 
 
 def deepest(model: nnx.Module) -> int:
@@ -267,70 +293,7 @@ def deepest(model: nnx.Module) -> int:
         >>> deepest(nnx.Sequential(nnx.Linear(2, 3, rngs=nnx.Rngs(0)), nnx.BatchNorm(3, rngs=nnx.Rngs(0))))
         1
     """
-    return sum(_has_kernel(layer.node) for layer in _layers(model))
-
-
-class _Layer(NamedTuple):
-    """A layer of a model.
-
-    Attributes:
-        node: a module or a variable.
-        certain: whether the order up to here is certain.
-        names: every path to it, the first one first.
-        places: where in the model's order each of them stands.
-    """
-
-    node: Any
-    certain: bool
-    names: tuple[str, ...]
-    places: tuple[int, ...]
-
-    @property
-    def name(self) -> str:
-        return self.names[0]
-
-
-def _layers(model: nnx.Module) -> list[_Layer]:
-    """Every layer once, in order."""
-    layers: dict[int, _Layer] = {}
-    for place, (name, node, certain) in enumerate(_places(model)):
-        have = layers.setdefault(id(node), _Layer(node, certain, (), ()))
-        layers[id(node)] = have._replace(names=(*have.names, name), places=(*have.places, place))
-    return list(layers.values())
-
-
-def _places(model: nnx.Module) -> list[tuple[str, Any, bool]]:
-    """(path, module or variable, whether the order up to here is certain) of every place where a layer stands."""
-    found: list[tuple[str, Any, bool]] = []
-
-    def walk(node: Any, path: tuple[Any, ...], certain: bool) -> None:
-        if isinstance(node, nnx.Variable):
-            found.append((join(path), node, certain))
-            return
-        named = getattr(node, "layer_names", None)
-        if named is not None:
-            found.extend((join((*path, name)), getattr(node, name), certain) for name in named)
-            return
-        parts, sure = children(node)
-        inner = [(name, part) for name, part in parts if _may_hold_layers(part)]
-        variables = any(isinstance(part, nnx.Variable) for _, part in parts)
-        if path and isinstance(node, nnx.Module) and not inner and not isinstance(node, nnx.List | nnx.Dict):
-            found.append((join(path), node, certain))
-            return
-        for name, part in parts if variables else inner:
-            if isinstance(part, nnx.Variable) or _may_hold_layers(part):
-                walk(part, (*path, name), certain and sure)
-
-    walk(model, (), True)
-    return found
-
-
-def _may_hold_layers(part: Any) -> bool:
-    if isinstance(part, nnx.Rngs | nnx.RngStream):
-        return False
-    return isinstance(part, nnx.Module) or (
-        isinstance(part, list | tuple | dict) and any(_may_hold_layers(p) for _, p in children(part)[0])
-    )
+    return sum(_has_kernel(layer.node) for layer in unordered(model))
 
 
 def _has_kernel(layer: Any) -> bool:

@@ -4,7 +4,6 @@ Training, freezing and staging work on a flat dictionary from leaf path to array
 `{"backbone/conv1/kernel": f32[3, 3, 3, 24], ...}`: easy to partition, to mask and to print.
 """
 
-import dis
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -40,46 +39,24 @@ def modules(model: nnx.Module) -> Iterator[tuple[str, nnx.Module]]:
             seen.add(id(node))
             if path:
                 yield join(path), node
-        for name, child in children(node)[0]:
+        for name, child in children(node):
             yield from walk(child, (*path, name))
 
     return walk(model, ())
 
 
-def children(node: Any) -> tuple[list[tuple[Any, Any]], bool]:
-    """The named parts of a module, list or dictionary, and whether their order is the order of definition.
+def children(node: Any) -> list[tuple[Any, Any]]:
+    """The named parts of a module, list or dictionary, in NNX's order: by the alphabet, or by their place in a list.
 
-    `nnx.merge` and `nnx.clone` give attributes back in alphabetical order (and are known by it: NNX's own
-    attributes stand in that order too). Then the order is read off the class's `__init__`; what is set
-    otherwise (`setattr` in a loop) has lost its place.
+    That order is the same in every copy of a model, and is not the one in which they run (`cnnjax.order`).
     """
     if isinstance(node, nnx.List | list | tuple):
-        return list(enumerate(node)), True
-    if isinstance(node, dict):
-        return list(node.items()), True
+        return list(enumerate(node))
+    if isinstance(node, dict | nnx.Dict):
+        return sorted(node.items(), key=lambda item: str(item[0]))
     if not isinstance(node, nnx.Module):
-        return [], True
-    names = list(vars(node))
-    public = [name for name in names if not name.startswith("_pytree__")]
-    if names != sorted(names):
-        return [(name, vars(node)[name]) for name in public], True
-    places = _places(type(node))
-    named = [(name, vars(node)[name]) for name in sorted(public, key=lambda name: places.get(name, len(places)))]
-    lost = [name for name, part in named if name not in places and isinstance(part, nnx.Module | nnx.Variable)]
-    return named, not lost or len(public) == 1
-
-
-def _places(cls: type) -> dict[str, int]:
-    """Attribute -> its place among those that `__init__` sets."""
-    places: dict[str, int] = {}
-    for base in reversed(cls.__mro__):
-        code = getattr(vars(base).get("__init__"), "__code__", None)
-        for step in dis.get_instructions(code) if code else ():
-            if step.opname == "STORE_ATTR":
-                places.setdefault(step.argval, len(places))
-        for name in getattr(base, "__dataclass_fields__", ()):
-            places.setdefault(name, len(places))
-    return places
+        return []
+    return [(name, vars(node)[name]) for name in sorted(vars(node)) if not name.startswith("_pytree__")]
 
 
 @dataclass(frozen=True)
@@ -153,9 +130,9 @@ def leaves_of(model: nnx.Module, kind: type = nnx.Variable) -> Leaves:
 
 
 def named_variables(model: nnx.Module) -> dict[str, nnx.Variable]:
-    """Every variable under every path that leads to it, in order of definition.
+    """Every variable under every path that leads to it, by the alphabet.
 
-    What is shared has several paths; `leaves_of` knows it by one of them, which NNX takes by the alphabet.
+    What is shared has several paths; `leaves_of` knows it by the first of them.
     """
     found: dict[str, nnx.Variable] = {}
 
@@ -163,7 +140,7 @@ def named_variables(model: nnx.Module) -> dict[str, nnx.Variable]:
         if isinstance(node, nnx.Variable):
             found[join(path)] = node
         elif id(node) not in above:
-            for name, child in children(node)[0]:
+            for name, child in children(node):
                 walk(child, (*path, name), (*above, id(node)))
 
     walk(model, (), ())
@@ -171,7 +148,7 @@ def named_variables(model: nnx.Module) -> dict[str, nnx.Variable]:
 
 
 def names_of(model: nnx.Module) -> dict[str, tuple[str, ...]]:
-    """The paths of every leaf: by its path in `leaves_of`, all that lead to it, in order of definition.
+    """The paths of every leaf: by its path in `leaves_of`, all that lead to it, by the alphabet.
 
     Example:
         >>> model = nnx.Sequential(nnx.Linear(2, 2, rngs=nnx.Rngs(0)), nnx.Linear(2, 2, rngs=nnx.Rngs(1)))

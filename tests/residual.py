@@ -20,6 +20,8 @@ class Block(nnx.Module):
 class ResNet(nnx.Module):
     """Stem, three residual blocks with a dropout after the first, average pooling, dropout, a linear layer."""
 
+    input_shape = (16, 16, 3)
+
     def __init__(self, classes: int = 1, channels: int = 8, inner_dropout: float = 0.0, *, rngs: nnx.Rngs):
         self.stem = nnx.Conv(3, channels, (3, 3), strides=2, rngs=rngs)
         self.norm = nnx.BatchNorm(channels, rngs=rngs)

@@ -78,11 +78,12 @@ def test_every_pattern_must_match_something(mobile):
         Freeze.match("block*", "conv_dw_*", "convdw_3").resolve(mobile)
 
 
-def test_layers_of_a_model_that_is_not_ours_come_in_order_of_definition(resnet):
+def test_layers_of_a_model_that_is_not_ours_come_in_the_order_in_which_they_run(resnet):
     names = layer_names(resnet)
     assert names[:6] == ("stem", "norm", "blocks/0/conv1", "blocks/0/norm1", "blocks/0/conv2", "blocks/0/norm2")
     assert names[-1] == "out"
-    assert Freeze.depth(3).resolve(resnet).layers == names[:6]
+    # The dropout that is called after the first block stands there.
+    assert Freeze.depth(3).resolve(resnet).layers == (*names[:6], "inner") and names[7] == "blocks/1/conv1"
     assert Freeze.match("blocks/1/*").resolve(resnet).layers == tuple(n for n in names if n.startswith("blocks/1"))
 
 
@@ -140,27 +141,42 @@ def test_the_mask_reads_nested_and_nnx_trees(resnet):
 
 
 class Loop(nnx.Module):
-    """Layers set by `setattr`, whose order `nnx.merge` loses."""
+    """Layers set by `setattr`, defined in another order than the one in which they run."""
 
     def __init__(self, rngs: nnx.Rngs):
-        self.stem = nnx.Linear(2, 2, rngs=rngs)
-        for k in range(11):
-            setattr(self, f"conv{k}", nnx.Linear(2, 2, rngs=rngs))
-        self.body = nnx.Dict(second=nnx.Linear(2, 2, rngs=rngs), first=nnx.Linear(2, 2, rngs=rngs))
         self.head = nnx.Linear(2, 2, rngs=rngs)
+        self.unused = nnx.Linear(2, 2, rngs=rngs)
+        for k in reversed(range(11)):
+            setattr(self, f"conv{k}", nnx.Linear(2, 2, rngs=rngs))
+        self.body = nnx.Dict(first=nnx.Linear(2, 2, rngs=rngs), second=nnx.Linear(2, 2, rngs=rngs))
+        self.stem = nnx.Linear(2, 2, rngs=rngs)
+
+    def __call__(self, x):
+        x = self.stem(x)
+        for k in range(11):
+            x = getattr(self, f"conv{k}")(x)
+        return self.head(self.body["first"](self.body["second"](x)))
 
 
-def test_layers_set_in_a_loop_keep_their_order_or_are_refused():
-    model = Loop(nnx.Rngs(0))
-    expected = ("stem", *(f"conv{k}" for k in range(11)), "body/second", "body/first", "head")
-    assert layer_names(model) == expected
-    assert Freeze.depth(3).resolve(model).layers == ("stem", "conv0", "conv1")
-    merged = nnx.merge(*nnx.split(model))
+@pytest.mark.parametrize("copied", [lambda model: model, lambda model: nnx.merge(*nnx.split(model)), nnx.clone])
+def test_layers_come_in_the_order_in_which_they_run_also_in_copies(copied):
+    model = copied(Loop(nnx.Rngs(0)))
+    expected = ("stem", *(f"conv{k}" for k in range(11)), "body/second", "body/first", "head", "unused")
+    assert layer_names(model, example=(2,)) == expected
+    assert Freeze.depth(3).resolve(model, example=(2,)).layers == ("stem", "conv0", "conv1")
+    assert Freeze.through("conv1").resolve(model, example=(2,)).layers == ("stem", "conv0", "conv1")
+    assert Freeze.slice(-2, None).resolve(model, example=(2,)).layers == ("head", "unused")
+    # What does not go by the order needs no example.
+    assert set(Freeze.match("conv*").resolve(model).layers) == set(expected[1:12])
+    assert len(Freeze.all().resolve(model).layers) == len(expected)
+    assert Freeze.none().resolve(model).layers == ()
     for freeze in (Freeze.depth(3), Freeze.through("conv1"), Freeze.slice(None, 2)):
-        with pytest.raises(ValueError, match=r"order of Loop's layers was lost.*give the model `layer_names`"):
-            freeze.resolve(merged)
-    assert set(Freeze.match("conv*").resolve(merged).layers) == set(expected[1:12])
-    assert len(Freeze.all().resolve(merged).layers) == len(expected)
+        with pytest.raises(ValueError, match=r"layers of Loop run is found by tracing.*give example=\(height, width"):
+            freeze.resolve(model)
+    with pytest.raises(ValueError, match=r"Loop cannot be called with one input of shape \(N, 3\) and type float32: "):
+        Freeze.depth(1).resolve(model, example=(3,))
+    model.input_shape = (2,)
+    assert Freeze.depth(1).resolve(model).layers == ("stem",)
 
 
 class Scaled(nnx.Module):
@@ -171,6 +187,9 @@ class Scaled(nnx.Module):
         self.pw = nnx.Linear(4, 4, rngs=rngs)
         self.gamma = nnx.Param(jnp.ones(4))
 
+    def __call__(self, x):
+        return x + self.gamma * self.pw(self.dw(x))
+
 
 class Stack(nnx.Module):
     def __init__(self, rngs: nnx.Rngs):
@@ -178,9 +197,16 @@ class Stack(nnx.Module):
         self.token = nnx.Param(jnp.zeros(4))
         self.blocks = nnx.List([Scaled(rngs), Scaled(rngs)])
 
+    def __call__(self, x):
+        x = self.stem(x) + self.token
+        for block in self.blocks:
+            x = block(x)
+        return x
+
 
 def test_a_blocks_own_parameter_stands_for_itself():
     model = Stack(nnx.Rngs(0))
+    model.input_shape = (8, 8, 3)
     names = layer_names(model)
     assert names == ("stem", "token", *(f"blocks/{k}/{n}" for k in (0, 1) for n in ("dw", "pw", "gamma")))
     frozen = Freeze.depth(2).resolve(model)

@@ -9,12 +9,16 @@ from typing import Any
 import jax
 from flax import nnx
 
+from cnnjax.data.listing import some
 from cnnjax.data.pixels import Resizing, Scale, checked_resizing, checked_scale
 from cnnjax.models import Backbone, Classifier
 from cnnjax.models.heads import HEADS
+from cnnjax.models.own import Own, OwnBackbone
 from cnnjax.models.preprocessing import checked_preprocessing
-from cnnjax.models.registry import entry
+from cnnjax.models.registry import Entry, entry, entry_or_own
 from cnnjax.models.sizes import sides
+from cnnjax.order import output_shape
+from cnnjax.train.tasks import Classification, Task, task_from_config
 
 TOP = "top"
 # A config may come from a stranger: what would take hours only to describe is refused.
@@ -27,7 +31,8 @@ class Config:
     """Everything that decides a classifier, apart from its weights.
 
     Attributes:
-        backbone: A key of `cnnjax.models.BACKBONES`.
+        backbone: A key of `cnnjax.models.BACKBONES`, or the import path of a network of the user's
+            (`cnnjax.models.own`); its code is imported when the model is built, and not before.
         classes: The classes' names, in the order of their labels.
         image_size: Height and width of the pictures in pixels, one number where they are the same.
         head: A key of `cnnjax.models.heads.HEADS`, or "top": the backbone's own classification layers.
@@ -36,6 +41,8 @@ class Config:
         options: The architecture's own (`cnnjax.models.registry`), such as `alpha` of mobilenet; those of its
             classification layers, such as `pooling` of cifar_cnn, with head "top" alone.
         scale: Which values of 16-bit files become 0 and 255; see `cnnjax.data.Folder`.
+        code: The function or module at the import path, if it is at hand; not saved.
+        task: What the outputs mean; classes if not given. Its names are `classes`.
 
     Raises:
         LookupError: There is no such backbone, head or preprocessing; the nearest name is given.
@@ -54,19 +61,31 @@ class Config:
     resizing: Resizing = "bilinear"
     options: Mapping[str, Any] = field(default_factory=dict, hash=False)
     scale: Scale | None = None
+    code: OwnBackbone | None = field(default=None, compare=False, repr=False)
+    task: Task = None  # ty: ignore[invalid-assignment]  # set below
 
     def __post_init__(self) -> None:
         for name in ("backbone", "head", "preprocessing", "resizing"):
             if not isinstance(getattr(self, name), str):
                 raise ValueError(f"{name}: expected a name, found {getattr(self, name)!r}")
-        found = entry(self.backbone)
+        found = self._entry
+        if isinstance(found, Own) and self.head == TOP:
+            raise ValueError(
+                f"head: {self.backbone} is a network of your own, without a top; give {' or '.join(HEADS)}"
+            )
         if self.head != TOP and self.head not in HEADS:
             near = difflib.get_close_matches(self.head, [*HEADS, TOP], 1, 0)[0]
             raise LookupError(f"no head {self.head!r}; did you mean {near!r}? There are {', '.join(HEADS)} and {TOP}")
         checked_preprocessing(self.preprocessing)
         checked_resizing(self.resizing)
         object.__setattr__(self, "scale", checked_scale(self.scale))
-        object.__setattr__(self, "classes", _checked_classes(self.classes))
+        if self.task is None:
+            object.__setattr__(self, "task", Classification(_checked_classes(self.classes)))
+        elif self.classes and tuple(self.classes) != self.task.names:
+            raise ValueError(f"class names: expected the task's, {some(self.task.names)}, found {some(self.classes)}")
+        object.__setattr__(self, "classes", tuple(self.task.names))
+        if self.task.outputs is None:
+            raise ValueError("the task does not say how many outputs a head needs: give it names, or outputs=")
         height, width = self.size
         if max(height, width) > _MAX_SIZE:
             raise ValueError(
@@ -78,6 +97,15 @@ class Config:
         object.__setattr__(self, "options", found.checked(self.options, include_top=self.head == TOP))
 
     @property
+    def own(self) -> bool:
+        """Whether the backbone is a network of the user's, which `backbone` names by an import path."""
+        return isinstance(self._entry, Own)
+
+    @property
+    def _entry(self) -> Entry | Own:
+        return entry_or_own(self.backbone) if self.code is None else Own(self.backbone, self.code)
+
+    @property
     def size(self) -> tuple[int, int]:
         """Height and width of the pictures."""
         return sides(self.image_size)
@@ -87,58 +115,79 @@ class Config:
         backbone = self.build_backbone(nnx.Rngs(jax.random.fold_in(jax.random.key(seed), 1)))
         return self.on(backbone, seed)
 
-    def build_backbone(self, rngs: nnx.Rngs) -> Backbone:
+    def build_backbone(self, rngs: nnx.Rngs) -> Any:
         """The backbone alone; with head "top" it ends in logits."""
-        asked = dict(self.options)
+        asked, found = dict(self.options), self._entry
+        if isinstance(found, Own):
+            return found.build((*self.size, 3), rngs, asked)
         if self.head == TOP:
-            known = entry(self.backbone).options
+            known = found.options
             without = {k: v for k, v in self.options.items() if not known[k].of_top}
             self._check_features(nnx.eval_shape(lambda: self._created(nnx.Rngs(0), include_top=False, **without)))
-            asked |= {"classes": len(self.classes), "classifier_activation": None}
+            asked |= {"classes": self._top_outputs, "classifier_activation": None}
         return self._created(rngs, include_top=self.head == TOP, **asked)
 
     def _created(self, rngs: nnx.Rngs, **asked: Any) -> Backbone:
         return entry(self.backbone).function(input_shape=(*self.size, 3), rngs=rngs, **asked)
 
-    def _check_features(self, backbone: Backbone) -> None:
+    def _check_features(self, backbone: nnx.Module) -> tuple[int, ...]:
         """Refuse a dense layer on more features than any machine has room for."""
-        if (features := math.prod(backbone.output_shape())) > _MAX_FEATURES:
+        shape = output_shape(backbone, (*self.size, 3))
+        if (features := math.prod(shape)) > _MAX_FEATURES:
             raise ValueError(
                 f"{self.backbone} gives {features:,} features at {self.image_size} pixels, more than a dense layer "
                 f"takes here ({_MAX_FEATURES:,}): take smaller pictures, or head='linear'"
             )
+        return shape
 
-    def on(self, backbone: Backbone, seed: int) -> Classifier:
+    def on(self, backbone: nnx.Module, seed: int) -> Classifier:
         """The model on a backbone; a head's random numbers are those of `nnx.Rngs(seed)`."""
         head = None
-        if self.head == "lecture":
-            self._check_features(backbone)
         if self.head != TOP:
-            head = HEADS[self.head](backbone.output_shape(), len(self.classes), rngs=nnx.Rngs(seed))
+            lecture = self.head == "lecture"
+            shape = self._check_features(backbone) if lecture else output_shape(backbone, (*self.size, 3))
+            head = HEADS[self.head](shape, rngs=nnx.Rngs(seed), outputs=self.task.outputs)
         return Classifier(backbone, head, self.preprocessing)
+
+    @property
+    def _top_outputs(self) -> int | None:
+        return len(self.classes) if isinstance(self.task, Classification) else self.task.outputs
 
     def to_json(self) -> dict[str, Any]:
         """The same as plain values."""
-        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "scale"}
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("scale", "code", "task")}
         options = {k: list(v) if isinstance(v, tuple) else v for k, v in self.options.items()}
         size = self.image_size if isinstance(self.image_size, int) else list(self.image_size)
         scale = {} if self.scale is None else {"scale": list(self.scale)}
-        return {**values, "image_size": size, "classes": list(self.classes), "options": options, **scale}
+        plain = isinstance(self.task, Classification) and self.task == Classification(self.classes)
+        task = {} if plain else {"task": self.task.to_config()}
+        return {**values, "image_size": size, "classes": list(self.classes), "options": options, **scale, **task}
 
     @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> "Config":
-        """The config of which `to_json` gave `values`; raises as the constructor, and for names it has not."""
-        names = [f.name for f in fields(cls)]
-        if faults := [f"{n!r} is missing" for n in names if n not in values and n != "scale"]:
+    def from_json(cls, values: Mapping[str, Any], task: Task | None = None) -> "Config":
+        """The config of which `to_json` gave `values`; raises as the constructor, and for names it has not.
+
+        Args:
+            values: Plain values.
+            task: In place of one that was made of functions.
+        """
+        names = [f.name for f in fields(cls) if f.name != "code"]
+        if faults := [f"{n!r} is missing" for n in names if n not in values and n not in ("scale", "task")]:
             raise ValueError(", ".join(faults))
         if faults := [f"{n!r} is unknown" for n in values if n not in names]:
             raise ValueError(f"{', '.join(faults)}; there are {', '.join(names)}")
-        return cls(**values)
+        kept = values.get("task")
+        if kept is None:
+            return cls(**values)
+        if not isinstance(kept, Mapping):
+            raise ValueError(f"task: expected values by name, found {kept!r}")
+        own = task if task is not None and kept.get("kind") == "own" else task_from_config(kept)
+        return cls(**dict[str, Any](values, task=own))
 
 
 def own_size(backbone: str) -> tuple[int, int]:
     """Height and width that an architecture's pictures have if nothing else is said."""
-    return entry(backbone).image_size
+    return entry_or_own(backbone).image_size
 
 
 def own_preprocessing(backbone: str, options: Mapping[str, Any] | None = None) -> str:
@@ -147,7 +196,7 @@ def own_preprocessing(backbone: str, options: Mapping[str, Any] | None = None) -
     >>> own_preprocessing("vgg16"), own_preprocessing("lecture_cnn")
     ('caffe', 'unit')
     """
-    return entry(backbone).preprocessing(options or {})
+    return entry_or_own(backbone).preprocessing(options or {})
 
 
 def _checked_classes(names: Any) -> tuple[str, ...]:

@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import numpy as np
 import tyro
 from rich.console import Console
 
@@ -17,20 +16,24 @@ from cnnjax.checkpoints import Checkpoints
 from cnnjax.classifier.classifier import ImageClassifier
 from cnnjax.classifier.command import affordable
 from cnnjax.classifier.running import Running, initial_leaves
-from cnnjax.data import account, open_data
+from cnnjax.data import account
 from cnnjax.data.pixels import Resizing
+from cnnjax.data.source import targets_of
 from cnnjax.features import GIB, FeatureStore
-from cnnjax.files.runs import RunFolder, write_whole
+from cnnjax.files.runs import RunFolder, path_name, write_whole
 from cnnjax.fit import Fitted, Fitter, Recipe, find_rate
-from cnnjax.metrics import Journal, Report
-from cnnjax.metrics import report as measure
-from cnnjax.models.registry import entry
+from cnnjax.fit.targets import TaskOptions
+from cnnjax.metrics import Journal
+from cnnjax.models.registry import entry_or_own
 from cnnjax.models.sizes import sides
+from cnnjax.order import program_digest
 from cnnjax.runtime.cache import cache_folder, keep_programs
 from cnnjax.runtime.precision import Precision, resolved
 from cnnjax.runtime.preemption import watching
 from cnnjax.runtime.progress import Bars
 from cnnjax.staging.trace import digest
+from cnnjax.train.dataset import digest_of
+from cnnjax.train.tasks import Classification, Task
 
 if TYPE_CHECKING:
     from cnnjax.runtime.devices import Devices
@@ -46,15 +49,18 @@ class Fit:
 
     data: str
     """Folder of pictures, SPLIT/CLASS/FILE or CLASS/FILE, packed or not; or tfds:NAME[:CONFIG]."""
+    target: Annotated[TaskOptions, tyro.conf.arg(name="")] = field(default_factory=TaskOptions)
     recipe: Annotated[Recipe, tyro.conf.arg(name="")] = field(default_factory=Recipe)
     backbone: BackboneName = "mobilenet"
     """The network."""
     backbone_options: BackboneOptions = field(default_factory=dict)
     """Its own options."""
     weights: Path | None = None
-    """Keras HDF5 file (.h5) with the backbone's pretrained weights."""
+    """Keras HDF5 file (.h5) with the backbone's pretrained weights; .safetensors for a network of your own."""
     image_size: ImageSize = 160
     """Height and width the pictures are resized to, one number for both."""
+    preprocessing: str | None = None
+    """tf, caffe, torch, unit or none; what the network's published weights expect if not given, unit without any."""
     head: Literal["lecture", "linear"] = "lecture"
     """lecture: Flatten, Dense 256, Dropout 0.5, Dense. linear: average pooling, Dropout 0.2, Dense."""
     splits: dict[str, str] | None = None
@@ -90,7 +96,7 @@ class Fit:
     """How much the store may hold, in GiB; the oldest features make room."""
 
     def __post_init__(self) -> None:
-        own = entry(self.backbone).checked(self.backbone_options, include_top=False)
+        own = entry_or_own(self.backbone).checked(self.backbone_options, include_top=False)
         object.__setattr__(self, "backbone_options", own)
         if self.weights is not None and not self.weights.is_file():
             raise FileNotFoundError(f"no weights file {self.weights}")
@@ -116,7 +122,7 @@ def _fit(config: Fit, devices: "Devices | None") -> Path:
     primary = devices is None or devices.primary
     console = Console(width=None if sys.stdout.isatty() else 120, highlight=False, quiet=not primary)
     size = sides(config.image_size)
-    sources = open_data(
+    sources = config.target.open(
         config.data, size, parts=config.splits, on_error=config.on_bad, resizing=config.resizing, scale=config.scale
     )
     for name, source in sources.items():
@@ -125,9 +131,9 @@ def _fit(config: Fit, devices: "Devices | None") -> Path:
             console.print(f"left out of {name}: {reason}", style="yellow")
     console.print(f"{config.data}: {account(sources)}")
     classifier = ImageClassifier(
-        config.backbone, sources["train"].class_names, weights=None if config.init_from else config.weights,
+        config.backbone, task=config.target.make(sources), weights=None if config.init_from else config.weights,
         image_size=config.image_size, head=config.head, resizing=config.resizing, scale=config.scale,
-        seed=config.seed, **config.backbone_options,
+        preprocessing=config.preprocessing, seed=config.seed, **config.backbone_options,
     )  # fmt: skip
     if config.init_from:
         classifier = classifier.with_leaves(initial_leaves(config.init_from, classifier.leaves, config.init_part))
@@ -137,8 +143,9 @@ def _fit(config: Fit, devices: "Devices | None") -> Path:
         recipe = replace(recipe, schedule="constant", warmup=0.0)
     fitter = Fitter(
         classifier.model, recipe, size, store=store, workers=config.workers, stream=config.stream,
-        precision=config.precision, devices=devices,
+        precision=config.precision, devices=devices, task=classifier.task,
     )  # fmt: skip
+    fitter.resolve(sources["train"])
     if not config.find_rate:  # a wrong request leaves no run folder, which would refuse the right one
         fitter.check(len(sources["train"]), validated="validation" in sources)
     identity = _identity(config, sources, classifier)
@@ -152,7 +159,7 @@ def _fit(config: Fit, devices: "Devices | None") -> Path:
         if config.find_rate:
             return _range_test(config, sources, fitter, out, console, report)
         with Checkpoints(out / "checkpoints", keep=config.running.keep_checkpoints) as checkpoints:
-            journal = Journal(out / "metrics.jsonl") if primary else None
+            journal = _ShownJournal(out / "metrics.jsonl", fitter.task, console) if primary else None
             if checkpoints.latest() is None:
                 console.print(f"starts from {_origin(config)}")
             about = {"config": identity}
@@ -161,19 +168,17 @@ def _fit(config: Fit, devices: "Devices | None") -> Path:
                 sources["train"], sources.get("validation"), seed=config.seed, journal=journal, report=report,
                 keeping=keeping,
             )  # fmt: skip
-        measured = {}
+        measured, task = {}, fitted.task
         for name in (split for split in ("validation", "test") if split in sources):
             # From stored features, as far as anything is frozen.
-            logits = fitter.logits(fitted, sources[name], len(sources["train"]), report)
-            measured[name] = measure(
-                logits,
-                sources[name].labels,
-                classifier.class_names,
-                samples=affordable(len(logits), len(classifier.class_names)),
-                seed=config.seed,
-            )
+            outputs = fitter.outputs(fitted, sources[name], len(sources["train"]), report)
+            if name == "validation":
+                task = task.calibrated(outputs, targets_of(sources[name]))
+            samples = affordable(len(sources[name]), task)
+            measured[name] = task.report(outputs, targets_of(sources[name]), samples=samples, seed=config.seed)
         if primary:
-            _finish(config, classifier.with_leaves(fitted.leaves, history=fitted.history), fitted, measured, out)
+            trained = classifier.with_leaves(fitted.leaves, history=fitted.history, task=task)
+            _finish(config, trained, fitted, measured, out)
     if devices:
         devices.agree(True)  # the other hosts wait for the first one's files
     console.print(_summary(fitted, len(sources["train"])))
@@ -210,23 +215,21 @@ def _range_test(
     return out
 
 
-def _finish(
-    config: Fit, classifier: ImageClassifier, fitted: Fitted, measured: Mapping[str, Report], out: Path
-) -> None:
-    from cnnjax.show import curves, reports
+def _finish(config: Fit, classifier: ImageClassifier, fitted: Fitted, measured: Mapping[str, Any], out: Path) -> None:
+    from cnnjax.show import curves, scores
 
     title = f"{config.backbone} on {Path(config.data).name}, {config.recipe.method}"
     classifier.metrics |= {
-        f"{name}_{measure}": getattr(found, measure)
-        for name, found in measured.items()
-        for measure in ("accuracy", "loss", "auc", "ece")
+        f"{name}_{measure}": value for name, found in measured.items() for measure, value in found.measures().items()
     } | {"seconds": fitted.seconds}
     classifier.save(out / "classifier")
     found = {name: report.to_json() for name, report in measured.items()}
     write_whole(out / "report.json", json.dumps(found, indent=2, allow_nan=False) + "\n")
+    named = {key.partition("_")[2] for line in fitted.history for key in line if key.startswith(_SPLITS)}
+    units = {name: classifier.task.unit(name) for name in named - {"loss"}}
     # Curves count epochs from 1, as people do.
-    curves.plot([line | {"epoch": line["epoch"] + 1} for line in fitted.history], out / "curves.png", title)
-    reports.plot(measured["test"], out / "report.png", f"{title}, test")
+    curves.plot([line | {"epoch": line["epoch"] + 1} for line in fitted.history], out / "curves.png", title, units)
+    scores.plot(measured["test"], out / "report.png", f"{title}, test")
 
 
 def _summary(fitted: Fitted, pictures: int) -> str:
@@ -238,27 +241,57 @@ def _summary(fitted: Fitted, pictures: int) -> str:
         rate = len(own) * pictures / max(seconds - compiling, 1e-9)
         text = f"{phase}: {len(own)} epochs in {seconds:.1f} s, {compiling:.1f} of them compiling"
         text += f"; {rate:,.0f} pictures a second without"
-        text += f"; training {100 * own[-1]['train_accuracy']:.1f} %"
-        if "validation_accuracy" in own[-1]:
-            text += f", validation {100 * own[-1]['validation_accuracy']:.1f} %"
+        text += f"; training {_said(fitted.task, own[-1], 'train')}"
+        if "validation_loss" in own[-1]:
+            text += f", validation {_said(fitted.task, own[-1], 'validation')}"
         lines.append(text)
     features = fitted.seconds["features"]
     return "\n".join([f"features of the pictures: {features:.1f} s", *lines])
 
 
+_SPLITS = ("train_", "validation_")
+
+
+def _said(task: Task, line: Mapping[str, Any], split: str) -> str:
+    """The metrics of a split in an epoch's record: of a classification the accuracy alone, without its name."""
+    found = {k.removeprefix(f"{split}_"): v for k, v in line.items() if k.startswith(f"{split}_")}
+    if isinstance(task, Classification):
+        return task.shown("accuracy", found["accuracy"])
+    loss = found.pop("loss")
+    return ", ".join(f"{name} {task.shown(name, x)}" for name, x in (found or {"loss": loss}).items())
+
+
+class _ShownJournal(Journal):
+    """A journal that tells of each epoch as it ends."""
+
+    def __init__(self, path: Path, task: Task, console: Console):
+        super().__init__(path)
+        self._task, self._console = task, console
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        """Append a line, and print its numbers."""
+        super().write(record)
+        parts = [
+            f"{split} loss {record[f'{split}_loss']:.4g}, {_said(self._task, record, split)}"
+            for split in ("train", "validation")
+            if f"{split}_loss" in record
+        ]
+        self._console.print(f"epoch {record['epoch'] + 1}, {record['phase']}: {'; '.join(parts)}")
+
+
 def _identity(config: Fit, sources: Mapping[str, Any], classifier: ImageClassifier) -> dict[str, Any]:
     """What makes a run this one: options, pictures, weights."""
-    left_out = ("out", "store", "store_gib", "workers", "find_rate", "running")
+    left_out = ("out", "store", "store_gib", "workers", "find_rate", "running", "target")
     options = {name: value for name, value in asdict(config).items() if name not in left_out}
     options |= {name: str(value) for name, value in options.items() if isinstance(value, Path)}
-    if config.scale is None:
-        del options["scale"]
-    pictures = {
-        f"{name}_pictures": digest(source.digest, np.asarray(source.labels), *source.class_names)
-        for name, source in sources.items()
-    }
-    return {**options, **pictures, "weights_digest": digest(*classifier.leaves.values())}
+    options |= config.target.changed()
+    options = {k: v for k, v in options.items() if v is not None or k not in ("scale", "preprocessing")}
+    pictures = {f"{name}_pictures": digest_of(source) for name, source in sources.items()}
+    own = program_digest(classifier.model.backbone, (*classifier.image_size, 3)) if classifier.config.own else None
+    program = {"program": own} if own else {}
+    return {**options, **pictures, **program, "weights_digest": digest(*classifier.leaves.values())}
 
 
 def _default_folder(config: Fit, identity: Mapping[str, Any]) -> Path:
-    return Path("runs") / f"fit-{config.backbone}-{config.recipe.method}-{digest(repr(sorted(identity.items())))[:8]}"
+    name = path_name(config.backbone)
+    return Path("runs") / f"fit-{name}-{config.recipe.method}-{digest(repr(sorted(identity.items())))[:8]}"

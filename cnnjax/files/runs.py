@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -118,6 +119,15 @@ class RunFolder:
             file.flush()
             os.fsync(file.fileno())
         self.results.append(record)
+
+
+def path_name(text: str) -> str:
+    """A text as part of a folder's name.
+
+    >>> path_name("mobilenet"), path_name("networks/vit.py:model")
+    ('mobilenet', 'networks-vit.py-model')
+    """
+    return re.sub(r"[^\w.]+", "-", text).strip("-.") or "own"
 
 
 def finite(value: Any) -> Any:

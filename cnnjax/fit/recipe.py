@@ -13,6 +13,7 @@ from cnnjax.data.order import LastBatch
 from cnnjax.freeze import Freeze, Frozen, deepest, layer_names
 from cnnjax.functional import leaves_of
 from cnnjax.optim import make_optimizer
+from cnnjax.order import Example
 
 Method = Literal["features", "views", "augment", "finetune", "lp-ft", "gradual", "scratch"]
 
@@ -183,13 +184,16 @@ class Phase:
     carries: bool = False
 
 
-def phases(recipe: Recipe, model: nnx.Module, within: str = "backbone") -> tuple[Phase, ...]:
+def phases(
+    recipe: Recipe, model: nnx.Module, within: str = "backbone", example: Example | None = None
+) -> tuple[Phase, ...]:
     """The phases of a recipe for a model.
 
     Args:
         recipe: what is asked for.
         model: pixels to logits.
         within: the part that is frozen and unfrozen; what lies outside trains in every phase.
+        example: what the model takes, as for `Freeze.resolve`.
 
     Raises:
         ValueError: a layer that is not there, a phase in which nothing (more) trains, or stages that freeze what
@@ -197,7 +201,7 @@ def phases(recipe: Recipe, model: nnx.Module, within: str = "backbone") -> tuple
     """
 
     def frozen(freeze: Freeze) -> Frozen:
-        return freeze.resolve(model, within, live_statistics=recipe.batchnorm == "live")
+        return freeze.resolve(model, within, live_statistics=recipe.batchnorm == "live", example=example)
 
     parameters = leaves_of(model, nnx.Param)
 
@@ -229,7 +233,7 @@ def phases(recipe: Recipe, model: nnx.Module, within: str = "backbone") -> tuple
     if recipe.method == "lp-ft":
         freeze = Freeze.none()
     elif recipe.unfreeze_from is not None:
-        freeze = _before(recipe.unfreeze_from, layer_names(part))
+        freeze = _before(recipe.unfreeze_from, layer_names(model, within, example=example))
     else:
         freeze = Freeze.parse(recipe.freeze or "")
     tune = Phase("tune", frozen(freeze), recipe.tune_epochs, rate)

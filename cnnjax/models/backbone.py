@@ -286,8 +286,9 @@ class Classifier(nnx.Module):
     """Pixels to logits: preprocessing, backbone, and a head if the backbone has no top of its own.
 
     Attributes:
-        backbone: Images to features.
-        head: Features to logits; None for a backbone that gives logits (`classifier_activation=None`).
+        backbone: Images to features; any NNX module.
+        head: Features to logits; any NNX module, or None for a backbone that gives logits
+            (`classifier_activation=None`).
         preprocessing: A name from `cnnjax.models.preprocessing.PREPROCESSING`.
 
     >>> from cnnjax.models.heads import linear_head
@@ -300,8 +301,9 @@ class Classifier(nnx.Module):
     (5, 1)
     """
 
-    def __init__(self, backbone: Backbone, head: Backbone | None, preprocessing: str):
-        if head is not None and None not in backbone.input_shape:
+    def __init__(self, backbone: Any, head: Any, preprocessing: str):
+        both_ours = isinstance(backbone, Backbone) and isinstance(head, Backbone)
+        if both_ours and None not in backbone.input_shape:
             head._check((1, *backbone.output_shape()))
         self.backbone = backbone
         self.head = head

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
+from cnnjax.models.own import Own, is_path
 from cnnjax.models.preprocessing import OF_RGB
 from cnnjax.weights.published import Published
 
@@ -207,6 +208,18 @@ def entries() -> dict[str, Entry]:
     return dict(_entries)
 
 
+def entry_or_own(name: str) -> Entry | Own:
+    """The same, or what stands for a network of the user's; its code is not imported yet.
+
+    Raises:
+        LookupError: It is neither an architecture's name nor an import path.
+
+    >>> entry_or_own("networks.py:vit")
+    Own(name='networks.py:vit', code=None, options=None)
+    """
+    return Own(name) if is_path(name) else entry(name)
+
+
 def entry(name: str) -> Entry:
     """The architecture of that name.
 
@@ -218,7 +231,10 @@ def entry(name: str) -> Entry:
     """
     if name not in _entries:
         nearest = difflib.get_close_matches(name, _entries, n=1, cutoff=0)[0]
-        raise LookupError(f"no backbone {name!r}; did you mean {nearest!r}? There are {', '.join(_entries)}")
+        raise LookupError(
+            f"no backbone {name!r}; did you mean {nearest!r}? There are {', '.join(_entries)}; a network of your "
+            "own is named by its import path, package.module:function or file.py:function"
+        )
     return _entries[name]
 
 

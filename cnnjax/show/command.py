@@ -9,8 +9,13 @@ import numpy as np
 from tyro.conf import Positional, arg
 
 from cnnjax.arguments import BackboneName, BackboneOptions, ImageSize
+from cnnjax.files.runs import path_name
+from cnnjax.functional import modules
 from cnnjax.hooks import checked_layer
 from cnnjax.models import Backbone, preprocess
+from cnnjax.models.own import is_path
+from cnnjax.models.registry import entry_or_own
+from cnnjax.models.sizes import sides
 from cnnjax.pretrained import open_backbone
 from cnnjax.show.augment import Augment
 from cnnjax.show.cam import class_activation
@@ -34,7 +39,10 @@ class _Options:
     backbone_options: BackboneOptions = field(default_factory=dict)
     """Its own options."""
     weights: Path | None = None
-    """Keras HDF5 file (.h5) with the network's weights; random numbers if not given."""
+    """Keras HDF5 file (.h5) with the network's weights, .safetensors for one of your own; random numbers if not
+    given."""
+    preprocessing: str | None = None
+    """tf, caffe, torch, unit or none; what the network's published weights expect if not given, unit without any."""
     image_size: ImageSize | None = None
     """Height and width of the pictures, one number for both; the network's own if not given."""
     channels: int | None = None
@@ -48,20 +56,27 @@ class _Options:
         if self.out is not None and self.out.suffix.lower() != ".png":
             raise ValueError(f"--out must be a PNG file, such as {self.out.with_suffix('.png')}, not {self.out}")
 
-    def opened(self, **options: Any) -> tuple[Backbone, str]:
+    def opened(self, **options: Any) -> tuple[Any, str]:
         """The network, without its top if not asked for, and the name of its preprocessing."""
         options = {"include_top": False, **options}
         model, preprocessing = open_backbone(
             self.backbone, image_size=self.image_size, channels=self.channels, weights=self.weights,
-            **self.backbone_options, **options,
+            preprocessing=self.preprocessing, **self.backbone_options, **options,
         )  # fmt: skip
         if self.layer is not None:
             checked_layer(
-                self.layer, model.layer_names, self.backbone + ("" if options["include_top"] else " without its top")
+                self.layer, _names(model), self.backbone + ("" if options["include_top"] else " without its top")
             )
         if self.weights is None:
             print("no --weights: the network is filled with random numbers, and the picture shows them")
         return model, preprocessing
+
+    def shape(self, model: Any) -> Any:
+        """What the network takes, (H, W, C)."""
+        if isinstance(model, Backbone):
+            return model.input_shape
+        size = entry_or_own(self.backbone).image_size if self.image_size is None else self.image_size
+        return (*sides(size), self.channels or 3)
 
     def titled(self, layer: str, text: str) -> str:
         """A title that names network, layer and what is shown."""
@@ -71,7 +86,8 @@ class _Options:
 
     def saved(self, sheet: Sheet, *parts: str) -> Path:
         """Write the picture and say where."""
-        name = "-".join(parts).replace("/", "-")
+        # A network of one's own is named by a path; the other parts are names of layers and of the picture's file.
+        name = "-".join([path_name(parts[0]), *parts[1:]])
         path = sheet.save(self.out or Path(f"{name}.png"))
         print(f"written to {path} ({sheet.width} x {sheet.height} pixels)")
         return path
@@ -83,11 +99,11 @@ class _WithPicture(_Options):
     """A photograph: BMP, GIF, JPEG, PNG or WebP; or .npy, an array [H, W, C] of 0 to 255. Its middle is used, in the
     shape of the network's pictures."""
 
-    def opened_for_picture(self, **options: Any) -> tuple[Backbone, str, np.ndarray, np.ndarray]:
+    def opened_for_picture(self, **options: Any) -> tuple[Any, str, np.ndarray, np.ndarray]:
         """The same, the picture u8[H, W, 3], and f32[H, W, C] as the network takes it."""
         pixels = read_picture(self.picture)
         model, preprocessing = self.opened(**options)
-        height, width, channels = model.input_shape
+        height, width, channels = self.shape(model)
         assert height is not None and width is not None and channels is not None
         pixels = resized(middle(pixels, width / height), (height, width))
         seen = in_channels(pixels, channels, self.backbone)
@@ -107,7 +123,7 @@ class Filters(_Options):
     def draw(self) -> Path:
         """Draw and save."""
         model, preprocessing = self.opened()
-        found = convolution(model, self.layer)
+        found = convolution(model, self.layer, input_shape=self.shape(model))
         kernel = _rgb(found, found.folded, preprocessing)
         rows, columns, channels, filters = kernel.shape
         text = f"{_many(filters, 'filter')} of {rows} × {columns} × {channels}"
@@ -150,11 +166,11 @@ class Edges(_WithPicture):
     def draw(self) -> Path:
         """Draw and save."""
         model, preprocessing, picture, inputs = self.opened_for_picture()
-        found = convolution(model, self.layer)
+        found = convolution(model, self.layer, input_shape=inputs.shape)
         if found.folded.shape[2] != inputs.shape[-1] or found.folded.shape[0] < 2:
             raise ValueError(
                 f"{found.layer} has a kernel {tuple(found.folded.shape)}, which finds no edges in a picture; edges are "
-                f"found by a layer that reads the picture: {convolution(model, None).layer}"
+                f"found by a layer that reads the picture: {convolution(model, None, input_shape=inputs.shape).layer}"
             )
         kernel = _rgb(found, found.folded, preprocessing)
         text = f"the strongest edge detectors of {_many(kernel.shape[-1], 'filter')}"
@@ -203,6 +219,11 @@ class Cam(_WithPicture):
 
     def draw(self) -> Path:
         """Draw and save."""
+        if is_path(self.backbone):
+            raise ValueError(
+                f"cam needs a network that ends in classes, and {self.backbone} has no top; of a loaded classifier "
+                "call cnnjax.show.cam.grad_cam with the model"
+            )
         if self.weights is None:
             raise ValueError("cam needs --weights FILE, trained and with top: random numbers know no classes")
         try:
@@ -233,6 +254,10 @@ Show = Filters | Activations | Edges | Field | Cam | Augment
 def show(config: Show) -> Path:
     """The command: draw what the options name, save it as PNG and say where."""
     return config.draw()
+
+
+def _names(model: Any) -> tuple[str, ...]:
+    return model.layer_names if isinstance(model, Backbone) else tuple(path for path, _ in modules(model))
 
 
 def _rgb(found: Convolution, array: np.ndarray, preprocessing: str) -> np.ndarray:

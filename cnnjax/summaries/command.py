@@ -9,7 +9,9 @@ import tyro
 from flax import nnx
 
 from cnnjax.arguments import BackboneName, BackboneOptions, ImageSize
-from cnnjax.models.registry import entry
+from cnnjax.models.own import is_path
+from cnnjax.models.registry import entry_or_own
+from cnnjax.models.sizes import sides
 from cnnjax.pretrained import open_backbone
 from cnnjax.summaries.summary import summary
 
@@ -40,7 +42,7 @@ class Summarise:
     """How it is printed."""
 
     def __post_init__(self) -> None:
-        entry(self.name).checked(self.backbone_options, include_top=self.include_top)
+        entry_or_own(self.name).checked(self.backbone_options, include_top=self.include_top)
 
 
 def summarise(config: Summarise) -> None:
@@ -57,7 +59,9 @@ def summarise(config: Summarise) -> None:
         )[0]
 
     # Shapes are enough: no weight is drawn.
-    found = summary(nnx.eval_shape(build), freeze=config.freeze)
+    size = entry_or_own(config.name).image_size if config.image_size is None else config.image_size
+    shape = (*sides(size), config.channels or 3) if is_path(config.name) else None
+    found = summary(nnx.eval_shape(build), input_shape=shape, freeze=config.freeze)
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
     shown = {
         "text": lambda: found.text(wide=config.wide, width=width),

@@ -4,12 +4,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from cnnjax.freeze import Freeze, Frozen, layer_names
 from cnnjax.functional import Functional, children, functionalize, join, leaves_of, model_name, modules, names_of
 from cnnjax.models.backbone import Backbone
+from cnnjax.order import Example
+from cnnjax.order import layers as unordered
 from cnnjax.sizing.field import Field
 from cnnjax.summaries.frontier import Frontier, frontier
 from cnnjax.summaries.measure import Call, Measured, known_shape, measure
@@ -131,8 +134,8 @@ def summary(
     """Measure a model layer by layer, without running it.
 
     Layers, names, shapes and parameters are those of Keras's `model.summary()` for our architectures. Any
-    NNX model can be summarised: its layers are its innermost modules (`cnnjax.freeze.layer_names`). A module
-    that multiplies outside of them (attention) has a line of its own behind them. What cannot be known (the
+    NNX model can be summarised: its layers are its innermost modules as they run (`cnnjax.freeze.layer_names`). A
+    module that multiplies outside of them (attention) has a line of its own behind them. What cannot be known (the
     shape of a layer that is not called, a receptive field through attention) is blank.
 
     Args:
@@ -156,7 +159,7 @@ def summary(
     if not isinstance(model, nnx.Module):
         raise ValueError(f"summary takes a Flax NNX module, found {type(model).__name__}: {model!r:.60}")
     shape = known_shape(model, input_shape)
-    frozen = _resolved(model, freeze)
+    frozen = _resolved(model, freeze, shape and jax.ShapeDtypeStruct(shape, dtype), call)
     functional = functionalize(model)
     measured = measure(model, shape, dtype, call) if shape else {}
     cut = frontier(model, frozen, shape, dtype, call) if shape and frozen.layers else None
@@ -164,7 +167,8 @@ def summary(
     kinds = {"": type(model).__name__, **{path: type(module).__name__ for path, module in modules(model)}}
     weights = [path for path, kind in functional.kinds.items() if not issubclass(kind, _NOT_WEIGHTS)]
     kinds |= {path: functional.kinds[path].__name__ for path in weights}
-    layers = _layers(model, kinds, weights)
+    order = _order(model, shape and jax.ShapeDtypeStruct(shape, dtype), call)
+    layers = _layers(model, order, kinds, weights)
     rows, reads = [], _reads(model)
     for name in _rows(list(layers), measured):
         row = _row(name, kinds, layers.get(name, []), leaves, functional, frozen, measured, cut)
@@ -209,12 +213,24 @@ def _reads(model: nnx.Module) -> dict[str, tuple[str, ...]]:
     return found
 
 
-def _layers(model: nnx.Module, kinds: dict[str, str], weights: Sequence[str]) -> dict[str, list[str]]:
+def _order(model: nnx.Module, example: Example | None, call: Call | None) -> tuple[str, ...]:
+    """The layers as they run; by their paths where no input is known."""
+    try:
+        return layer_names(model, example=example, call=call)
+    except ValueError:
+        if example is not None:
+            raise
+        return tuple(layer.name for layer in unordered(model))
+
+
+def _layers(
+    model: nnx.Module, order: Sequence[str], kinds: dict[str, str], weights: Sequence[str]
+) -> dict[str, list[str]]:
     """The layers with their weights, each once, and the weights that stand in none of them."""
     if len(kinds) == 1 + sum(path in kinds for path in weights):
         return {"": list(weights)}  # the model is one layer
     layers, paths, names, free = {}, list(_paths(model).values()), names_of(model), list(weights)
-    for name in layer_names(model):
+    for name in order:
         # NNX knows a shared layer's weights by one of its names, which need not be the first; so do `kinds`.
         places = next((every for every in paths if name in every), [name])
         # What is no weight (a cache) has no line.
@@ -237,7 +253,7 @@ def _paths(model: nnx.Module) -> dict[int, list[str]]:
             return
         if path and isinstance(node, nnx.Module):
             found.setdefault(id(node), []).append(join(path))
-        for name, child in children(node)[0]:
+        for name, child in children(node):
             walk(child, (*path, name), (*above, id(node)))
 
     walk(model, (), ())
@@ -260,9 +276,9 @@ def _rows(names: Sequence[str], measured: dict[str, Measured]) -> list[str]:
     return rows
 
 
-def _resolved(model: Any, freeze: Freeze | Frozen | str | None) -> Frozen:
+def _resolved(model: Any, freeze: Freeze | Frozen | str | None, example: Example | None, call: Call | None) -> Frozen:
     if isinstance(freeze, Frozen):
         return freeze
     chosen = Freeze.parse(freeze) if isinstance(freeze, str) else freeze or Freeze.none()
     within = "backbone" if isinstance(getattr(model, "backbone", None), nnx.Module) else ""
-    return chosen.resolve(model, within=within)
+    return chosen.resolve(model, within=within, example=example, call=call)

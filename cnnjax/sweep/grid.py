@@ -3,13 +3,15 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import groupby, product
+from typing import Any
 
 import jax
 import numpy as np
 from flax import nnx
 
-from cnnjax.freeze import Freeze, Frozen, deepest, layer_names
-from cnnjax.models import Backbone, Classifier, SoundClassifier
+from cnnjax.freeze import Freeze, Frozen, deepest
+from cnnjax.models import Classifier, SoundClassifier
+from cnnjax.order import Example, layers, layers_in_order
 from cnnjax.sweep.options import Ablation
 
 
@@ -56,7 +58,7 @@ class Cell:
         return self.freeze, self.augment, self.size, self.method
 
 
-def default_depths(backbone: Backbone, count: int = 6) -> tuple[str, ...]:
+def default_depths(backbone: nnx.Module, count: int = 6) -> tuple[str, ...]:
     """At most `count` freezing depths, evenly from nothing to everything."""
     kernels = deepest(backbone)
     steps = min(kernels, count - 1)
@@ -64,13 +66,13 @@ def default_depths(backbone: Backbone, count: int = 6) -> tuple[str, ...]:
     return tuple(str(Freeze.depth(d)) for d in depths) + ("all",)
 
 
-def cells(config: Ablation, model: Classifier | SoundClassifier) -> list[Cell]:
+def cells(config: Ablation, model: Classifier | SoundClassifier, example: Example | None = None) -> list[Cell]:
     """Every cell of the sweep, least frozen first, so that each depth's features come from the one before."""
     texts = config.freeze or default_depths(model.backbone)
     faults, resolved = [], {}
     for text in dict.fromkeys(text.strip() for text in texts):
         try:
-            resolved[text] = Freeze.parse(text).resolve(model, within="backbone")
+            resolved[text] = Freeze.parse(text).resolve(model, within="backbone", example=example)
         except ValueError as error:
             faults.append(str(error))
     if faults:
@@ -85,7 +87,7 @@ def cells(config: Ablation, model: Classifier | SoundClassifier) -> list[Cell]:
     )
     found: dict[str, Cell] = {}
     for (text, frozen), augment, size, method in product(ordered, config.augment, sizes, config.methods):
-        tuned = bool(first_trainable(model.backbone, frozen))
+        tuned = tunes(model.backbone, frozen)
         if method == "head-first" and not tuned and "direct" in config.methods:
             continue  # with everything frozen the head is all there is
         for rate, seed in product(config.learning_rates, seeds):
@@ -100,12 +102,23 @@ def groups(wanted: Iterable[Cell]) -> list[list[Cell]]:
     return [list(group) for _, group in groupby(wanted, key=lambda cell: cell.group)]
 
 
-def first_trainable(backbone: Backbone, frozen: Frozen) -> str:
-    """Name of the first layer with parameters that trains, "" if there is none."""
-    for name in layer_names(backbone):
-        if name not in frozen.layers and jax.tree.leaves(nnx.state(getattr(backbone, name), nnx.Param)):
-            return name
+def first_trainable(model: nnx.Module, frozen: Frozen, example: Example | None = None) -> str:
+    """Name of the backbone's first layer with parameters that trains, "" if there is none."""
+    for layer in layers_in_order(model, "backbone", example=example):
+        if layer.name not in frozen.layers and _has_parameters(layer.node):
+            return layer.name
     return ""
+
+
+def tunes(backbone: nnx.Module, frozen: Frozen) -> bool:
+    """Whether any of the backbone trains."""
+    return any(layer.name not in frozen.layers and _has_parameters(layer.node) for layer in layers(backbone))
+
+
+def _has_parameters(node: Any) -> bool:
+    if isinstance(node, nnx.Variable):
+        return isinstance(node, nnx.Param)
+    return bool(jax.tree.leaves(nnx.state(node, nnx.Param)))
 
 
 def subset(labels: np.ndarray, size: int) -> np.ndarray:

@@ -2,13 +2,16 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+import tyro
 
 from cnnjax.arguments import BackboneName, BackboneOptions, ImageSize
 from cnnjax.data.order import LastBatch
 from cnnjax.data.pixels import Resizing
+from cnnjax.fit.targets import TaskOptions
 from cnnjax.freeze import Freeze
-from cnnjax.models.registry import entry
+from cnnjax.models.registry import entry_or_own
 from cnnjax.models.sizes import sides
 from cnnjax.optim import make_optimizer
 from cnnjax.runtime.precision import Precision
@@ -25,6 +28,7 @@ class Ablation:
     data: str | None = None
     """Folder of pictures, SPLIT/CLASS/FILE or CLASS/FILE, packed or not; or tfds:NAME[:CONFIG]. Drawn shapes if not
     given."""
+    target: Annotated[TaskOptions, tyro.conf.arg(name="")] = field(default_factory=TaskOptions)
     splits: dict[str, str] | None = None
     """Slices of a TFDS data set: train 'train[:80%]' test 'train[80%:]'. Its own splits if not given."""
     backbone: BackboneName = "lecture_cnn"
@@ -32,12 +36,14 @@ class Ablation:
     backbone_options: BackboneOptions = field(default_factory=dict)
     """Its own options."""
     weights: Path | None = None
-    """Keras HDF5 file (.h5) with the backbone's pretrained weights."""
+    """Keras HDF5 file (.h5) with the backbone's pretrained weights; .safetensors for a network of your own."""
     image_size: ImageSize | None = None
     """Height and width the pictures are resized to, one number for both; 160 if not given."""
     freeze: tuple[str, ...] = ()
     """The depths to compare, each: none, all, a number of layers, a layer's name (up to and including),
     [start:stop] as in Keras, or a pattern. Up to six from none to all if not given."""
+    preprocessing: str | None = None
+    """tf, caffe, torch, unit or none; what the network's published weights expect if not given, unit without any."""
     head: Literal["lecture", "linear"] = "lecture"
     """lecture: Flatten, Dense 256, Dropout 0.5, Dense. linear: average pooling, Dropout 0.2, Dense."""
     seeds: int = 3
@@ -92,7 +98,7 @@ class Ablation:
     """How much the store may hold, in GiB; the oldest features make room."""
 
     def __post_init__(self) -> None:
-        own = entry(self.backbone).checked(self.backbone_options, include_top=False)
+        own = entry_or_own(self.backbone).checked(self.backbone_options, include_top=False)
         object.__setattr__(self, "backbone_options", own)
         if self.weights is not None and not self.weights.is_file():
             raise FileNotFoundError(f"no weights file {self.weights}")
@@ -120,6 +126,8 @@ class Ablation:
             raise ValueError("splits, augment, resizing and scale are for pictures of your own: give --data as well")
         if self.views < 0 or (self.views and not augmented):
             raise ValueError(f"views: expected 0 or more, and --augment to draw them with, found {self.views}")
+        if self.target.changed() and (self.data is None or self.sample_rate is not None):
+            raise ValueError(f"{', '.join(self.target.changed())}: for pictures of your own; give --data as well")
         if self.sample_rate is not None and (self.data is None or self.splits or augmented):
             raise ValueError("sample_rate is for a folder of sounds, which have no TFDS splits and no augmentation")
         if self.workers < 0:

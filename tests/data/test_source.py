@@ -85,7 +85,7 @@ def test_digest_is_of_the_pixels_alone() -> None:
 @pytest.mark.parametrize(
     ("images", "labels", "reason"),
     [
-        (IMAGES[..., 0], LABELS, r"images: expected shape \[N, H, W, 3\], found \[5, 6, 7\]"),
+        (IMAGES[..., 0], LABELS, r"images: expected shape \[N, H, W, C\], found \[5, 6, 7\]"),
         (IMAGES.astype(np.int64), LABELS, "images: expected uint8, or floats in 0..255, found int64"),
         (IMAGES - 1.0, LABELS, r"images: expected values in 0..255, found -1\.0"),
         (IMAGES * np.float32("nan"), LABELS, "images: expected values in 0..255, found nan"),

@@ -123,9 +123,10 @@ def run_trained(seed: int, *, by_op: bool = False) -> list[Outcome]:
         parts.append(Part(builder.steps))
     net = Net(parts)
     kind = str(rng.choice(["none", "all", "some", "some"]))
-    names = [name for name in layer_names(net) if rng.random() < 0.5] or [layer_names(net)[0]]
-    freeze = {"none": Freeze.none(), "all": Freeze.match(*layer_names(net)[:-1]), "some": Freeze.match(*names)}[kind]
-    frozen = freeze.resolve(net)
+    layers = layer_names(net, example=shape)
+    names = [name for name in layers if rng.random() < 0.5] or [layers[0]]
+    freeze = {"none": Freeze.none(), "all": Freeze.match(*layers[:-1]), "some": Freeze.match(*names)}[kind]
+    frozen = freeze.resolve(net, example=shape)
     inputs = (images, labels, net, frozen)
     arrays, calls = _by_op(*inputs) if by_op else _by_trainer(*inputs, dtype)
     outcomes = []
