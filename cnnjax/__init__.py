@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from cnnjax.runtime.devices import Devices
     from cnnjax.staging import Staged
     from cnnjax.summaries import summary
+    from cnnjax.train.tasks import Classification, MultiLabel, Regression, Task
     from cnnjax.train.trainer import Trainer
     from cnnjax.weights.assign import load_weights
 
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Backbone",
     "Checkpoints",
+    "Classification",
     "Classifier",
     "Devices",
     "FeatureStore",
@@ -46,9 +48,12 @@ __all__ = [
     "ImageClassifier",
     "Keeping",
     "LogMel",
+    "MultiLabel",
     "Recipe",
+    "Regression",
     "SoundClassifier",
     "Staged",
+    "Task",
     "Trainer",
     "create",
     "keep_programs",
@@ -71,6 +76,7 @@ _MODULES = {
     "cnnjax.freeze": ("Freeze", "Frozen"),
     "cnnjax.staging": ("Staged",),
     "cnnjax.summaries": ("summary",),
+    "cnnjax.train.tasks": ("Classification", "MultiLabel", "Regression", "Task"),
     "cnnjax.train.trainer": ("Trainer",),
     "cnnjax.weights.assign": ("load_weights",),
 }

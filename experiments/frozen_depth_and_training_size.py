@@ -79,7 +79,7 @@ def run(
     for seed in SEEDS:
         train = draw(splits["train"], size, seed)
         fitted = fitter.fit(train, leaves=leaves_of(build(weights, seed)), seed=seed)
-        logits = fitter.logits(fitted, splits["test"], size)
+        logits = fitter.outputs(fitted, splits["test"], size)
         found.append(float(np.mean((logits[:, 0] > 0) == (splits["test"].labels == 1))))
     return found
 

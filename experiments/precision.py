@@ -48,7 +48,7 @@ def accuracies(data: Path, weights: Path, recipe: Recipe, precision: str) -> lis
             cnnjax.Classifier(backbone, head, preprocessing), recipe, SIZE, store=store, precision=precision
         )
         fitted = fitter.fit(pictures["train"], seed=seed)
-        logits = fitter.logits(fitted, pictures["test"], len(pictures["train"]))
+        logits = fitter.outputs(fitted, pictures["test"], len(pictures["train"]))
         right = (logits[:, 0] > 0) == np.asarray(pictures["test"].labels)
         found.append(100 * float(right.mean()))
     return found

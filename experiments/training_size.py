@@ -107,7 +107,7 @@ def run(
         fitted = fitter.fit(train, watched, leaves=leaves_of(build(weights, seed)), seed=seed)
         accuracies = []
         for source in (train, splits["test"]):
-            logits = fitter.logits(fitted, source, size)
+            logits = fitter.outputs(fitted, source, size)
             accuracies.append(float(np.mean((logits[:, 0] > 0) == (source.labels == 1))))
         found.append(Result(*accuracies, fitted.history))
     return found

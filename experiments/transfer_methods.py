@@ -70,7 +70,7 @@ def run(name: str, data: Path, weights: Path, seeds: int = SEEDS) -> str:
         head = {f"head/{path}": x for path, x in leaves_of(model(weights, seed).head).items()}
         start = time.perf_counter()
         fitted = fitter.fit(pictures["train"], pictures["validation"], leaves=head, seed=seed)
-        logits = fitter.logits(fitted, pictures["test"], len(pictures["train"]))
+        logits = fitter.outputs(fitted, pictures["test"], len(pictures["train"]))
         seconds.append(time.perf_counter() - start)
         found = report(logits, pictures["test"].labels, pictures["test"].class_names)
         accuracies.append(found.accuracy)

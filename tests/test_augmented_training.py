@@ -11,7 +11,7 @@ from cnnjax.data import InMemory, Views
 from cnnjax.features import FeatureStore
 from cnnjax.freeze import Freeze
 from cnnjax.models import Classifier, lecture_cnn, linear_head
-from cnnjax.train.losses import losses
+from cnnjax.train.tasks import Classification
 from cnnjax.train.trainer import Trainer
 
 RNG = np.random.default_rng(0)
@@ -72,7 +72,7 @@ def test_a_step_is_the_augmented_pictures_gradient(model, pictures):
     def objective(trainable):
         leaves = {**trainer.fixed, **trainable, **trainer.functional.random_leaves(key)}
         logits, _ = trainer.functional.apply(leaves, images, train=True)
-        return losses(logits, jnp.asarray(pictures.labels[index]))[0].mean()
+        return Classification().loss(logits, jnp.asarray(pictures.labels[index])).mean()
 
     gradients = jax.grad(objective)(start.trainable)
     for path, value in state.trainable.items():
@@ -115,12 +115,13 @@ def test_mixed_targets_have_the_papers_loss():
     first, second, share = np.arange(5) % 3, (np.arange(5) + 1) % 3, np.linspace(0.1, 0.9, 5)
     one_hot = np.eye(3)
     mixed = share[:, None] * one_hot[first] + (1 - share[:, None]) * one_hot[second]
-    want = share * losses(logits, jnp.asarray(first))[0] + (1 - share) * losses(logits, jnp.asarray(second))[0]
-    np.testing.assert_allclose(losses(logits, jnp.asarray(mixed, jnp.float32))[0], want, rtol=1e-5)
+    loss = Classification().loss
+    want = share * loss(logits, jnp.asarray(first)) + (1 - share) * loss(logits, jnp.asarray(second))
+    np.testing.assert_allclose(Classification().loss(logits, jnp.asarray(mixed, jnp.float32)), want, rtol=1e-5)
     z = jnp.asarray(RNG.normal(size=(4, 1)), jnp.float32)
     p = np.array([0.0, 0.3, 0.7, 1.0])
     want = -p * np.log(1 / (1 + np.exp(-z[:, 0]))) - (1 - p) * np.log(1 / (1 + np.exp(z[:, 0])))
-    np.testing.assert_allclose(losses(z, jnp.asarray(p[:, None], jnp.float32))[0], want, rtol=1e-4)
+    np.testing.assert_allclose(Classification().loss(z, jnp.asarray(p[:, None], jnp.float32)), want, rtol=1e-4)
 
 
 def test_mixup_trains_and_cannot_be_stored(model, pictures):

@@ -47,7 +47,7 @@ def test_a_batchnorm_without_parameters_is_frozen_with_its_layer():
     plain = Plain(nnx.Rngs(0))
     leaves = leaves_of(plain)
     for spec, moves in (("none", True), ("norm", False)):
-        f = functionalize(plain, frozen=Freeze.parse(spec).resolve(plain))
+        f = functionalize(plain, frozen=Freeze.parse(spec).resolve(plain, example=(3,)))
         after = f.apply(leaves, X[:, 0, 0], train=True)[1]
         assert bool(jnp.any(after["norm/mean"] != leaves["norm/mean"])) is moves
 
@@ -74,4 +74,4 @@ def test_the_order_of_layers_survives_split_and_merge(model):
     # nnx.merge gives attributes back in alphabetical order.
     merged = nnx.merge(*nnx.split(model))
     assert layer_names(merged) == layer_names(model)
-    assert [p for p, _ in modules(merged)][:2] == ["stem", "norm"]
+    assert sorted(p for p, _ in modules(merged)) == sorted(p for p, _ in modules(model))

@@ -141,7 +141,7 @@ def test_what_fills_up_is_not_seen():
         index = np.array([0, 1, 2, 3, 4, *fill], np.int32)
         context = own._shared(own.constants, rows)
         state, metrics = own._taking_step(
-            own.init(), context, rows.arrays, rows.labels, index, weights, index, np.uint32(0),
+            own.init(), context, rows.arrays, rows.labelled, index, weights, index, np.uint32(0),
             decoded=rows.decoded, masked=masked,
         )  # fmt: skip
         return jax.device_get({**state.trainable, **state.statistics, "loss": metrics.loss, "count": metrics.count})
@@ -161,7 +161,7 @@ def test_a_batch_of_nothing_moves_no_weight(norm):
     before = jax.device_get(own.init())
     index, nothing = np.arange(BATCH, dtype=np.int32), np.zeros(BATCH, np.float32)
     state, metrics = own._taking_step(
-        own.init(), own._shared(own.constants, rows), rows.arrays, rows.labels, index, nothing, index, np.uint32(0),
+        own.init(), own._shared(own.constants, rows), rows.arrays, rows.labelled, index, nothing, index, np.uint32(0),
         decoded=rows.decoded, masked=True,
     )  # fmt: skip
     assert all(np.isfinite(x).all() for x in jax.tree.leaves((state, metrics)))
@@ -229,7 +229,7 @@ class Maskless(nnx.BatchNorm):
 @pytest.mark.parametrize(
     ("model", "fault"),
     [
-        (lambda: Merged(), r"of 5 rows a BatchNormalization of the model normalises an array \[80, 3\]"),
+        (lambda: Merged(), r"of 8 rows a BatchNormalization of the model normalises an array \[128, 3\]"),
         (lambda: Net(lambda n, rngs: Maskless(n, rngs=rngs)), "a Maskless of the model takes no mask"),
     ],
 )

@@ -161,7 +161,7 @@ def test_the_abstract_arguments_are_those_of_training():
 
     views, _ = trainer_after(augment=Augmentation(brightness=0.1), views=3)
     stored, labels = program(views, "taking_step", "features", examples=6).arguments[2:4]
-    assert [len(x) for x in (*stored, labels)] == [3 * 6, 6]
+    assert [len(x) for x in (*stored, labels.targets)] == [3 * 6, 6]
 
 
 def test_a_program_or_rows_that_are_not_there_are_refused(models):

@@ -22,7 +22,7 @@ from cnnjax.optim import make_optimizer
 from cnnjax.staging import staged
 from cnnjax.staging.trace import part
 from cnnjax.train.counting import batch_of
-from cnnjax.train.losses import ZERO, losses
+from cnnjax.train.tasks import Classification
 from cnnjax.train.trainer import Trainer, _Steered
 
 RNG = np.random.default_rng(0)
@@ -53,7 +53,7 @@ def whole_model(trainer, model, source, steps, seed, transform):
             # Masked alike, since rounding grows; that masked steps are right is shown in tests/test_last_batch.py.
             with batch_of(len(index), weights > 0 if trainer.masks(len(source)) else None):
                 logits, after = f.apply({**params, **rest, **f.random_leaves(key)}, images[index], train=True)
-            loss = losses(logits, labels[index])[0]
+            loss = Classification().loss(logits, labels[index])
             return (loss * weights).sum() / weights.sum(), {p: after[p] for p in rest}
 
         grads, rest_after = jax.grad(objective, has_aux=True)(params)
@@ -149,7 +149,7 @@ def test_the_loop_moves_nothing_between_host_and_device_unasked(resnet):
     rows, state = trainer.rows(pictures(16, 32)), trainer.init()
     with jax.transfer_guard_device_to_host("disallow_explicit"):
         steered = _Steered(lambda done: None, lambda state, so_far, done: None)
-        trainer._run_epoch(state, rows, 0, np.uint32(0), None, steered, 0, ZERO)
+        trainer._run_epoch(state, rows, 0, np.uint32(0), None, steered, 0, trainer.no_metrics())
 
 
 @pytest.mark.parametrize("spec", ["none", "1", "2", "3", "all"])
@@ -166,7 +166,7 @@ def test_the_steps_operations_fall_with_depth_as_the_arithmetic_says(spec):
         trainer.init(),
         (trainer.constants, None),
         rows.arrays,
-        rows.labels,
+        rows.labelled,
         index[0],
         weights[0],
         index[0],
@@ -230,9 +230,11 @@ def test_losses_are_keras_s():
     labels = np.array([0, 2, 1, 2])
     logits = RNG.normal(size=(4, 3)).astype(np.float32)
     theirs = keras.losses.sparse_categorical_crossentropy(labels, logits, from_logits=True)
-    assert np.allclose(losses(jnp.asarray(logits), jnp.asarray(labels))[0], theirs, rtol=1e-5)
+    assert np.allclose(Classification().loss(jnp.asarray(logits), jnp.asarray(labels)), theirs, rtol=1e-5)
     theirs = keras.losses.binary_crossentropy(labels[:, None] > 1, logits[:, :1], from_logits=True)
-    assert np.allclose(losses(jnp.asarray(logits[:, :1]), jnp.asarray(labels > 1).astype(int))[0], theirs, rtol=1e-5)
+    assert np.allclose(
+        Classification().loss(jnp.asarray(logits[:, :1]), jnp.asarray(labels > 1).astype(int)), theirs, rtol=1e-5
+    )
 
 
 @pytest.mark.parametrize("name", ["rmsprop", "adam", "adamw", "sgd"])

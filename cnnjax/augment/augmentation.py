@@ -215,13 +215,13 @@ class Augmentation:
             images = jnp.clip(images + (high - low) * parameters.brightness[:, None, None, None], low, high)
         return images.astype(dtype)
 
-    def mix(self, key: jax.Array, images: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def mix(self, key: jax.Array, images: jax.Array, targets: Any) -> tuple[jax.Array, Any]:
         """Mix images and their targets in random pairs, by mixup or CutMix; as they are if neither is chosen.
 
         Args:
             key: A JAX random key; may be the one that the images were changed with.
             images: f32[N, H, W, C]; integers become float32.
-            targets: f32[N, K] one-hot, or f32[N, 1] probabilities.
+            targets: f32[N, K] one-hot, or f32[N, 1] probabilities; or a tree of f32[N, ...], mixed in proportion.
 
         Returns:
             Images and targets of the same shapes.
@@ -238,14 +238,15 @@ class Augmentation:
         return self._mixed(key, images, targets)
 
     @partial(jax.jit, static_argnums=0)
-    def _mixed(self, key: jax.Array, images: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def _mixed(self, key: jax.Array, images: jax.Array, targets: Any) -> tuple[jax.Array, Any]:
         if images.ndim != 4:
             raise ValueError(f"an augmentation takes images of shape [N, H, W, C], found {images.shape}")
-        if targets.ndim != 2 or len(targets) != len(images) or not jnp.issubdtype(targets.dtype, jnp.floating):
-            raise ValueError(
-                f"mixing {len(images)} images needs targets f32[{len(images)}, K], "
-                f"found {targets.dtype}{list(targets.shape)}; jax.nn.one_hot(labels, classes) makes them of labels"
-            )
+        for x in jax.tree.leaves(targets):
+            if not x.ndim or len(x) != len(images) or not jnp.issubdtype(x.dtype, jnp.floating):
+                raise ValueError(
+                    f"mixing {len(images)} images needs targets f32[{len(images)}, K], "
+                    f"found {x.dtype}{list(x.shape)}; jax.nn.one_hot(labels, classes) makes them of labels"
+                )
         return mix(draw_mixing(jax.random.fold_in(key, _MIX), len(images), self.mixup, self.cutmix), images, targets)
 
     def _warped(self, parameters: Parameters, images: jax.Array, corner: jax.Array, size: tuple[int, int]) -> jax.Array:

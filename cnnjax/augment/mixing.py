@@ -1,7 +1,7 @@
 """Pictures and targets mixed in pairs: mixup and CutMix."""
 
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -53,7 +53,7 @@ def draw_mixing(key: jax.Array, count: int, mixup: float, cutmix: float) -> Mixi
 
 
 @jax.jit
-def mix(mixing: Mixing, images: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
+def mix(mixing: Mixing, images: jax.Array, targets: Any) -> tuple[jax.Array, Any]:
     """Mix each image, and its target, with its partner's.
 
     mixup: lambda x + (1 - lambda) x', targets likewise. CutMix: a box of sides H sqrt(1 - lambda) and
@@ -63,7 +63,7 @@ def mix(mixing: Mixing, images: jax.Array, targets: jax.Array) -> tuple[jax.Arra
     Args:
         mixing: From `draw_mixing`.
         images: f32[N, H, W, C]; integers become float32.
-        targets: f32[N, K], one-hot or probabilities.
+        targets: f32[N, K], one-hot or probabilities; or a tree of f32[N, ...].
 
     Returns:
         Images and targets of the same shapes.
@@ -83,10 +83,14 @@ def mix(mixing: Mixing, images: jax.Array, targets: jax.Array) -> tuple[jax.Arra
     box = rows[:, :, None] & columns[:, None, :]
     share = mixing.share[:, None, None]
     kept = jnp.where(mixing.cut[:, None, None], jnp.where(box, 0.0, 1.0), share)[..., None]
-    label = jnp.where(mixing.cut, 1 - area, mixing.share)[:, None]
+    label = jnp.where(mixing.cut, 1 - area, mixing.share)
     mixed = kept * images + (1 - kept) * _partners(images, mixing)
-    mixed_targets = label * targets + (1 - label) * _partners(targets, mixing)
-    return mixed.astype(float_type(images)), mixed_targets.astype(targets.dtype)
+
+    def mixed_target(x: jax.Array) -> jax.Array:
+        own = label.reshape(-1, *[1] * (x.ndim - 1))
+        return (own * x + (1 - own) * _partners(x, mixing)).astype(x.dtype)
+
+    return mixed.astype(float_type(images)), jax.tree.map(mixed_target, targets)
 
 
 def _partners(x: jax.Array, mixing: Mixing) -> jax.Array:

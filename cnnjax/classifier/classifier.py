@@ -24,10 +24,10 @@ from cnnjax.fit.fitter import Report, silent
 from cnnjax.functional import Functional, Leaves, functionalize, lasting_leaves
 from cnnjax.models import Classifier
 from cnnjax.models.own import OwnBackbone, is_path, named
+from cnnjax.train.tasks import Classification, Task
 
 if TYPE_CHECKING:
     from cnnjax.metrics import Journal
-    from cnnjax.metrics import Report as Measured
 
 Pictures = str | os.PathLike[str] | Iterable[str | os.PathLike[str]] | np.ndarray | jax.Array | Source
 """Files, folders that are searched for some, arrays u8 or f32[N, H, W, 3] in 0..255, or a source."""
@@ -40,9 +40,10 @@ class ImageClassifier:
     """A network with the names of its classes, and all that its pictures need.
 
     Args:
-        backbone: A key of `cnnjax.models.BACKBONES`, such as "mobilenet".
-        class_names: The classes, in the order of their labels; two share one logit (but with the top of mobilenet or
-            vgg16), more have one each.
+        backbone: A key of `cnnjax.models.BACKBONES`, such as "mobilenet"; or a network of your own: an import path, a
+            function or a module.
+        class_names: The classes, in the order of their labels, where no task is given; two share one logit (but with
+            the top of mobilenet or vgg16), more have one each.
         weights: Keras's HDF5 file with the backbone's weights; random numbers if not given.
         image_size: Height and width in pixels, one number for both; the architecture's own if not given.
         head: "lecture" or "linear" (see `cnnjax.models.heads`), or "top": the backbone's own classification layers.
@@ -50,6 +51,7 @@ class ImageClassifier:
         resizing: How pictures come to their size; see `cnnjax.data.resize`.
         scale: Which values of 16-bit files become 0 and 255; see `cnnjax.data.Folder`.
         seed: Of the random numbers.
+        task: What is predicted: `Classification` with extras, `MultiLabel`, `Regression`, or a `Task` of your own.
         **options: The architecture's own, such as `alpha` of mobilenet; those of its classification layers, such as
             `pooling` of cifar_cnn, with head "top" alone.
 
@@ -76,7 +78,7 @@ class ImageClassifier:
     def __init__(
         self,
         backbone: str | OwnBackbone,
-        class_names: Sequence[str],
+        class_names: Sequence[str] = (),
         *,
         weights: str | os.PathLike[str] | None = None,
         image_size: int | tuple[int, int] | None = None,
@@ -85,6 +87,7 @@ class ImageClassifier:
         resizing: Resizing = "bilinear",
         scale: Scaling = None,
         seed: int = 0,
+        task: Task | None = None,
         **options: Any,
     ):
         given = {name: value for name, value in options.items() if value is not None}
@@ -99,6 +102,7 @@ class ImageClassifier:
             given,
             checked_scale(scale),
             None if isinstance(backbone, str) else backbone,
+            task,  # ty: ignore[invalid-argument-type]  # None stands for the classes
         )
         if seed < 0:
             raise ValueError(f"seed: expected a whole number from 0 on, found {seed}")
@@ -139,8 +143,13 @@ class ImageClassifier:
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """The classes, in the order of their labels."""
+        """The classes, in the order of their labels; of another task the names of what it predicts."""
         return self.config.classes
+
+    @property
+    def task(self) -> Task:
+        """What the outputs mean."""
+        return self.config.task
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -158,6 +167,7 @@ class ImageClassifier:
         *,
         metrics: Mapping[str, Any] | None = None,
         history: Sequence[Mapping[str, Any]] | None = None,
+        task: Task | None = None,
     ) -> Self:
         """A classifier with other weights, such as `trainer.leaves(state)`; this one stays as it is.
 
@@ -165,6 +175,7 @@ class ImageClassifier:
             leaves: Values by path, copied; this one's where a path is absent. Floats of 16 bit are kept as such.
             metrics: What was measured with these leaves.
             history: How they were trained.
+            task: The same task with what it took from data, such as a scale or thresholds.
 
         Raises:
             ValueError: A leaf is unknown, of another shape, or no float; all are named.
@@ -179,7 +190,8 @@ class ImageClassifier:
         if faults:
             raise ValueError("leaves that do not fit the classifier:" + "".join(faults))
         other = object.__new__(type(self))
-        other._hold(self.config, self._functional, {**own, **given}, self._apply)
+        config = self.config if task is None else replace(self.config, task=task)
+        other._hold(config, self._functional, {**own, **given}, self._apply)
         other.metrics, other.history = dict(metrics or {}), [dict(record) for record in history or ()]
         return other
 
@@ -208,14 +220,14 @@ class ImageClassifier:
         source = self._opened(pictures, scale)
         errors = source.errors if isinstance(source, Files) and on_bad == "skip" else {}
         names = source.paths if isinstance(source, Files) else source.names
-        found = predictions(names, self._run(source, batch_size, skip=on_bad == "skip"), self.class_names)
+        found = predictions(names, self._run(source, batch_size, skip=on_bad == "skip"), self.task)
         return [Prediction(p.path, error=errors[i]) if i in errors else p for i, p in enumerate(found)]
 
     def predict_logits(self, pictures: Pictures, *, batch_size: int = 32, scale: Scaling = None) -> np.ndarray:
-        """Logits f32[N, 1 or classes] of a source, of arrays or of files; as `predict`."""
+        """Logits f32[N, 1 or classes], or another task's outputs, of a source, of arrays or of files; as `predict`."""
         return self._run(self._opened(pictures, scale), batch_size)
 
-    def evaluate(self, source: Source, *, samples: int = 0, batch_size: int = 32) -> "Measured":
+    def evaluate(self, source: Source, *, samples: int = 0, batch_size: int = 32) -> Any:
         """Measure the classifier on labelled pictures.
 
         Args:
@@ -223,14 +235,32 @@ class ImageClassifier:
             samples: Resamples for the 95 % bootstrap intervals; 0 for none. See `cnnjax.metrics.report`.
             batch_size: How many are classified at once, at most.
 
+        Returns:
+            The task's report: `cnnjax.metrics.Report` of classes.
+
         Raises:
             ValueError: The source's classes are others, or its pictures of another size or resized otherwise.
         """
-        from cnnjax.metrics import report
+        targets = self.targets(source)
+        outputs = self.predict_logits(source, batch_size=batch_size)
+        return self.task.report(outputs, targets, samples=samples)
 
-        labels = self.labels(source)
-        logits = self.predict_logits(source, batch_size=batch_size)
-        return report(logits, labels, self.class_names, samples=samples)
+    def targets(self, source: Any) -> Any:
+        """A source's targets as this classifier takes them: of classes its `labels`.
+
+        Raises:
+            ValueError: They are of something else.
+        """
+        if isinstance(self.task, Classification):
+            return self.labels(source)
+        theirs = tuple(getattr(source, "target_names", ()))
+        if theirs and theirs != self.task.names:
+            raise ValueError(f"the source's targets must be {some(self.task.names)}, found {some(theirs)}")
+        given = getattr(source, "targets", None)
+        if given is None:
+            raise ValueError(f"the source has classes and no targets of a {type(self.task).__name__}")
+        size = self.task.outputs or 1
+        return self.task.checked_targets(given, jax.ShapeDtypeStruct((len(source), size), jnp.float32))
 
     def labels(self, source: Source) -> np.ndarray:
         """A source's labels i32[N] as this classifier counts its classes.
@@ -253,7 +283,7 @@ class ImageClassifier:
 
     def fitter(self, recipe: Recipe, *, store: FeatureStore | None = None, workers: int = 0) -> Fitter:
         """What trains this classifier by a recipe, for one seed or many; see `Fitter`."""
-        return Fitter(self.model, recipe, self.image_size, store=store, workers=workers)
+        return Fitter(self.model, recipe, self.image_size, store=store, workers=workers, task=self.task)
 
     def fit(
         self,
@@ -301,16 +331,20 @@ class ImageClassifier:
             near = difflib.get_close_matches(unknown[0], Recipe.__dataclass_fields__, 1, 0)[0]
             raise ValueError(f"a recipe has no {unknown[0]!r}; did you mean {near!r}?")
         for source in (train, *([validation] if validation is not None else [])):
-            self.labels(source)  # classes that are not the same are refused here
+            self.targets(source)  # classes that are not the same are refused here
             check_source(source, self.image_size, self.config.resizing)
-            if tuple(source.class_names) != self.class_names:
+            if isinstance(self.task, Classification) and tuple(source.class_names) != self.class_names:
                 raise ValueError(
                     f"to train, the classes must be in the classifier's order {some(self.class_names)}, "
                     f"found {some(source.class_names)}"
                 )
         fitter = self.fitter(recipe or Recipe(**options), store=store, workers=workers)
         fitted = fitter.fit(train, validation, seed=seed, journal=journal, report=report)
-        self._hold(self.config, self._functional, fitted.leaves, self._apply)
+        task = self.task.predicting(fitted.task)
+        self._hold(replace(self.config, task=task), self._functional, fitted.leaves, self._apply)
+        if validation is not None:
+            task = self.task.calibrated(self.predict_logits(validation), self.targets(validation))
+            self.config = replace(self.config, task=task)
         self.history = fitted.history
         return fitted
 
@@ -327,20 +361,23 @@ class ImageClassifier:
         folder.write(path, self.config, self.leaves, {"metrics": self.metrics, "history": self.history})
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str], *, backbone: str | OwnBackbone | None = None) -> Self:
+    def load(
+        cls, path: str | os.PathLike[str], *, backbone: str | OwnBackbone | None = None, task: Task | None = None
+    ) -> Self:
         """Read a saved classifier; it needs nothing beside the folder, and executes nothing of it.
 
         Args:
             path: The folder.
             backbone: Of a classifier with a network of your own: the import path, function or module that builds it.
                 The folder names one, whose code is not run unless you name it here.
+            task: The task that it was saved with, where that was made of functions: they are not saved.
 
         Raises:
             ValueError: The network is one of your own and `backbone` is not given, or the other way round.
             FileNotFoundError: There is no such folder; the nearest name is given.
             SavedClassifierError: A file is missing, damaged, of a newer format, or does not fit the others.
         """
-        config, arrays, types, measured = folder.read(path)
+        config, arrays, types, measured = folder.read(path, task)
         config = _with_code(path, config, backbone)
         functional, hint = _expected(path, config, arrays)
         abstract = {p: variable.get_value() for p, variable in _named(functional)}
@@ -371,10 +408,10 @@ class ImageClassifier:
                 and array.max() <= 255.01
             ):
                 array = np.clip(array, 0, 255)  # antialiased resizing rounds to 255.00003
-            none = np.zeros(len(array) if array.ndim else 0, np.int32)
+            none = np.zeros(len(array) if array.ndim else 0, np.int32)  # nothing is known of them
             # What has the size is resized already; "center_crop" would crop it once more.
             way = "bilinear" if array.shape[1:3] == self.image_size else self.config.resizing
-            return InMemory(array, none, self.class_names, image_size=self.image_size, resizing=way, scale=scale)
+            return InMemory(array, targets=none, image_size=self.image_size, resizing=way, scale=scale)
         if hasattr(pictures, "read") and hasattr(pictures, "image_size"):
             check_source(pictures, self.image_size, self.config.resizing)
             if scale is not None:
@@ -449,4 +486,5 @@ def _expected(path: Any, config: Config, arrays: Mapping[str, np.ndarray]) -> tu
     if last not in arrays or arrays[last].shape == wanted:
         return functional, ""
     have, want = arrays[last].size, wanted[0]
-    return functional, f": {len(config.classes)} class names need {want} logits, the weights give {have}"
+    what = "class names" if isinstance(config.task, Classification) else "names"
+    return functional, f": {len(config.classes)} {what} need {want} logits, the weights give {have}"

@@ -1,6 +1,7 @@
 """The commands `cnnjax evaluate` and `cnnjax predict`."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -9,10 +10,11 @@ from tyro.conf import Positional, arg
 
 from cnnjax.classifier.classifier import ImageClassifier
 from cnnjax.classifier.prediction import Prediction
-from cnnjax.data import Folder, account, holds_records, open_data, splits
+from cnnjax.data import Folder, account, holds_records, open_data, open_labels, splits
 from cnnjax.data.listing import shown, some, visible_folders
 from cnnjax.files.runs import write_whole
 from cnnjax.runtime.cache import keep_programs
+from cnnjax.train.tasks import Classification, MultiLabel, Regression, Task
 
 ALL = "all"
 SAMPLES = 2000
@@ -28,6 +30,10 @@ class Evaluate:
     """The folder of a saved classifier."""
     data: str
     """Folder of pictures, SPLIT/CLASS/FILE or CLASS/FILE, packed or not; or tfds:NAME[:CONFIG]."""
+    labels: Path | None = None
+    """CSV file with a line an image of --data: file (its path in the folder), split (if not by chance), and targets."""
+    targets: str | None = None
+    """The column of the classes in that table; the only one if not given. Other tasks know their columns."""
     split: str = "test"
     """Which split: train, validation or test; CLASS/FILE is split by chance as for training, or taken whole: all."""
     out: Path | None = None
@@ -80,7 +86,7 @@ def evaluate(config: Evaluate) -> None:
     classifier = ImageClassifier.load(config.classifier, backbone=config.backbone)
     source = _source(config, classifier)
     print(f"{config.data}, {config.split}: {account({config.split: source})}")
-    samples = config.samples if config.samples is not None else affordable(len(source), len(classifier.class_names))
+    samples = config.samples if config.samples is not None else affordable(len(source), classifier.task)
     found = classifier.evaluate(source, samples=samples, batch_size=config.batch_size)
     print(found.text())
     if config.out is None:
@@ -89,15 +95,16 @@ def evaluate(config: Evaluate) -> None:
     if config.out.suffix.lower() == ".json":
         write_whole(config.out, json.dumps(found.to_json(), indent=2, allow_nan=False) + "\n")
     else:
-        from cnnjax.show.reports import plot
+        from cnnjax.show.scores import plot
 
         plot(found, config.out, f"{config.classifier.name} on {Path(config.data).name}, {config.split}")
     print(f"written to {config.out}")
 
 
-def affordable(pictures: int, classes: int) -> int:
+def affordable(pictures: int, task: Task) -> int:
     """How many resamples are made where nobody asked for a number: none where they would take minutes."""
-    return SAMPLES if pictures * classes * SAMPLES <= MOST_DRAWS else 0
+    each = len(task.names) * (20 if isinstance(task, MultiLabel) else 1)  # which are sorted again for each
+    return SAMPLES if pictures * each * SAMPLES <= MOST_DRAWS else 0
 
 
 def predict(config: Predict) -> None:
@@ -109,7 +116,7 @@ def predict(config: Predict) -> None:
         for prediction in found:
             print(json.dumps(prediction.to_json(config.top), allow_nan=False))
     else:
-        print(_table(found, config.top or 1))
+        print(_table(found, config.top or 1, classifier.task))
 
 
 def _source(config: Evaluate, classifier: ImageClassifier) -> Any:
@@ -117,6 +124,10 @@ def _source(config: Evaluate, classifier: ImageClassifier) -> Any:
     scale = classifier.config.scale if config.scale is None else config.scale
     settings: dict[str, Any] = {"on_error": config.on_bad, "resizing": classifier.config.resizing, "scale": scale}
     data, size = Path(config.data), classifier.image_size
+    if config.labels is not None:
+        return _from_table(config, classifier.task, settings | {"image_size": size})
+    if not isinstance(classifier.task, Classification):
+        raise ValueError(f"a {type(classifier.task).__name__} is measured on targets: give --labels FILE.csv as well")
     if data.is_dir() and (own := splits(data)):  # also where the test split is all there is
         return Folder(data, own.get(config.split, config.split), size, **settings)
     if config.split == ALL:
@@ -129,13 +140,43 @@ def _source(config: Evaluate, classifier: ImageClassifier) -> Any:
     return sources[config.split]
 
 
-def _table(found: list[Prediction], top: int) -> str:
-    """Path, class and probability in columns; a line for each of the likeliest classes."""
+def _from_table(config: Evaluate, task: Task, settings: dict[str, Any]) -> Any:
+    assert config.labels is not None
+    own: dict[str, Any]
+    if isinstance(task, Classification):
+        own = {"kind": "classification", "columns": (config.targets,) if config.targets else (), "classes": task.names}
+    elif config.targets:
+        raise ValueError(f"targets: the columns of this classifier are {some(task.names)}")
+    else:
+        own = {"kind": "multilabel" if isinstance(task, MultiLabel) else "regression", "columns": task.names}
+    found = open_labels(config.data, config.labels, whole=config.split == ALL, **own, **settings)
+    if config.split not in found:
+        raise LookupError(f"no split {config.split!r} in {config.labels}; there are {some(list(found))}")
+    return found[config.split]
+
+
+def _table(found: list[Prediction], top: int, task: Task) -> str:
+    """Path, class and probability in columns, a line for each of the likeliest classes; or labels, or numbers."""
+    if isinstance(task, Regression):
+        names = [f"{name} ({unit})" if unit else name for name, unit in zip(task.names, task.units, strict=True)]
+        lines = [
+            (shown(p.path), *([shown(p.error)] if p.error else [f"{x:.5g}" for x in p.values.values()])) for p in found
+        ]
+        return _columns([("path", *names), *lines])
+    if isinstance(task, MultiLabel):
+        lines = [(shown(p.path), shown(p.error) if p.error else ", ".join(p.labels or ()) or "-") for p in found]
+        return _columns([("path", "labels"), *lines])
+    if not isinstance(task, Classification):
+        return _columns([("path", "output"), *((shown(p.path), shown(p.error or str(p.output))) for p in found)])
     rows = [("path", "class", "probability")]
     for prediction in found:
         path = shown(prediction.path)
         if prediction.error is not None:
             rows.append((path, "-", shown(prediction.error)))
         rows += [(path, name, f"{probability:.4f}") for name, probability in prediction.top(top)]
-    widths = [max(len(row[k]) for row in rows) for k in range(2)]
-    return "\n".join(f"{path:{widths[0]}}  {name:{widths[1]}}  {last}" for path, name, last in rows)
+    return _columns(rows)
+
+
+def _columns(rows: Sequence[tuple[str, ...]]) -> str:
+    widths = [max(len(row[k]) for row in rows if k < len(row) - 1) for k in range(len(rows[0]) - 1)]
+    return "\n".join("  ".join([*(f"{c:{w}}" for c, w in zip(row[:-1], widths)), row[-1]]) for row in rows)  # noqa: B905

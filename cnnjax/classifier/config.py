@@ -9,6 +9,7 @@ from typing import Any
 import jax
 from flax import nnx
 
+from cnnjax.data.listing import some
 from cnnjax.data.pixels import Resizing, Scale, checked_resizing, checked_scale
 from cnnjax.models import Backbone, Classifier
 from cnnjax.models.heads import HEADS
@@ -17,6 +18,7 @@ from cnnjax.models.preprocessing import checked_preprocessing
 from cnnjax.models.registry import Entry, entry, entry_or_own
 from cnnjax.models.sizes import sides
 from cnnjax.order import output_shape
+from cnnjax.train.tasks import Classification, Task, task_from_config
 
 TOP = "top"
 # A config may come from a stranger: what would take hours only to describe is refused.
@@ -40,6 +42,7 @@ class Config:
             classification layers, such as `pooling` of cifar_cnn, with head "top" alone.
         scale: Which values of 16-bit files become 0 and 255; see `cnnjax.data.Folder`.
         code: The function or module at the import path, if it is at hand; not saved.
+        task: What the outputs mean; classes if not given. Its names are `classes`.
 
     Raises:
         LookupError: There is no such backbone, head or preprocessing; the nearest name is given.
@@ -59,6 +62,7 @@ class Config:
     options: Mapping[str, Any] = field(default_factory=dict, hash=False)
     scale: Scale | None = None
     code: OwnBackbone | None = field(default=None, compare=False, repr=False)
+    task: Task = None  # ty: ignore[invalid-assignment]  # set below
 
     def __post_init__(self) -> None:
         for name in ("backbone", "head", "preprocessing", "resizing"):
@@ -75,7 +79,13 @@ class Config:
         checked_preprocessing(self.preprocessing)
         checked_resizing(self.resizing)
         object.__setattr__(self, "scale", checked_scale(self.scale))
-        object.__setattr__(self, "classes", _checked_classes(self.classes))
+        if self.task is None:
+            object.__setattr__(self, "task", Classification(_checked_classes(self.classes)))
+        elif self.classes and tuple(self.classes) != self.task.names:
+            raise ValueError(f"class names: expected the task's, {some(self.task.names)}, found {some(self.classes)}")
+        object.__setattr__(self, "classes", tuple(self.task.names))
+        if self.task.outputs is None:
+            raise ValueError("the task does not say how many outputs a head needs: give it names, or outputs=")
         height, width = self.size
         if max(height, width) > _MAX_SIZE:
             raise ValueError(
@@ -114,7 +124,7 @@ class Config:
             known = found.options
             without = {k: v for k, v in self.options.items() if not known[k].of_top}
             self._check_features(nnx.eval_shape(lambda: self._created(nnx.Rngs(0), include_top=False, **without)))
-            asked |= {"classes": len(self.classes), "classifier_activation": None}
+            asked |= {"classes": self._top_outputs, "classifier_activation": None}
         return self._created(rngs, include_top=self.head == TOP, **asked)
 
     def _created(self, rngs: nnx.Rngs, **asked: Any) -> Backbone:
@@ -136,26 +146,43 @@ class Config:
         if self.head != TOP:
             lecture = self.head == "lecture"
             shape = self._check_features(backbone) if lecture else output_shape(backbone, (*self.size, 3))
-            head = HEADS[self.head](shape, len(self.classes), rngs=nnx.Rngs(seed))
+            head = HEADS[self.head](shape, rngs=nnx.Rngs(seed), outputs=self.task.outputs)
         return Classifier(backbone, head, self.preprocessing)
+
+    @property
+    def _top_outputs(self) -> int | None:
+        return len(self.classes) if isinstance(self.task, Classification) else self.task.outputs
 
     def to_json(self) -> dict[str, Any]:
         """The same as plain values."""
-        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("scale", "code")}
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("scale", "code", "task")}
         options = {k: list(v) if isinstance(v, tuple) else v for k, v in self.options.items()}
         size = self.image_size if isinstance(self.image_size, int) else list(self.image_size)
         scale = {} if self.scale is None else {"scale": list(self.scale)}
-        return {**values, "image_size": size, "classes": list(self.classes), "options": options, **scale}
+        plain = isinstance(self.task, Classification) and self.task == Classification(self.classes)
+        task = {} if plain else {"task": self.task.to_config()}
+        return {**values, "image_size": size, "classes": list(self.classes), "options": options, **scale, **task}
 
     @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> "Config":
-        """The config of which `to_json` gave `values`; raises as the constructor, and for names it has not."""
+    def from_json(cls, values: Mapping[str, Any], task: Task | None = None) -> "Config":
+        """The config of which `to_json` gave `values`; raises as the constructor, and for names it has not.
+
+        Args:
+            values: Plain values.
+            task: In place of one that was made of functions.
+        """
         names = [f.name for f in fields(cls) if f.name != "code"]
-        if faults := [f"{n!r} is missing" for n in names if n not in values and n != "scale"]:
+        if faults := [f"{n!r} is missing" for n in names if n not in values and n not in ("scale", "task")]:
             raise ValueError(", ".join(faults))
         if faults := [f"{n!r} is unknown" for n in values if n not in names]:
             raise ValueError(f"{', '.join(faults)}; there are {', '.join(names)}")
-        return cls(**values)
+        kept = values.get("task")
+        if kept is None:
+            return cls(**values)
+        if not isinstance(kept, Mapping):
+            raise ValueError(f"task: expected values by name, found {kept!r}")
+        own = task if task is not None and kept.get("kind") == "own" else task_from_config(kept)
+        return cls(**dict[str, Any](values, task=own))
 
 
 def own_size(backbone: str) -> tuple[int, int]:

@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import numpy as np
 import tyro
 from rich.console import Console
 
@@ -17,13 +16,14 @@ from cnnjax.checkpoints import Checkpoints
 from cnnjax.classifier.classifier import ImageClassifier
 from cnnjax.classifier.command import affordable
 from cnnjax.classifier.running import Running, initial_leaves
-from cnnjax.data import account, open_data
+from cnnjax.data import account
 from cnnjax.data.pixels import Resizing
+from cnnjax.data.source import targets_of
 from cnnjax.features import GIB, FeatureStore
 from cnnjax.files.runs import RunFolder, path_name, write_whole
 from cnnjax.fit import Fitted, Fitter, Recipe, find_rate
-from cnnjax.metrics import Journal, Report
-from cnnjax.metrics import report as measure
+from cnnjax.fit.targets import TaskOptions
+from cnnjax.metrics import Journal
 from cnnjax.models.registry import entry_or_own
 from cnnjax.models.sizes import sides
 from cnnjax.order import program_digest
@@ -32,6 +32,8 @@ from cnnjax.runtime.precision import Precision, resolved
 from cnnjax.runtime.preemption import watching
 from cnnjax.runtime.progress import Bars
 from cnnjax.staging.trace import digest
+from cnnjax.train.dataset import digest_of
+from cnnjax.train.tasks import Classification, Task
 
 if TYPE_CHECKING:
     from cnnjax.runtime.devices import Devices
@@ -47,6 +49,7 @@ class Fit:
 
     data: str
     """Folder of pictures, SPLIT/CLASS/FILE or CLASS/FILE, packed or not; or tfds:NAME[:CONFIG]."""
+    target: Annotated[TaskOptions, tyro.conf.arg(name="")] = field(default_factory=TaskOptions)
     recipe: Annotated[Recipe, tyro.conf.arg(name="")] = field(default_factory=Recipe)
     backbone: BackboneName = "mobilenet"
     """The network."""
@@ -119,7 +122,7 @@ def _fit(config: Fit, devices: "Devices | None") -> Path:
     primary = devices is None or devices.primary
     console = Console(width=None if sys.stdout.isatty() else 120, highlight=False, quiet=not primary)
     size = sides(config.image_size)
-    sources = open_data(
+    sources = config.target.open(
         config.data, size, parts=config.splits, on_error=config.on_bad, resizing=config.resizing, scale=config.scale
     )
     for name, source in sources.items():
@@ -128,7 +131,7 @@ def _fit(config: Fit, devices: "Devices | None") -> Path:
             console.print(f"left out of {name}: {reason}", style="yellow")
     console.print(f"{config.data}: {account(sources)}")
     classifier = ImageClassifier(
-        config.backbone, sources["train"].class_names, weights=None if config.init_from else config.weights,
+        config.backbone, task=config.target.make(sources), weights=None if config.init_from else config.weights,
         image_size=config.image_size, head=config.head, resizing=config.resizing, scale=config.scale,
         preprocessing=config.preprocessing, seed=config.seed, **config.backbone_options,
     )  # fmt: skip
@@ -140,8 +143,9 @@ def _fit(config: Fit, devices: "Devices | None") -> Path:
         recipe = replace(recipe, schedule="constant", warmup=0.0)
     fitter = Fitter(
         classifier.model, recipe, size, store=store, workers=config.workers, stream=config.stream,
-        precision=config.precision, devices=devices,
+        precision=config.precision, devices=devices, task=classifier.task,
     )  # fmt: skip
+    fitter.resolve(sources["train"])
     if not config.find_rate:  # a wrong request leaves no run folder, which would refuse the right one
         fitter.check(len(sources["train"]), validated="validation" in sources)
     identity = _identity(config, sources, classifier)
@@ -155,7 +159,7 @@ def _fit(config: Fit, devices: "Devices | None") -> Path:
         if config.find_rate:
             return _range_test(config, sources, fitter, out, console, report)
         with Checkpoints(out / "checkpoints", keep=config.running.keep_checkpoints) as checkpoints:
-            journal = Journal(out / "metrics.jsonl") if primary else None
+            journal = _ShownJournal(out / "metrics.jsonl", fitter.task, console) if primary else None
             if checkpoints.latest() is None:
                 console.print(f"starts from {_origin(config)}")
             about = {"config": identity}
@@ -164,19 +168,17 @@ def _fit(config: Fit, devices: "Devices | None") -> Path:
                 sources["train"], sources.get("validation"), seed=config.seed, journal=journal, report=report,
                 keeping=keeping,
             )  # fmt: skip
-        measured = {}
+        measured, task = {}, fitted.task
         for name in (split for split in ("validation", "test") if split in sources):
             # From stored features, as far as anything is frozen.
-            logits = fitter.logits(fitted, sources[name], len(sources["train"]), report)
-            measured[name] = measure(
-                logits,
-                sources[name].labels,
-                classifier.class_names,
-                samples=affordable(len(logits), len(classifier.class_names)),
-                seed=config.seed,
-            )
+            outputs = fitter.outputs(fitted, sources[name], len(sources["train"]), report)
+            if name == "validation":
+                task = task.calibrated(outputs, targets_of(sources[name]))
+            samples = affordable(len(sources[name]), task)
+            measured[name] = task.report(outputs, targets_of(sources[name]), samples=samples, seed=config.seed)
         if primary:
-            _finish(config, classifier.with_leaves(fitted.leaves, history=fitted.history), fitted, measured, out)
+            trained = classifier.with_leaves(fitted.leaves, history=fitted.history, task=task)
+            _finish(config, trained, fitted, measured, out)
     if devices:
         devices.agree(True)  # the other hosts wait for the first one's files
     console.print(_summary(fitted, len(sources["train"])))
@@ -213,23 +215,21 @@ def _range_test(
     return out
 
 
-def _finish(
-    config: Fit, classifier: ImageClassifier, fitted: Fitted, measured: Mapping[str, Report], out: Path
-) -> None:
-    from cnnjax.show import curves, reports
+def _finish(config: Fit, classifier: ImageClassifier, fitted: Fitted, measured: Mapping[str, Any], out: Path) -> None:
+    from cnnjax.show import curves, scores
 
     title = f"{config.backbone} on {Path(config.data).name}, {config.recipe.method}"
     classifier.metrics |= {
-        f"{name}_{measure}": getattr(found, measure)
-        for name, found in measured.items()
-        for measure in ("accuracy", "loss", "auc", "ece")
+        f"{name}_{measure}": value for name, found in measured.items() for measure, value in found.measures().items()
     } | {"seconds": fitted.seconds}
     classifier.save(out / "classifier")
     found = {name: report.to_json() for name, report in measured.items()}
     write_whole(out / "report.json", json.dumps(found, indent=2, allow_nan=False) + "\n")
+    named = {key.partition("_")[2] for line in fitted.history for key in line if key.startswith(_SPLITS)}
+    units = {name: classifier.task.unit(name) for name in named - {"loss"}}
     # Curves count epochs from 1, as people do.
-    curves.plot([line | {"epoch": line["epoch"] + 1} for line in fitted.history], out / "curves.png", title)
-    reports.plot(measured["test"], out / "report.png", f"{title}, test")
+    curves.plot([line | {"epoch": line["epoch"] + 1} for line in fitted.history], out / "curves.png", title, units)
+    scores.plot(measured["test"], out / "report.png", f"{title}, test")
 
 
 def _summary(fitted: Fitted, pictures: int) -> str:
@@ -241,24 +241,52 @@ def _summary(fitted: Fitted, pictures: int) -> str:
         rate = len(own) * pictures / max(seconds - compiling, 1e-9)
         text = f"{phase}: {len(own)} epochs in {seconds:.1f} s, {compiling:.1f} of them compiling"
         text += f"; {rate:,.0f} pictures a second without"
-        text += f"; training {100 * own[-1]['train_accuracy']:.1f} %"
-        if "validation_accuracy" in own[-1]:
-            text += f", validation {100 * own[-1]['validation_accuracy']:.1f} %"
+        text += f"; training {_said(fitted.task, own[-1], 'train')}"
+        if "validation_loss" in own[-1]:
+            text += f", validation {_said(fitted.task, own[-1], 'validation')}"
         lines.append(text)
     features = fitted.seconds["features"]
     return "\n".join([f"features of the pictures: {features:.1f} s", *lines])
 
 
+_SPLITS = ("train_", "validation_")
+
+
+def _said(task: Task, line: Mapping[str, Any], split: str) -> str:
+    """The metrics of a split in an epoch's record: of a classification the accuracy alone, without its name."""
+    found = {k.removeprefix(f"{split}_"): v for k, v in line.items() if k.startswith(f"{split}_")}
+    if isinstance(task, Classification):
+        return task.shown("accuracy", found["accuracy"])
+    loss = found.pop("loss")
+    return ", ".join(f"{name} {task.shown(name, x)}" for name, x in (found or {"loss": loss}).items())
+
+
+class _ShownJournal(Journal):
+    """A journal that tells of each epoch as it ends."""
+
+    def __init__(self, path: Path, task: Task, console: Console):
+        super().__init__(path)
+        self._task, self._console = task, console
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        """Append a line, and print its numbers."""
+        super().write(record)
+        parts = [
+            f"{split} loss {record[f'{split}_loss']:.4g}, {_said(self._task, record, split)}"
+            for split in ("train", "validation")
+            if f"{split}_loss" in record
+        ]
+        self._console.print(f"epoch {record['epoch'] + 1}, {record['phase']}: {'; '.join(parts)}")
+
+
 def _identity(config: Fit, sources: Mapping[str, Any], classifier: ImageClassifier) -> dict[str, Any]:
     """What makes a run this one: options, pictures, weights."""
-    left_out = ("out", "store", "store_gib", "workers", "find_rate", "running")
+    left_out = ("out", "store", "store_gib", "workers", "find_rate", "running", "target")
     options = {name: value for name, value in asdict(config).items() if name not in left_out}
     options |= {name: str(value) for name, value in options.items() if isinstance(value, Path)}
+    options |= config.target.changed()
     options = {k: v for k, v in options.items() if v is not None or k not in ("scale", "preprocessing")}
-    pictures = {
-        f"{name}_pictures": digest(source.digest, np.asarray(source.labels), *source.class_names)
-        for name, source in sources.items()
-    }
+    pictures = {f"{name}_pictures": digest_of(source) for name, source in sources.items()}
     own = program_digest(classifier.model.backbone, (*classifier.image_size, 3)) if classifier.config.own else None
     program = {"program": own} if own else {}
     return {**options, **pictures, **program, "weights_digest": digest(*classifier.leaves.values())}

@@ -15,6 +15,7 @@ from cnnjax.classifier.config import Config
 from cnnjax.data.listing import existing_folder, some
 from cnnjax.files.runs import finite
 from cnnjax.functional import Leaves
+from cnnjax.train.tasks import Task
 
 FORMAT, VERSION = "cnnjax classifier", 1
 CONFIG, WEIGHTS, METRICS = "config.json", "model.safetensors", "metrics.json"
@@ -73,8 +74,14 @@ def write(path: str | os.PathLike[str], config: Config, leaves: Leaves, measured
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def read(path: str | os.PathLike[str]) -> tuple[Config, dict[str, np.ndarray], dict[str, str], dict[str, Any]]:
+def read(
+    path: str | os.PathLike[str], task: Task | None = None
+) -> tuple[Config, dict[str, np.ndarray], dict[str, str], dict[str, Any]]:
     """Read a saved classifier.
+
+    Args:
+        path: The folder.
+        task: In place of one that was made of functions, which are not saved.
 
     Returns:
         Its config; its leaves by path; the types of those that are not float32; what was measured.
@@ -91,7 +98,7 @@ def read(path: str | os.PathLike[str]) -> tuple[Config, dict[str, np.ndarray], d
         raise SavedClassifierError(
             f"{folder} lacks {' and '.join(missing)}: copy the whole folder again ({', '.join(FILES)})"
         )
-    config, types = _read_config(folder / CONFIG)
+    config, types = _read_config(folder / CONFIG, task)
     measured = _read_json(folder / METRICS)
     if not isinstance(measured.get("metrics"), dict) or not isinstance(measured.get("history"), list):
         raise SavedClassifierError(f"{folder / METRICS} must hold 'metrics' and 'history'; copy the folder again")
@@ -197,7 +204,7 @@ def _read_json(file: Path) -> dict[str, Any]:
     return found
 
 
-def _read_config(file: Path) -> tuple[Config, dict[str, str]]:
+def _read_config(file: Path, task: Task | None) -> tuple[Config, dict[str, str]]:
     values = _read_json(file)
     if values.pop("format", None) != FORMAT:
         raise SavedClassifierError(f"{file} is no config of a saved classifier: its 'format' is not {FORMAT!r}")
@@ -211,7 +218,7 @@ def _read_config(file: Path) -> tuple[Config, dict[str, str]]:
     if not isinstance(types, dict) or not all(t in ("bfloat16", "float16") for t in types.values()):
         raise SavedClassifierError(f"{file}: 'types' must say bfloat16 or float16 of leaves by path, found {types!r}")
     try:
-        return Config.from_json(values), types
+        return Config.from_json(values, task), types
     except (ValueError, LookupError) as error:
         raise SavedClassifierError(f"{file}: {error.args[0]}; repair it, or save the classifier anew") from error
 

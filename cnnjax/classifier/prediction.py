@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
+from cnnjax.train.tasks import Task
 
 
 @dataclass(frozen=True)
@@ -17,6 +17,9 @@ class Prediction:
         probability: Its probability.
         probabilities: That of every class, by name, in the order of the labels.
         error: Why the picture cannot be decoded; None where it can.
+        labels: Of a model of several labels, those that are there.
+        values: Of a regression, each number by name, in its unit.
+        output: Of a task of one's own, what its `predictions` give.
 
     >>> found = Prediction("cat.jpg", "cats", 0.75, {"cats": 0.75, "dogs": 0.25})
     >>> found.top(2), found.to_json()["class"]
@@ -28,6 +31,9 @@ class Prediction:
     probability: float | None = None
     probabilities: Mapping[str, float] = field(default_factory=dict, hash=False)
     error: str | None = None
+    labels: tuple[str, ...] | None = None
+    values: Mapping[str, float] = field(default_factory=dict, hash=False)
+    output: Any = field(default=None, hash=False)
 
     def top(self, count: int) -> list[tuple[str, float]]:
         """The likeliest classes and their probabilities, the likeliest first."""
@@ -38,6 +44,10 @@ class Prediction:
         if self.error is not None:
             return {"path": self.path, "error": self.error}
         likely = dict(self.probabilities if top is None else self.top(top))
+        if self.labels is not None:
+            return {"path": self.path, "labels": list(self.labels), "probabilities": likely}
+        if self.values or self.output is not None:
+            return {"path": self.path} | ({"values": dict(self.values)} if self.values else {"output": self.output})
         return {
             "path": self.path,
             "class": self.class_name,
@@ -46,24 +56,6 @@ class Prediction:
         }
 
 
-def probabilities(logits: np.ndarray) -> np.ndarray:
-    """Turn logits f32[N, K] into probabilities f64[N, K] (softmax), and f32[N, 1] into those of two classes (sigmoid).
-
-    >>> probabilities(np.log([[3.0]])).tolist(), probabilities(np.log([[1.0, 3.0, 4.0]])).round(3).tolist()
-    ([[0.25, 0.75]], [[0.125, 0.375, 0.5]])
-    """
-    wide = np.asarray(logits, np.float64)
-    if wide.shape[1] == 1:  # the first class is the one with logit 0
-        wide = np.concatenate([np.zeros_like(wide), wide], axis=1)
-    likely = np.exp(wide - wide.max(axis=1, keepdims=True))
-    return likely / likely.sum(axis=1, keepdims=True)
-
-
-def predictions(paths: Sequence[str], logits: np.ndarray, class_names: Sequence[str]) -> list[Prediction]:
-    """One prediction a row of logits f32[N, 1 or classes]."""
-    found = []
-    for path, row in zip(paths, probabilities(logits).tolist(), strict=True):
-        best = int(np.argmax(row))
-        likely = dict(zip(class_names, row, strict=True))
-        found.append(Prediction(path, class_names[best], row[best], likely))
-    return found
+def predictions(paths: Sequence[str], outputs: Any, task: Task) -> list[Prediction]:
+    """One prediction a row of the model's outputs, such as logits f32[N, 1 or classes]."""
+    return [Prediction(path, **said) for path, said in zip(paths, task.read(outputs), strict=True)]

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from cnnjax.data.entries import holds_records
 from cnnjax.data.folder import Folder, open_splits, split_by_fraction, splits
+from cnnjax.data.labels import LabelFileError, open_labels
 from cnnjax.data.listing import Account, account
 from cnnjax.data.loader import Batch, Loader
 from cnnjax.data.opening import open_data, open_sounds
@@ -26,6 +27,7 @@ __all__ = [
     "Folder",
     "InMemory",
     "Kept",
+    "LabelFileError",
     "Loader",
     "PictureError",
     "Recording",
@@ -41,6 +43,7 @@ __all__ = [
     "holds_records",
     "in_memory",
     "open_data",
+    "open_labels",
     "open_shapes",
     "open_sounds",
     "open_splits",

@@ -246,9 +246,11 @@ class Folder:
         _, faults = self._inspect()
         skipped = tuple(f"{shown(self.names[i])}: {shown(reason)}" for i, reason in sorted(faults.items()))
         kept = self.take(np.delete(np.arange(len(self)), sorted(faults)))
-        lost = np.flatnonzero(np.bincount(kept.labels, minlength=len(self.class_names)) == 0)
+        names = self.class_names or ("any",)
+        before, after = (part.labels if self.class_names else np.zeros(len(part), int) for part in (self, kept))
+        lost = np.setdiff1d(before, after)
         if lost.size:
-            gone = ", ".join(repr(self.class_names[c]) for c in lost)
+            gone = ", ".join(repr(names[c]) for c in lost)
             raise self._error(
                 f"no {self._what} of class {gone} in {self.root} can be decoded:\n  " + "\n  ".join(skipped[:_SHOWN])
             )

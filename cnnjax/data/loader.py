@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 import numpy as np
 
 from cnnjax.data.order import LastBatch, Order
-from cnnjax.data.source import THREADS, undivided
+from cnnjax.data.source import THREADS, rows_of, targets_of, undivided
 from cnnjax.runtime import preemption
 
 if TYPE_CHECKING:
@@ -28,10 +28,8 @@ _OUTLASTS = 10  # seconds that a worker process goes on after SIGTERM
 
 
 class Readable(Protocol):
-    """What the loader asks of a source (see `cnnjax.data.Source`)."""
+    """What the loader asks of a source (see `cnnjax.data.Source`), besides its `targets` or `labels`."""
 
-    @property
-    def labels(self) -> np.ndarray: ...
     def __len__(self) -> int: ...
     def read(self, indices: np.ndarray) -> np.ndarray: ...
 
@@ -41,13 +39,13 @@ class Batch(NamedTuple):
 
     Attributes:
         examples: f32[B, ...] as the source reads them.
-        labels: i32[B].
+        targets: The source's, or its labels i32[B]: a tree of arrays with a row an example.
         weights: f32[B], 0 for the examples that fill up the last batch of an epoch: they count nowhere.
         index: i32[B], which examples of the source these are.
     """
 
     examples: np.ndarray
-    labels: np.ndarray
+    targets: Any
     weights: np.ndarray
     index: np.ndarray
 
@@ -120,7 +118,7 @@ class Loader:
         examples = next(self._reading)
         self.waited += time.perf_counter() - start
         self._step += 1
-        return Batch(examples, np.asarray(self._source.labels)[index], weights, index)
+        return Batch(examples, rows_of(targets_of(self._source), index), weights, index)
 
     def state(self) -> dict[str, int]:
         """Where it stands: the number of the next step, as a plain dictionary."""

@@ -45,6 +45,9 @@ class Source(Protocol):
             with `/`).
         image_size: height and width of what `read` returns; of sounds the number of samples.
         skipped: the pictures left out, each as "name: reason".
+
+    Two attributes more may be there: `targets`, a tree of arrays with a row an example, which stands for the labels
+    where what is learned is no class; and `weights`, f32[N], how much each example counts in losses and metrics.
     """
 
     @property
@@ -79,13 +82,15 @@ class InMemory:
     Args:
         images: u8[N, H, W, C] or a float array in 0..255 of that shape; RGB, if C is 3. Kept as it is (floats as
             float32), not copied.
-        labels: int[N], indices into `class_names`.
+        labels: int[N], indices into `class_names`; None where there are `targets` instead.
         class_names: the classes, in the order of their labels.
         names: one name a picture; their positions by default.
         image_size: resize to this height and width while reading; the pictures' own size by default.
         resizing: how; see `cnnjax.data.pixels.resize`.
         scale: which values of `images` become 0 and 255, such as (0, 1), "-1:1" or (0, 4095): then they may be of
             any real type, and a copy is kept as float32.
+        targets: what is learned, where that is no class: a tree of arrays with a row a picture.
+        weights: f32[N], how much each picture counts in losses and metrics; all the same if not given.
 
     Attributes:
         images: the array itself.
@@ -102,12 +107,15 @@ class InMemory:
     def __init__(
         self,
         images: np.ndarray,
-        labels: Sequence[int] | np.ndarray,
-        class_names: Sequence[str],
+        labels: Sequence[int] | np.ndarray | None = None,
+        class_names: Sequence[str] = (),
         names: Sequence[str] | None = None,
         image_size: tuple[int, int] | None = None,
         resizing: Resizing = "bilinear",
         scale: str | Sequence[float] | None = None,
+        *,
+        targets: Any = None,
+        weights: Sequence[float] | np.ndarray | None = None,
     ) -> None:
         images, wanted = np.asarray(images), checked_scale(scale)
         if images.ndim != 4 or 0 in images.shape[1:]:
@@ -136,7 +144,13 @@ class InMemory:
                     "nearly black; give scale=(0, 1) if 1 is white (or scale=(0, 255) to take them as they are)"
                 )
         self.class_names = tuple(class_names)
-        self.labels = as_labels(labels, len(images), len(self.class_names))
+        if (labels is None) == (targets is None):
+            raise ValueError("give labels and class_names, or targets")
+        if labels is not None:
+            self.labels = as_labels(labels, len(images), len(self.class_names))
+        # A list of numbers is meant as an array, not as a tree of scalars.
+        self.targets = np.asarray(targets) if isinstance(targets, list) and np.ndim(targets) else targets
+        self.weights = None if weights is None else np.asarray(weights)
         self.names = tuple(str(i) for i in range(len(images))) if names is None else tuple(names)
         if len(self.names) != len(images):
             raise ValueError(f"names: expected {len(images)}, one a picture, found {len(self.names)}")
@@ -151,7 +165,8 @@ class InMemory:
         return len(self.images)
 
     def __repr__(self) -> str:
-        return f"InMemory({len(self)} pictures, {len(self.class_names)} classes, {self.image_size})"
+        classes = f"{len(self.class_names)} classes, " if self.class_names else ""
+        return f"InMemory({len(self)} pictures, {classes}{self.image_size})"
 
     @functools.cached_property
     def digest(self) -> str:
@@ -225,7 +240,10 @@ def in_memory(source: Source, budget: int, progress: Callable[[int, int], None] 
         images[rows] = np.rint(source.read(rows))
         if progress:
             progress(int(rows[-1]) + 1, len(source))
-    kept = InMemory(images, source.labels, source.class_names, source.names)
+    known: dict[str, Any] = {"targets": getattr(source, "targets", None), "weights": getattr(source, "weights", None)}
+    if known["targets"] is None:
+        known |= {"labels": source.labels, "class_names": source.class_names}
+    kept = InMemory(images, names=source.names, **known)
     kept.skipped, kept.selection = source.skipped, getattr(source, "selection", None)
     return kept
 
@@ -237,6 +255,26 @@ def image_shape(size: Sequence[int]) -> tuple[int, ...]:
     ((8, 6, 3), (8, 6, 1))
     """
     return (*size, 3) if len(size) == 2 else tuple(size)
+
+
+def targets_of(source: Any) -> Any:
+    """What is to be learned of a source's examples: its `targets`, or its labels where it has none.
+
+    >>> targets_of(InMemory(np.zeros((2, 8, 8, 3), np.uint8), targets={"age": np.array([3.0, 4.0])}))
+    {'age': array([3., 4.])}
+    """
+    targets = getattr(source, "targets", None)
+    return source.labels if targets is None else targets
+
+
+def rows_of(tree: Any, index: Any) -> Any:
+    """The rows at `index` of each array of a tree of dictionaries, lists and tuples; here, since it needs no JAX."""
+    if isinstance(tree, dict):
+        return {name: rows_of(x, index) for name, x in tree.items()}
+    if isinstance(tree, list | tuple):
+        parts = [rows_of(x, index) for x in tree]
+        return type(tree)(*parts) if hasattr(tree, "_fields") else type(tree)(parts)
+    return None if tree is None else np.asarray(tree)[index]
 
 
 def as_size(size: Sequence[int]) -> tuple[int, int]:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cnnjax.data.source import image_shape
+from cnnjax.data.source import image_shape, rows_of, targets_of
 from cnnjax.staging.trace import digest
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ class Views:
     >>> from cnnjax.data import InMemory
     >>> source = InMemory(np.zeros((2, 8, 8, 3), np.uint8), [0, 1], ("cat", "dog"))
     >>> views = Views(source, Augmentation(flip=True), 3)
-    >>> len(views), views.labels.tolist(), views.read(np.array([5])).shape
+    >>> len(views), views.targets.tolist(), views.read(np.array([5])).shape
     (6, [0, 0, 0, 1, 1, 1], (1, 8, 8, 3))
     """
 
@@ -47,9 +47,9 @@ class Views:
         self._draw = jax.jit(jax.vmap(self._one))
 
     @property
-    def labels(self) -> np.ndarray:
-        """i32[N * views]."""
-        return np.repeat(np.asarray(self.source.labels), self.views)
+    def targets(self) -> Any:
+        """The source's targets or labels, a row a view."""
+        return rows_of(targets_of(self.source), np.arange(len(self)) // self.views)
 
     @property
     def digest(self) -> str:

@@ -73,7 +73,7 @@ def find_rate(
     step = next(running)
     while True:
         state, metrics = step
-        losses.append(float(metrics.loss) / max(float(metrics.count), 1.0))
+        losses.append(float(metrics.loss) / (float(metrics.count) or 1.0))
         mean = _SMOOTH * mean + (1 - _SMOOTH) * losses[-1]
         smoothed.append(mean / (1 - _SMOOTH ** len(losses)))
         exploded = not math.isfinite(smoothed[-1]) or smoothed[-1] > _EXPLODED * min(smoothed)

@@ -1,13 +1,14 @@
 """Trains a model by a recipe, phase after phase, and keeps what was best."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import optax
 from flax import nnx
 
 from cnnjax.data.order import epoch_steps
+from cnnjax.data.source import targets_of
 from cnnjax.features import FeatureStore, Progress
 from cnnjax.fit.recipe import Phase, Recipe, phases
 from cnnjax.fit.run import Keeping, Record, Run
@@ -18,6 +19,7 @@ from cnnjax.optim import by_depth, by_groups, make_optimizer, warmup_cosine, war
 from cnnjax.order import Example
 from cnnjax.runtime.precision import Precision
 from cnnjax.train.dataset import LabelledPictures, Rows
+from cnnjax.train.tasks import Classification, Task
 from cnnjax.train.trainer import Trainer
 
 if TYPE_CHECKING:
@@ -32,17 +34,20 @@ class Fitted(NamedTuple):
 
     Attributes:
         leaves: every leaf by path, random keys left out.
-        history: one record an epoch: phase, epoch, train_loss, train_accuracy, validation_loss, validation_accuracy,
-            learning_rate (the phase's, before schedule and factors), seconds (training alone), compile_seconds (of
-            those), pictures_per_second.
+        history: one record an epoch: phase, epoch, train_loss, train_accuracy, validation_loss, validation_accuracy
+            (or whatever metrics the task has), learning_rate (the phase's, before schedule and factors), seconds
+            (training alone), compile_seconds (of those), pictures_per_second.
         seconds: wall-clock time by what took it: "features", "training", "evaluation".
         best: the epoch whose weights the last phase ended with; of an earlier phase where none of its own was better.
+        task: what was minimised, with what it took from the training targets (balanced weights, a scale), and without
+            the recipe's smoothing.
     """
 
     leaves: Leaves
     history: list[Record]
     seconds: dict[str, float]
     best: int
+    task: Task
 
 
 def silent(name: str) -> Progress:
@@ -54,7 +59,7 @@ class Fitter:
     """Trains one model by one recipe, for any number of seeds: programs and features are made once.
 
     Args:
-        model: any NNX module from pictures to logits; it is not changed.
+        model: any NNX module from pictures to logits, or to what the task takes; it is not changed.
         recipe: how to train.
         example: height and width of the pictures (or a sound's samples), as `image_size` of `Trainer`.
         store: where features are kept; in memory if not given.
@@ -63,8 +68,10 @@ class Fitter:
         stream: read the pictures anew in every epoch, as `Trainer` does with it.
         precision: what is computed with, as for `Trainer`.
         devices: what the batches are spread over; one device if not given.
+        task: what is minimised and reported, as for `Trainer`; `label_smoothing` of the recipe is added to it.
 
     Attributes:
+        task: the same; once there are training targets, with what it takes from them.
         phases: what is trained after what.
         store: where features are kept; `store.passes` tells what was computed.
 
@@ -96,31 +103,39 @@ class Fitter:
         stream: bool = False,
         precision: Precision = "auto",
         devices: "Devices | None" = None,
+        task: Task | None = None,
     ):
+        self._asked = task or Classification()
+        self.task = self._asked.smoothed(recipe.label_smoothing)
         self.devices, self._stream, self._precision = devices, stream, precision
         self.recipe, self.store, self._model = recipe, store or FeatureStore(), model
         self.phases = phases(recipe, model, within, example)
         self._example, self._workers = example, workers
         self._factors = _factors(recipe, model, example)
-        self._trainers: dict[tuple[int, int], Trainer] = {}
+        self._trainers: dict[tuple[int, int, Task], Trainer] = {}
         self._rows: dict[tuple[int, int, bool], tuple[LabelledPictures, Rows]] = {}
+
+    def resolve(self, train: LabelledPictures) -> None:
+        """Take from the training targets what the task needs of them; `fit` does it."""
+        self._known = self._asked.resolved(targets_of(train))
+        self.task = self._known.smoothed(self.recipe.label_smoothing)
 
     def trainer(self, phase: int, pictures: int) -> Trainer:
         """The trainer of a phase, for a training set of this many pictures; made once."""
         recipe, found = self.recipe, self.phases[phase]
         batches = epoch_steps(pictures, recipe.batch_size, recipe.last_batch)
-        if (phase, batches) not in self._trainers:
+        if (phase, batches, self.task) not in self._trainers:
             optimizer = make_optimizer(
                 recipe.optimizer, found.learning_rate, schedule=_schedule(recipe, found, batches), clip=recipe.clip,
                 weight_decay=recipe.weight_decay, accumulate=recipe.accumulate, ema=recipe.ema, factors=self._factors,
             )  # fmt: skip
-            self._trainers[phase, batches] = Trainer(
+            self._trainers[phase, batches, self.task] = Trainer(
                 self._model, found.frozen, self._example, batch_size=recipe.batch_size, optimizer=optimizer,
                 store=self.store, augment=recipe.augmentation, views=recipe.views, workers=self._workers,
-                label_smoothing=recipe.label_smoothing, not_finite=recipe.not_finite, stream=self._stream,
+                task=self.task, not_finite=recipe.not_finite, stream=self._stream,
                 precision=self._precision, devices=self.devices, last_batch=recipe.last_batch,
             )  # fmt: skip
-        return self._trainers[phase, batches]
+        return self._trainers[phase, batches, self.task]
 
     def rate(self, phase: int, step: int, batches: int) -> float:
         """The learning rate of a phase's step, counted from 0, before factors of single leaves."""
@@ -182,6 +197,7 @@ class Fitter:
         if seed < 0:
             raise ValueError(f"seed: expected a whole number from 0 on, found {seed}")
         self.check(len(train), validated=validation is not None)
+        self.resolve(train)
         fixed = self.trainer(0, len(train)).fixed
         if lost := [p for p, x in (leaves or {}).items() if p in fixed and not np.array_equal(x, fixed[p])]:
             raise ValueError(
@@ -192,10 +208,10 @@ class Fitter:
         self._rows = {key: kept for key, kept in self._rows.items() if kept[0] is train or kept[0] is validation}
         run = Run(self, train, validation, seed, journal, report, keeping)
         own = run.all_phases(dict(leaves or {}))
-        return Fitted({**lasting_leaves(self._model), **own}, run.at.history, run.at.seconds, run.at.best)
+        return Fitted({**lasting_leaves(self._model), **own}, run.at.history, run.at.seconds, run.at.best, self._known)
 
-    def logits(self, fitted: Fitted, source: LabelledPictures, pictures: int, report: Report = silent) -> np.ndarray:
-        """Logits f32[N, 1 or classes] of a source, from features of what the last phase froze.
+    def outputs(self, fitted: Fitted, source: LabelledPictures, pictures: int, report: Report = silent) -> Any:
+        """The outputs, such as logits f32[N, 1 or classes], of a source, from features of what the last phase froze.
 
         Args:
             fitted: from `fit`.

@@ -18,8 +18,8 @@ from cnnjax.optim import averaged, carry, with_rate
 from cnnjax.optim.average import with_average
 from cnnjax.runtime import preemption
 from cnnjax.train.dataset import LabelledPictures, Rows
-from cnnjax.train.losses import ZERO, Metrics
 from cnnjax.train.state import State
+from cnnjax.train.task import Metrics
 from cnnjax.train.trainer import NotFinite, Trainer
 
 if TYPE_CHECKING:
@@ -119,7 +119,7 @@ class Run:
         trainer = self.fitter.trainer(number, len(self.train))
         steps = self._steps
         if resumed is None:
-            state, so_far = self._start(trainer, phase, leaves, before), ZERO
+            state, so_far = self._start(trainer, phase, leaves, before), trainer.no_metrics()
             self.at.phase, self.at.begun, self.at.since = number, int(state.step) // steps, 0
             if self._keeps_best and before is not None:
                 # The best of the phase before, with the loss and epoch they have there, and what trains only now.
@@ -168,7 +168,8 @@ class Run:
         at = self.at
         line: Record = {
             "phase": phase.name, "epoch": int(record["epoch"]), "train_loss": record["loss"],
-            "train_accuracy": record["accuracy"], "learning_rate": phase.learning_rate,
+            **{f"train_{name}": record[name] for name in trainer.task.metric_names},
+            "learning_rate": phase.learning_rate,
             "seconds": record["seconds"], "compile_seconds": record["compile_seconds"],
             "pictures_per_second": min(len(self.train), self._steps * trainer.batch_size) / record["seconds"],
         }  # fmt: skip
@@ -195,7 +196,7 @@ class Run:
         if self.journal:
             self.journal.write(_untimed(line))
         assert self._latest is not None
-        self._latest = _Latest(state, ZERO, self._latest.step, line.get("validation_loss"))
+        self._latest = _Latest(state, trainer.no_metrics(), self._latest.step, line.get("validation_loss"))
         asked = self._hosts > 1 and preemption.requested()
         asked, due = self._agreed(asked, self._due(1.0 if not improved else 0.1))
         if asked:
@@ -338,7 +339,7 @@ class Run:
     def _restore(self, trainer: Trainer, step: int) -> tuple[State, Metrics]:
         assert self.keeping is not None
         state = trainer.abstract_state()
-        like: dict[str, Any] = {"state": state, "so_far": _as_arrays(ZERO), "key": self._key()}
+        like: dict[str, Any] = {"state": state, "so_far": _as_arrays(trainer.no_metrics()), "key": self._key()}
         if self._keeps_best and self.at.best_loss is not None:
             like["best"] = {**state.trainable, **state.statistics}
         if self.fitter.devices is not None:
@@ -373,7 +374,7 @@ def _copied(state: State) -> Leaves:
 
 def _as_arrays(metrics: Metrics) -> Metrics:
     """On the host: of several hosts all have them."""
-    return Metrics(*(np.asarray(x, np.float32) for x in metrics))
+    return jax.tree.map(lambda x: np.asarray(x, np.float32), metrics)
 
 
 @jax.jit

@@ -8,6 +8,12 @@
 
 from cnnjax.metrics.intervals import bootstrap, interval
 from cnnjax.metrics.journal import Journal, read
+from cnnjax.metrics.means import MeansReport, means_report
+from cnnjax.metrics.multilabel import MultiLabelReport, multilabel_report
+from cnnjax.metrics.regression import RegressionReport, regression_report
 from cnnjax.metrics.reports import ClassScores, Report, report
 
-__all__ = ["ClassScores", "Journal", "Report", "bootstrap", "interval", "read", "report"]
+__all__ = [
+    "ClassScores", "Journal", "MeansReport", "MultiLabelReport", "RegressionReport", "Report", "bootstrap", "interval",
+    "means_report", "multilabel_report", "read", "regression_report", "report",
+]  # fmt: skip

@@ -2,7 +2,7 @@
 
 import difflib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -88,6 +88,27 @@ def resampled(
             low, high = np.quantile(defined, [(1 - level) / 2, (1 + level) / 2])
             ends[name] = float(low), float(high)
     return ends
+
+
+def resampled_indices(examples: int, samples: int, seed: int) -> Iterator[np.ndarray]:
+    """i64[N], the examples of each resample: the same for every measure of a seed."""
+    generator = np.random.default_rng(seed)
+    for _ in range(samples):
+        yield generator.integers(0, examples, examples)
+
+
+def resampled_means(
+    values: Mapping[str, np.ndarray], samples: int, seed: int, level: float = 0.95
+) -> dict[str, tuple[float, float]]:
+    """Percentile bootstrap intervals of means, f64[N] each, from the same resamples."""
+    drawn: dict[str, list[np.ndarray]] = {name: [] for name in values}
+    count = len(next(iter(values.values()))) if values else 0
+    for counts in _draws(count, samples, seed) if count else ():
+        for name, value in values.items():
+            drawn[name].append(value @ counts / count)
+    ends = [(1 - level) / 2, (1 + level) / 2]
+    found = {name: np.quantile(np.concatenate(blocks), ends) for name, blocks in drawn.items() if blocks}
+    return {name: (float(low), float(high)) for name, (low, high) in found.items()}
 
 
 def _draws(examples: int, samples: int, seed: int) -> Iterator[np.ndarray]:

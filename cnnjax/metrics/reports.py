@@ -77,6 +77,7 @@ class Report:
         bins: The reliability diagram that `ece` sums up.
         confusion: i64[K, K], examples of the row's class that were predicted as the column's.
         intervals: Measure -> 95 % bootstrap interval of accuracy, auc, loss and ece; empty if none was asked for.
+        weighted: Whether classes were weighted in training: balanced accuracy and the worst class are shown then.
     """
 
     count: int
@@ -93,6 +94,7 @@ class Report:
     bins: tuple[Bin, ...]
     confusion: np.ndarray
     intervals: Mapping[str, tuple[float, float] | None]
+    weighted: bool = False
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Report) and self.to_json() == other.to_json()
@@ -103,6 +105,21 @@ class Report:
     def class_names(self) -> tuple[str, ...]:
         """The classes, in the order of their labels."""
         return tuple(scores.name for scores in self.classes)
+
+    @property
+    def balanced_accuracy(self) -> float:
+        """Mean recall of the classes that have examples."""
+        return self.macro_recall
+
+    @property
+    def worst(self) -> ClassScores:
+        """The class of lowest recall among those that have examples; of several the first."""
+        return min((scores for scores in self.classes if scores.support), key=lambda scores: scores.recall or 0)
+
+    def measures(self) -> dict[str, Any]:
+        """The measures that are kept with a saved classifier, by name."""
+        found = {name: getattr(self, name) for name in ("accuracy", "loss", "auc", "ece")}
+        return found | ({"balanced_accuracy": self.balanced_accuracy} if self.weighted else {})
 
     def to_json(self) -> dict[str, Any]:
         """Everything as plain numbers, lists and dictionaries; null for what is not defined, never NaN."""
@@ -155,6 +172,9 @@ class Report:
             "accuracy": (self.accuracy, percent), "top-5 accuracy": (self.top5, percent), "loss": (self.loss, number),
             "AUC": (self.auc, number), "calibration error": (self.ece, percent), "Brier score": (self.brier, number),
         }  # fmt: skip
+        if self.weighted:
+            shown["balanced accuracy"] = (self.balanced_accuracy, percent)
+            shown[f"worst class, {self.worst.name}"] = (self.worst.recall, percent)
         ends = {name: self.intervals.get(key) for name, key in _INTERVALS.items()}
         rows = [
             (name, style(value)) + ((_between(ends.get(name), style),) if self.intervals else ())
@@ -215,8 +235,9 @@ def _between(ends: tuple[float, float] | None, style: Callable[[float], str]) ->
 
 
 def report(
-    logits: ArrayLike, labels: ArrayLike, class_names: Sequence[str], *, samples: int = 0, seed: int = 0
-) -> Report:
+    logits: ArrayLike, labels: ArrayLike, class_names: Sequence[str], *, samples: int = 0, seed: int = 0,
+    weighted: bool = False,
+) -> Report:  # fmt: skip
     """Measure a classifier on labelled examples.
 
     Args:
@@ -225,6 +246,7 @@ def report(
         class_names: Names of the classes, two for one logit.
         samples: Resamples for the 95 % bootstrap intervals, 0 for none; `cnnjax.metrics.bootstrap` says what they cost.
         seed: Of the resamples.
+        weighted: Whether classes were weighted in training: balanced accuracy and the worst class are shown then.
 
     Raises:
         ValueError: Shapes do not fit each other, there are no examples, a logit is not finite, a label is no class, the
@@ -269,6 +291,7 @@ def report(
         bins=_bins(found.confidences, correct),
         confusion=_read_only(pairs),
         intervals=resampled(found, MEASURES, samples, seed, 0.95) if samples else {},
+        weighted=weighted,
     )
 
 

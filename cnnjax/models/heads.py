@@ -8,13 +8,16 @@ from cnnjax.models.backbone import Backbone
 from cnnjax.models.graph import Graph
 
 
-def lecture_head(feature_shape: tuple[int, ...], classes: int, *, rngs: nnx.Rngs) -> Backbone:
+def lecture_head(
+    feature_shape: tuple[int, ...], classes: int | None = None, *, rngs: nnx.Rngs, outputs: int | None = None
+) -> Backbone:
     """Build the lecture's head: Flatten, Dense 256 (no activation, as in its Keras code), Dropout 0.5, Dense.
 
     Args:
         feature_shape: One example's features: maps (H, W, C), tokens (T, C) or a vector (C,).
         classes: Two classes share one logit; more have one each.
         rngs: Keys for weights and dropout.
+        outputs: In place of classes, how many numbers it gives.
 
     Raises:
         ValueError: There are no features, or there are too few classes.
@@ -25,10 +28,12 @@ def lecture_head(feature_shape: tuple[int, ...], classes: int, *, rngs: nnx.Rngs
     net = Graph(_features(feature_shape), rngs=rngs, name="lecture_head", input_layer=None)
     x = net.dense("dense", net.flatten("flatten", net.input), 256)
     x = net.dropout("dropout", x, 0.5)
-    return net.backbone(net.dense("dense_1", x, _logits(classes)))
+    return net.backbone(net.dense("dense_1", x, _outputs(classes, outputs)))
 
 
-def linear_head(feature_shape: tuple[int, ...], classes: int, *, rngs: nnx.Rngs) -> Backbone:
+def linear_head(
+    feature_shape: tuple[int, ...], classes: int | None = None, *, rngs: nnx.Rngs, outputs: int | None = None
+) -> Backbone:
     """Build GlobalAveragePooling2D, Dropout 0.2, Dense: the head of Keras's guide to transfer learning.
 
     The mean is over maps or tokens; of a vector there is none.
@@ -45,7 +50,7 @@ def linear_head(feature_shape: tuple[int, ...], classes: int, *, rngs: nnx.Rngs)
     if len(feature_shape) > 1:
         x = net.global_avg_pool("global_average_pooling2d", x)
     x = net.dropout("dropout", x, 0.2)
-    return net.backbone(net.dense("dense", x, _logits(classes)))
+    return net.backbone(net.dense("dense", x, _outputs(classes, outputs)))
 
 
 def _features(feature_shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -54,7 +59,11 @@ def _features(feature_shape: tuple[int, ...]) -> tuple[int, ...]:
     return feature_shape
 
 
-def _logits(classes: int) -> int:
+def _outputs(classes: int | None, outputs: int | None) -> int:
+    if (classes is None) == (outputs is None):
+        raise ValueError(f"give a head its classes or its outputs, found {classes} and {outputs}")
+    if outputs is not None or classes is None:
+        return outputs or 1
     if classes < 2:
         raise ValueError(f"a classifier needs at least two classes, found {classes}")
     return 1 if classes == 2 else classes

@@ -73,6 +73,7 @@ def kernel_gradient_by_patches(x: jax.Array, k: jax.Array, g: jax.Array, strides
     """The kernel's gradient as one product of patches and g, by oneDNN, where a patch is short.
 
     The patches are made by a convolution whose kernel is the identity: XLA's own way of laying them out takes longer.
+    So a NaN or Inf in one channel of the images makes the gradient of every channel NaN, which it would not otherwise.
     """
     size = math.prod(k.shape[:3])
     one_each = jnp.eye(size, dtype=x.dtype).reshape(*k.shape[:3], size)

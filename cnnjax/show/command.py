@@ -86,7 +86,8 @@ class _Options:
 
     def saved(self, sheet: Sheet, *parts: str) -> Path:
         """Write the picture and say where."""
-        name = "-".join(map(path_name, parts))
+        # A network of one's own is named by a path; the other parts are names of layers and of the picture's file.
+        name = "-".join([path_name(parts[0]), *parts[1:]])
         path = sheet.save(self.out or Path(f"{name}.png"))
         print(f"written to {path} ({sheet.width} x {sheet.height} pixels)")
         return path

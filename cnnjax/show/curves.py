@@ -1,9 +1,10 @@
-"""Loss and accuracy against the epoch: where training and validation part, a network overfits."""
+"""Loss and metrics against the epoch: where training and validation part, a network overfits."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+_MOST = 4
 _COLOURS = {"train": "tab:blue", "validation": "tab:orange", "test": "tab:green"}
 
 
@@ -26,13 +27,14 @@ def overfits_from(records: Sequence[Mapping[str, Any]], split: str = "validation
     return min(losses)[1]
 
 
-def plot(records: Sequence[Mapping[str, Any]], path: Path, title: str) -> None:
-    """Draw accuracy and loss of every split against the epoch, as PNG.
+def plot(records: Sequence[Mapping[str, Any]], path: Path, title: str, units: Mapping[str, str] | None = None) -> None:
+    """Draw accuracy (or other metrics, up to four) and loss of every split against the epoch, as PNG.
 
     Args:
         records: One an epoch: `epoch`, and `train_accuracy`, `validation_loss` and the like.
         path: The picture.
         title: Its title.
+        units: Of the metrics, by name; "%" is drawn as per cent of 1. Accuracy in per cent if not given.
 
     Raises:
         ValueError: There are no records to draw.
@@ -42,11 +44,21 @@ def plot(records: Sequence[Mapping[str, Any]], path: Path, title: str) -> None:
 
     if not records:
         raise ValueError("no records: there is nothing to draw")
-    figure = Figure(figsize=(10, 4), dpi=120, layout="constrained")
-    panels = FigureCanvasAgg(figure).figure.subplots(1, 2)
-    for axes, (measure, unit, factor) in zip(panels, (("accuracy", ", %", 100.0), ("loss", "", 1.0)), strict=True):
+    units = {"accuracy": "%"} if units is None else units
+    names = list(
+        dict.fromkeys(key.partition("_")[2] for r in records for key in r if key.partition("_")[0] in _COLOURS)
+    )
+    measures = [name for name in names if name != "loss"][:_MOST] + ["loss"]
+    figure = Figure(figsize=(5 * len(measures), 4), dpi=120, layout="constrained")
+    panels = FigureCanvasAgg(figure).figure.subplots(1, len(measures), squeeze=False)[0]
+    for axes, measure in zip(panels, measures, strict=True):
+        unit, factor = units.get(measure, ""), 100.0 if units.get(measure) == "%" else 1.0
         for split, colour in _COLOURS.items():
-            points = [(r["epoch"], factor * r[f"{split}_{measure}"]) for r in records if f"{split}_{measure}" in r]
+            points = [
+                (r["epoch"], factor * r[f"{split}_{measure}"])
+                for r in records
+                if r.get(f"{split}_{measure}") is not None
+            ]
             if points:
                 style = "o" if len(points) == 1 else "o-"
                 axes.plot(*zip(*points, strict=True), style, ms=3, lw=1.5, color=colour, label=split)
@@ -54,7 +66,7 @@ def plot(records: Sequence[Mapping[str, Any]], path: Path, title: str) -> None:
             best = overfits_from(records)
             axes.axvline(best, color="0.5", lw=1, ls=":", label=f"lowest validation loss (epoch {best})")
         axes.set_xlabel("epoch")
-        axes.set_ylabel(measure + unit)
+        axes.set_ylabel(measure + f", {unit}" * bool(unit), parse_math=False)
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)
         axes.legend(fontsize="small")

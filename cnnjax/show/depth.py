@@ -31,7 +31,7 @@ class Row:
         frozen_layers: number of frozen layers.
         learning_rate: of its cells.
         trainable_parameters: numbers that were trained, head included.
-        accuracies: test accuracy of each seed, in [0, 1].
+        scores: what the sweep compares by, on the test images, of each seed.
         seconds_per_step: median over its cells, without the first epoch.
         reused: whether every cell found its features in the store.
         setting: augmentation, number of pictures and method, as far as the sweep varies them.
@@ -42,23 +42,23 @@ class Row:
     frozen_layers: int
     learning_rate: float
     trainable_parameters: int
-    accuracies: tuple[float, ...]
+    scores: tuple[float, ...]
     seconds_per_step: float
     reused: bool
     setting: str = ""
 
     @property
     def mean(self) -> float:
-        """Mean test accuracy."""
-        return float(np.mean(self.accuracies))
+        """Mean over the seeds."""
+        return float(np.mean(self.scores))
 
     @property
     def half_width(self) -> float:
         """Half of the 95 % interval of the mean, NaN for one seed."""
-        return interval(self.accuracies)
+        return interval(self.scores)
 
 
-def rows(results: Iterable[Mapping[str, Any]]) -> list[Row]:
+def rows(results: Iterable[Mapping[str, Any]], measure: str = "accuracy") -> list[Row]:
     """Group the lines of `results.jsonl` by depth, rate and setting, least frozen first."""
     groups: dict[tuple[str, float, str], list[Mapping[str, Any]]] = {}
     for line in results:
@@ -66,7 +66,7 @@ def rows(results: Iterable[Mapping[str, Any]]) -> list[Row]:
     table = [
         Row(
             freeze, cells[0]["first_trainable"], cells[0]["frozen_layers"], rate, cells[0]["trainable_parameters"],
-            tuple(cell["test_accuracy"] for cell in sorted(cells, key=lambda c: c["seed"])),
+            tuple(_number(cell[f"test_{measure}"]) for cell in sorted(cells, key=lambda c: c["seed"])),
             float(np.median([cell["seconds_per_step"] for cell in cells])),
             all(cell["features_reused"] for cell in cells), setting,
         )
@@ -85,57 +85,64 @@ def _setting(line: Mapping[str, Any]) -> str:
     return ", ".join(parts)
 
 
-def terminal(table: Sequence[Row], title: str) -> Table:
+def _number(value: float | None) -> float:
+    return math.nan if value is None else value  # as a run folder keeps what is not finite
+
+
+def terminal(table: Sequence[Row], title: str, measure: str = "accuracy", unit: str = "%") -> Table:
     """The table for a terminal."""
     out = Table(title=title, title_justify="left")
     varied = any(row.setting for row in table)
     left = ("freeze", "first trainable", "features", "setting")
-    names = ("rate", "trained numbers", "test accuracy", "ms a step", "features")
+    names = ("rate", "trained numbers", f"test {measure}", "ms a step", "features")
     for name in ("freeze", "first trainable", *(["setting"] if varied else []), *names):
         out.add_column(name, justify="left" if name in left else "right")
     for row in table:
         out.add_row(
             row.freeze, row.first_trainable or "head", *([row.setting] if varied else []),
-            f"{row.learning_rate:g}", f"{row.trainable_parameters:,}", accuracy_text(row),
+            f"{row.learning_rate:g}", f"{row.trainable_parameters:,}", score_text(row, unit),
             f"{1000 * row.seconds_per_step:.1f}", "from store" if row.reused else "made now",
         )  # fmt: skip
     return out
 
 
-def accuracy_text(row: Row) -> str:
-    """Mean and interval in per cent."""
+def score_text(row: Row, unit: str = "%") -> str:
+    """Mean and interval in their unit."""
+    if unit != "%":
+        spread = "" if math.isnan(row.half_width) else f" ± {row.half_width:.2g}"
+        return f"{row.mean:.4g}{spread} {unit}".rstrip()
     spread = "" if math.isnan(row.half_width) else f" ± {100 * row.half_width:.1f}"
     return f"{100 * row.mean:.1f}{spread} %"
 
 
-def write_csv(table: Sequence[Row], path: Path) -> None:
+def write_csv(table: Sequence[Row], path: Path, measure: str = "accuracy") -> None:
     """The table as CSV: accuracies in [0, 1], seconds in seconds."""
     text = io.StringIO()
     out = csv.writer(text, lineterminator="\n")
-    out.writerow(_COLUMNS)
+    out.writerow([name.replace("accuracy", measure) for name in _COLUMNS])
     for row in table:
         half = "" if math.isnan(row.half_width) else f"{row.half_width:.6f}"
         out.writerow([
             row.freeze, row.first_trainable, row.frozen_layers, row.learning_rate, row.trainable_parameters,
-            len(row.accuracies), f"{row.mean:.6f}", half, f"{row.seconds_per_step:.6f}", row.reused,
+            len(row.scores), f"{row.mean:.6f}", half, f"{row.seconds_per_step:.6f}", row.reused,
             row.setting,
         ])  # fmt: skip
     write_whole(path, text.getvalue())
 
 
-def plot(table: Sequence[Row], path: Path, title: str) -> None:
-    """Accuracy against frozen depth as PNG: a point a seed, the mean, and its 95 % interval."""
+def plot(table: Sequence[Row], path: Path, title: str, measure: str = "accuracy", unit: str = "%") -> None:
+    """Accuracy, or another measure, against frozen depth as PNG: a point a seed, the mean, and its 95 % interval."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 4.5), dpi=120, layout="constrained")
     axes = FigureCanvasAgg(figure).figure.subplots()
-    depths = list(dict.fromkeys(row.freeze for row in table))
+    depths, factor = list(dict.fromkeys(row.freeze for row in table)), 100 if unit == "%" else 1
     for rate, setting in sorted({(row.learning_rate, row.setting) for row in table}):
         chosen = [row for row in table if (row.learning_rate, row.setting) == (rate, setting)]
         x = np.array([depths.index(row.freeze) for row in chosen])
-        mean = np.array([100 * row.mean for row in chosen])
-        half = np.array([0 if math.isnan(row.half_width) else 100 * row.half_width for row in chosen])
+        mean = np.array([factor * row.mean for row in chosen])
+        half = np.array([0 if math.isnan(row.half_width) else factor * row.half_width for row in chosen])
         # Depths at one rate are joined; with a rate of its own a depth stands alone.
         bars = axes.errorbar(
             x,
@@ -147,13 +154,13 @@ def plot(table: Sequence[Row], path: Path, title: str) -> None:
             label=f"learning rate {rate:g}" + f", {setting}" * bool(setting),
         )
         for k, row in zip(x, chosen, strict=True):
-            points = [100 * a for a in row.accuracies]
+            points = [factor * a for a in row.scores]
             axes.plot([k] * len(points), points, ".", color=bars[0].get_color(), alpha=0.4)
     first = {row.freeze: row.first_trainable or "head only" for row in table}
     labels = [f"{depth}\n({first[depth]})" for depth in depths]
     axes.set_xticks(range(len(depths)), labels, rotation=0 if len(depths) < 8 else 30)
     axes.set_xlabel("frozen (first layer that trains)")
-    axes.set_ylabel("test accuracy, %")
+    axes.set_ylabel(f"test {measure}" + f", {unit}" * bool(unit))
     axes.set_title(textwrap.fill(title, 90), fontsize="medium")
     axes.grid(alpha=0.3)
     axes.legend()

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from cnnjax.features import FeatureStore, Pass
@@ -17,12 +18,13 @@ from cnnjax.models import Backbone, Classifier, SoundClassifier
 from cnnjax.models.heads import HEADS
 from cnnjax.order import output_shape
 from cnnjax.runtime.progress import Bar
+from cnnjax.sweep.data import SweepData
 from cnnjax.sweep.grid import Cell, first_trainable, subset
 from cnnjax.sweep.options import Ablation
-from cnnjax.sweep.task import Task
 from cnnjax.train.dataset import LabelledPictures, Rows
 from cnnjax.train.replicas import Replicas
 from cnnjax.train.state import State
+from cnnjax.train.tasks import Classification, Task
 from cnnjax.train.trainer import Trainer
 
 
@@ -31,16 +33,16 @@ class Bench:
 
     Args:
         config: the options.
-        task: pictures and backbone.
+        data: pictures and backbone.
         model: the whole model.
         store: where features are kept.
         bar: makes a bar of a description and a unit, as `Bars.bar`.
     """
 
     def __init__(
-        self, config: Ablation, task: Task, model: Classifier | SoundClassifier, store: FeatureStore, bar: Bar
+        self, config: Ablation, data: SweepData, model: Classifier | SoundClassifier, store: FeatureStore, bar: Bar
     ):
-        self.config, self.task, self.model, self.store, self.bar = config, task, model, store, bar
+        self.config, self.data, self.model, self.store, self.bar = config, data, model, store, bar
         self._trainer: Trainer | None = None
         self._replicas: Replicas | None = None
         self._program: tuple[str, str] | None = None
@@ -116,17 +118,17 @@ class Bench:
         augmentation = AUGMENTATIONS[cell.augment]
         self._trainer, self._program = (
             Trainer(
-                self.model, cell.frozen, self.task.example, batch_size=self.config.batch_size,
+                self.model, cell.frozen, self.data.example, batch_size=self.config.batch_size,
                 optimizer=self.config.optimizer, store=self.store, augment=augmentation,
                 views=self.config.views if augmentation else 0, workers=self.config.workers,
                 precision=self.config.precision, last_batch=self.config.last_batch,
-                not_finite="keep",  # a cell that diverges is a result: the others go on
+                task=self.data.task, not_finite="keep",  # a cell that diverges is a result: the others go on
             ),
             cell.program,
         )  # fmt: skip
         for name in ("train", "validation", "test"):
-            if name in self.task.splits:
-                source: LabelledPictures = self.task.splits[name]
+            if name in self.data.splits:
+                source: LabelledPictures = self.data.splits[name]
                 progress = self.bar(f"features {cell.freeze}, {name}", "images")
                 self._rows[name] = self._trainer.rows(source, train=name == "train", progress=progress)
         # What `prepare` made for this program is its cost as well.
@@ -142,10 +144,10 @@ class Bench:
 
     def _part(self, cell: Cell) -> Rows:
         rows = self._rows["train"]
-        return rows if cell.size is None else rows.part(subset(self.task.splits["train"].labels, cell.size))
+        return rows if cell.size is None else rows.part(chosen(self.data, cell.size))
 
     def _head(self, seed: int) -> Leaves:
-        return {f"head/{path}": x for path, x in leaves_of(make_head(self.config, self.task, seed)).items()}
+        return {f"head/{path}": x for path, x in leaves_of(make_head(self.config, self.data, seed)).items()}
 
     def _record(self, cell: Cell, trainer: Trainer, state: Any, log: Sequence[Mapping[str, float]]) -> dict[str, Any]:
         later = [r["seconds"] / r["steps"] for r in log[1:]] or [log[0]["seconds"] / log[0]["steps"]]
@@ -153,20 +155,20 @@ class Bench:
         for name in ("validation", "test"):
             if name in self._rows:
                 found = trainer.evaluate(state, self._rows[name])
-                scores |= {f"{name}_accuracy": found["accuracy"], f"{name}_loss": found["loss"]}
+                scores |= {f"{name}_{measure}": value for measure, value in found.items()}
         head = {"head_seconds": self._heads[_head_key(cell)][1]} if cell.method == "head-first" else {}
         return {
             "cell": cell.name,
             "freeze": cell.freeze,
             **{axis: getattr(cell, axis) for axis in cell.axes},
             "frozen_layers": len(cell.frozen.layers),
-            "first_trainable": first_trainable(self.model, cell.frozen, self.task.example),
+            "first_trainable": first_trainable(self.model, cell.frozen, self.data.example),
             "seed": cell.seed,
             "learning_rate": cell.learning_rate,
             "trainable_parameters": trainer.trainable_parameters,
             **scores,
             "train_loss": [r["loss"] for r in log],
-            "train_accuracy": [r["accuracy"] for r in log],
+            **{f"train_{name}": [r[name] for r in log] for name in trainer.task.metric_names},
             "epoch_seconds": [r["seconds"] for r in log],
             "seconds_per_step": statistics.median(later),
             "seconds": sum(r["seconds"] for r in log) + sum(head.values()),
@@ -181,6 +183,21 @@ def _head_key(cell: Cell) -> tuple[Any, ...]:
     return cell.augment, cell.size, cell.head_rate, cell.seed
 
 
-def make_head(config: Ablation, task: Task, seed: int) -> Backbone:
+def make_head(config: Ablation, data: SweepData, seed: int) -> Backbone:
     """A head as the options ask for, filled by a seed."""
-    return HEADS[config.head](output_shape(task.backbone, task.image_shape), task.classes, rngs=nnx.Rngs(seed))
+    return HEADS[config.head](
+        output_shape(data.backbone, data.image_shape), rngs=nnx.Rngs(seed), outputs=_task(data).outputs
+    )
+
+
+def _task(data: SweepData) -> Task:
+    assert data.task is not None
+    return data.task
+
+
+def chosen(data: SweepData, size: int) -> np.ndarray:
+    """Places of `size` training pictures: of classes as many of each; a smaller choice is part of a larger one."""
+    train = data.splits["train"]
+    if isinstance(data.task, Classification):
+        return subset(np.asarray(train.labels), size)
+    return subset(np.zeros(len(train), np.int32), size)

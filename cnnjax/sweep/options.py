@@ -2,11 +2,14 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+import tyro
 
 from cnnjax.arguments import BackboneName, BackboneOptions, ImageSize
 from cnnjax.data.order import LastBatch
 from cnnjax.data.pixels import Resizing
+from cnnjax.fit.targets import TaskOptions
 from cnnjax.freeze import Freeze
 from cnnjax.models.registry import entry_or_own
 from cnnjax.models.sizes import sides
@@ -25,6 +28,7 @@ class Ablation:
     data: str | None = None
     """Folder of pictures, SPLIT/CLASS/FILE or CLASS/FILE, packed or not; or tfds:NAME[:CONFIG]. Drawn shapes if not
     given."""
+    target: Annotated[TaskOptions, tyro.conf.arg(name="")] = field(default_factory=TaskOptions)
     splits: dict[str, str] | None = None
     """Slices of a TFDS data set: train 'train[:80%]' test 'train[80%:]'. Its own splits if not given."""
     backbone: BackboneName = "lecture_cnn"
@@ -122,6 +126,8 @@ class Ablation:
             raise ValueError("splits, augment, resizing and scale are for pictures of your own: give --data as well")
         if self.views < 0 or (self.views and not augmented):
             raise ValueError(f"views: expected 0 or more, and --augment to draw them with, found {self.views}")
+        if self.target.changed() and (self.data is None or self.sample_rate is not None):
+            raise ValueError(f"{', '.join(self.target.changed())}: for pictures of your own; give --data as well")
         if self.sample_rate is not None and (self.data is None or self.splits or augmented):
             raise ValueError("sample_rate is for a folder of sounds, which have no TFDS splits and no augmentation")
         if self.workers < 0:

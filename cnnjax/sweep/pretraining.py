@@ -15,8 +15,8 @@ from cnnjax.models.lecture_cnn import lecture_cnn
 from cnnjax.runtime.cache import cache_folder
 from cnnjax.runtime.progress import Bars
 from cnnjax.staging.trace import digest
+from cnnjax.sweep.data import SweepData
 from cnnjax.sweep.options import Ablation, seeds_text
-from cnnjax.sweep.task import Task
 from cnnjax.train.trainer import Trainer
 
 SIZE = 64
@@ -25,7 +25,7 @@ _EPOCHS = 12
 _PREPROCESSING = "unit"
 
 
-def embedded(config: Ablation, console: Console) -> tuple[Ablation, Task]:
+def embedded(config: Ablation, console: Console) -> tuple[Ablation, SweepData]:
     """Pictures and a pretrained backbone that need no download.
 
     Args:
@@ -33,7 +33,7 @@ def embedded(config: Ablation, console: Console) -> tuple[Ablation, Task]:
         console: where progress is told.
 
     Returns:
-        The completed options, and the task: four target classes of drawn shapes, and the lecture's network
+        The completed options, and the data: four target classes of drawn shapes, and the lecture's network
         as trained on six source classes.
     """
     from cnnjax.data.shapes import ShapesConfig, open_shapes
@@ -52,7 +52,7 @@ def embedded(config: Ablation, console: Console) -> tuple[Ablation, Task]:
     train = len(target["train"])
     title = f"lecture_cnn pretrained on {len(splits['source']['train'].class_names)} classes of drawn shapes, "
     title += f"trained on {train} pictures of {len(target['train'].class_names)} others, {seeds_text(config)}"
-    return config, Task(target, backbone, _PREPROCESSING, title)
+    return config, SweepData(target, backbone, _PREPROCESSING, title)
 
 
 def pretrain(splits: dict[str, Any], console: Console) -> Backbone:

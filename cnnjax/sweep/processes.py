@@ -28,9 +28,9 @@ from cnnjax.runtime import preemption
 from cnnjax.runtime.cache import keep_programs
 from cnnjax.runtime.progress import Bars
 from cnnjax.sweep.bench import Bench, make_head
+from cnnjax.sweep.data import SweepData
 from cnnjax.sweep.grid import Cell, tunes
 from cnnjax.sweep.options import Ablation
-from cnnjax.sweep.task import Task
 
 Unit = list[Cell]
 """What one process does without a break: one cell, or those that are trained together."""
@@ -49,7 +49,7 @@ class _Worker:
 
 
 def run_in_processes(
-    config: Ablation, task: Task, missing: Sequence[Sequence[Cell]], done: Set[str], store: Path, bars: Bars
+    config: Ablation, data: SweepData, missing: Sequence[Sequence[Cell]], done: Set[str], store: Path, bars: Bars
 ) -> Generator[dict[str, Any]]:
     """Train groups of cells in `config.processes` processes.
 
@@ -58,7 +58,7 @@ def run_in_processes(
 
     Args:
         config: the options.
-        task: pictures and backbone; it is sent to each process.
+        data: pictures and backbone; it is sent to each process.
         missing: groups of cells to train, in order.
         done: names of cells among them that are in already.
         store: folder of the features.
@@ -77,7 +77,7 @@ def run_in_processes(
             f"processes: {config.processes} processes share a CPU's cores, and JAX computes on {found}; leave it out, "
             "or set JAX_PLATFORMS=cpu"
         )
-    units = [unit for group in missing for unit in _units(group, task, done)]
+    units = [unit for group in missing for unit in _units(group, data, done)]
     programs = list(dict.fromkeys(cell.program for unit in units for cell in unit))
     opened: set[tuple[str, str]] = set()
     count = min(config.processes, len(units))
@@ -87,7 +87,7 @@ def run_in_processes(
             # Not as arguments: JAX makes its threads when it unpickles arrays.
             _send(worker, dict(jax.config.values))
             _send(worker, config)
-            _send(worker, (task, missing, store))
+            _send(worker, (data, missing, store))
         while units or any(worker.unit for worker in workers):
             for worker in workers:
                 if worker.ready and not worker.unit and units:
@@ -119,9 +119,9 @@ def run_in_processes(
             worker.connection.close()
 
 
-def _units(group: Sequence[Cell], task: Task, done: Set[str]) -> list[Unit]:
+def _units(group: Sequence[Cell], data: SweepData, done: Set[str]) -> list[Unit]:
     """The parts of a group that different processes may train."""
-    if not tunes(task.backbone, group[0].frozen):
+    if not tunes(data.backbone, group[0].frozen):
         return [list(group)]
     return [[cell] for cell in group if cell.name not in done]
 
@@ -185,10 +185,10 @@ def _work(connection: Connection, threads: int) -> None:
         config = connection.recv()
         if is_path(config.backbone):
             imported(config.backbone)  # what the network's classes are made of
-        task, missing, store = connection.recv()
-        model = task.classifier(make_head(config, task, config.first_seed))
+        data, missing, store = connection.recv()
+        model = data.classifier(make_head(config, data, config.first_seed))
         features = FeatureStore(store, int(config.store_gib * GIB))
-        bench = Bench(config, task, model, features, partial(_bar, connection))
+        bench = Bench(config, data, model, features, partial(_bar, connection))
         bench.prepare([cell for group in missing for cell in group])
         connection.send(("ready",))
         while True:

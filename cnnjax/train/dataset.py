@@ -10,16 +10,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cnnjax.data.source import image_shape, in_memory
+from cnnjax.data.source import image_shape, in_memory, rows_of, targets_of
 from cnnjax.features import Pictures, StoreTooSmall, fits_on_device
 from cnnjax.runtime.devices import Devices
 from cnnjax.staging.trace import digest
+from cnnjax.train.task import Labelled, Task
 
 Kind = Literal["features", "images", "source"]
 
 
 class LabelledPictures(Pictures, Protocol):
-    """What the trainer asks of a data source (see `cnnjax.data.Source`)."""
+    """What the trainer asks of a data source (see `cnnjax.data.Source`).
+
+    Where it has `targets`, a tree of arrays with a row an example, they stand for the labels; where it has `weights`,
+    f32[N], they say how much each example counts.
+    """
 
     @property
     def labels(self) -> np.ndarray: ...
@@ -34,7 +39,7 @@ class Rows:
     Attributes:
         kind: What is at hand: "features" (the frozen part has run), "images" (decoded; the frozen part runs
             in every step) or "source" (read anew in every epoch).
-        labels: i32[N].
+        labelled: Targets, and weights where the examples have some.
         arrays: One array `[N * views, ...]` a feature, or the images; on the device, or on disk if they do
             not fit there.
         on_device: Whether `arrays` are in device memory.
@@ -44,7 +49,7 @@ class Rows:
     """
 
     kind: Kind
-    labels: Any
+    labelled: Labelled
     arrays: tuple[Any, ...] = ()
     on_device: bool = False
     reused: bool = False
@@ -52,7 +57,7 @@ class Rows:
     views: int = 1
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return self.labelled.size
 
     @property
     def decoded(self) -> bool:
@@ -62,9 +67,9 @@ class Rows:
     def part(self, chosen: np.ndarray) -> "Rows":
         """The rows of some examples alone, with all their views, in that order."""
         if self.source is not None:
-            return replace(self, labels=np.asarray(self.labels)[chosen], source=_Part(self.source, chosen))
+            return replace(self, labelled=self.labelled.take(chosen), source=_Part(self.source, chosen))
         places = (chosen[:, None] * self.views + np.arange(self.views)).ravel()
-        return replace(self, labels=self.labels[chosen], arrays=tuple(x[places] for x in self.arrays))
+        return replace(self, labelled=self.labelled.take(chosen), arrays=tuple(x[places] for x in self.arrays))
 
     def take(self, index: np.ndarray) -> tuple[Any, ...]:
         """The rows at `index`, from memory, from disk or decoded anew."""
@@ -83,7 +88,7 @@ class Own:
 
     def __init__(self, source: LabelledPictures, part: slice):
         self._source, self._part = source, part
-        self.labels = source.labels
+        self.targets = targets_of(source)
 
     def __len__(self) -> int:
         return len(self._source)
@@ -98,7 +103,7 @@ class _Part:
 
     def __init__(self, source: LabelledPictures, chosen: np.ndarray):
         self._source, self._chosen = source, chosen
-        self.labels, self.image_size = np.asarray(source.labels)[chosen], source.image_size
+        self.targets, self.image_size = rows_of(targets_of(source), chosen), source.image_size
         self.digest = digest(source.digest, chosen)
 
     def __len__(self) -> int:
@@ -108,27 +113,61 @@ class _Part:
         return self._source.read(self._chosen[np.asarray(indices)])
 
 
-def checked_labels(source: LabelledPictures, image_size: tuple[int, ...], outputs: int) -> np.ndarray:
-    """The labels of a source that fits a model of `outputs` logits for pictures of `image_size`.
+def checked_labelled(source: LabelledPictures, image_size: tuple[int, ...], task: Task, outputs: Any) -> Labelled:
+    """What is known of the examples of a source that fits a model for pictures of `image_size`.
+
+    Args:
+        source: the pictures.
+        image_size: what the model takes.
+        task: what is done with them.
+        outputs: shapes of the model's outputs.
 
     Raises:
         ValueError: it does not fit, or has no pictures.
     """
     if image_shape(source.image_size) != image_shape(image_size):
         raise ValueError(f"the trainer was made for pictures of {image_size}, the source has {source.image_size}")
-    labels = np.asarray(source.labels)
-    if not len(labels):
+    count = len(source)
+    if not count:
         raise ValueError("the source has no pictures")
-    if labels.min() < 0 or labels.max() >= max(outputs, 2):
-        raise ValueError(
-            f"labels {labels.min()} to {labels.max()} do not fit {outputs} logit{'s'[: outputs > 1]}: "
-            "one logit tells two classes apart, more tell one class each"
-        )
-    return labels
+    given = targets_of(source)
+    if not jax.tree.leaves(given) or any(np.shape(x)[:1] != (count,) for x in jax.tree.leaves(given)):
+        found = jax.tree.map(lambda x: list(np.shape(x)), given)
+        raise ValueError(f"targets: expected arrays with a row for each of {count} pictures, found {found}")
+    return Labelled(task.checked_targets(given, outputs), checked_weights(getattr(source, "weights", None), count))
+
+
+def checked_weights(weights: Any, count: int) -> np.ndarray | None:
+    """Weights of examples as f32[N], None where they have none.
+
+    Raises:
+        ValueError: they are not `count` finite numbers from 0 on, or all of them are 0.
+    """
+    if weights is None:
+        return None
+    found = np.asarray(weights)
+    if found.shape != (count,) or found.dtype.kind not in "biuf":
+        raise ValueError(f"weights: expected {count} numbers, one an example, found {found.dtype}{list(found.shape)}")
+    found = found.astype(np.float32)
+    low, high = float(np.min(found)), float(np.max(found))
+    if not np.isfinite(found).all() or low < 0 or not high:
+        raise ValueError(f"weights: expected finite numbers from 0 on, not all 0, found {low:g} to {high:g}")
+    return found
+
+
+def digest_of(source: Any) -> str:
+    """SHA-256 (hex) of a source's pictures, and of all that is known of them: what makes a run another one."""
+    targets, weights = getattr(source, "targets", None), getattr(source, "weights", None)
+    if targets is None and weights is None:
+        return digest(source.digest, np.asarray(source.labels), *source.class_names)
+    known, tree = jax.tree.flatten(targets_of(source))
+    names = (*getattr(source, "target_names", ()), *getattr(source, "class_names", ()))
+    own = [] if weights is None else [np.asarray(weights)]
+    return digest(source.digest, str(tree), *(np.asarray(x) for x in known), *own, *names)
 
 
 def image_rows(
-    source: LabelledPictures, labels: np.ndarray, shape: tuple[int, ...], devices: Devices | None = None
+    source: LabelledPictures, labelled: Labelled, shape: tuple[int, ...], devices: Devices | None = None
 ) -> Rows:
     """Pictures for augmentation in the step: in memory as uint8 if they fit, read anew otherwise."""
     nbytes = len(source) * math.prod(shape)
@@ -136,8 +175,8 @@ def image_rows(
         pictures: Any = source
         kept = in_memory(pictures, nbytes)
         assert kept is not None
-        return Rows("images", *_on_device(labels, (kept.images,), devices), True)
-    return Rows("source", labels, source=source)
+        return Rows("images", *_on_device(labelled, (kept.images,), devices), True)
+    return Rows("source", labelled, source=source)
 
 
 def _fits(nbytes: int, devices: Devices | None) -> bool:
@@ -146,12 +185,12 @@ def _fits(nbytes: int, devices: Devices | None) -> bool:
     return not devices.agree(not fits_on_device(nbytes * devices.copies))[0]
 
 
-def _on_device(labels: np.ndarray, arrays: tuple[np.ndarray, ...], devices: Devices | None) -> tuple[Any, Any]:
-    return jax.tree.map(jnp.asarray, (labels, arrays)) if devices is None else devices.replicate((labels, arrays))
+def _on_device(labelled: Labelled, arrays: tuple[np.ndarray, ...], devices: Devices | None) -> tuple[Any, Any]:
+    return jax.tree.map(jnp.asarray, (labelled, arrays)) if devices is None else devices.replicate((labelled, arrays))
 
 
 def feature_rows(
-    get: Callable[[], tuple[tuple[np.ndarray, ...], bool]], source: LabelledPictures, labels: np.ndarray, views: int,
+    get: Callable[[], tuple[tuple[np.ndarray, ...], bool]], source: LabelledPictures, labelled: Labelled, views: int,
     devices: Devices | None = None,
 ) -> Rows:  # fmt: skip
     """Features from the store, on the device if they fit; the pictures themselves where they do not fit the store.
@@ -159,7 +198,7 @@ def feature_rows(
     Args:
         get: gives the features, and whether they were found (`FeatureStore.get`).
         source: the pictures.
-        labels: theirs.
+        labelled: what is known of them.
         views: how many stored views each has.
         devices: what the rows are spread over; all hosts make the features, and do the same with them.
     """
@@ -174,7 +213,7 @@ def feature_rows(
         if views > 1:
             raise refused
         warnings.warn(f"{refused}; the frozen part runs in every step instead", RuntimeWarning, stacklevel=3)
-        return Rows("source", labels, source=source)
+        return Rows("source", labelled, source=source)
     if _fits(sum(x.nbytes for x in arrays), devices):
-        return Rows("features", *_on_device(labels, arrays, devices), True, reused, views=views)
-    return Rows("features", labels, arrays, False, reused, views=views)
+        return Rows("features", *_on_device(labelled, arrays, devices), True, reused, views=views)
+    return Rows("features", labelled, arrays, False, reused, views=views)

@@ -16,6 +16,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from cnnjax.runtime.devices import AXIS, Devices
 from cnnjax.train.dataset import Kind
+from cnnjax.train.task import Labelled
 from cnnjax.train.trainer import Trainer
 
 PROGRAMS: dict[str, tuple[Kind, ...]] = {
@@ -81,7 +82,10 @@ class Program(NamedTuple):
         return self._replace(function=function, arguments=(_with(state, devices.shardings(state)), *arguments))
 
 
-def program(trainer: Trainer, name: str = "step", rows: Kind = "source", *, examples: int = 1000) -> Program:
+def program(
+    trainer: Trainer, name: str = "step", rows: Kind = "source", *, examples: int = 1000, target: Any = None,
+    weighted: bool = False,
+) -> Program:  # fmt: skip
     """One of a trainer's programs, with abstract arguments of the types that training gives it.
 
     Args:
@@ -89,10 +93,12 @@ def program(trainer: Trainer, name: str = "step", rows: Kind = "source", *, exam
         name: a key of `PROGRAMS`.
         rows: what it runs on, one of that key's values.
         examples: in all; where they do not fill the last batch, the program may be another (see `Trainer.masks`).
+        target: shape and type of one example's targets, a tree of `jax.ShapeDtypeStruct`; the task's if not given.
+        weighted: whether the examples have weights.
 
     Raises:
         LookupError: there is no such program; the nearest is named.
-        ValueError: it does not run on such rows.
+        ValueError: it does not run on such rows, or the task does not say what its targets are.
 
     >>> from flax import nnx
     >>> from cnnjax.freeze import Freeze
@@ -125,19 +131,31 @@ def program(trainer: Trainer, name: str = "step", rows: Kind = "source", *, exam
     def each(dtype: Any, *shape: int) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((*shape, batch), dtype)
 
+    known = trainer.task.target if target is None else target
+    if known is None:
+        raise ValueError(
+            "the task does not say what its targets are: give `target`, the shape and type of an example's"
+        )
+
+    def labelled(count: int) -> Labelled:
+        rows = jax.tree.map(lambda x: jax.ShapeDtypeStruct((count, *x.shape), x.dtype), known)
+        return Labelled(rows, jax.ShapeDtypeStruct((count,), jnp.float32) if weighted else None)
+
     seed = jax.ShapeDtypeStruct((), jnp.uint32)
     integers, floats = jnp.int32, jnp.float32
     if name == "step":
-        arguments: tuple[Any, ...] = (state, context, arrays(batch), each(integers), each(floats), seed)
+        arguments: tuple[Any, ...] = (state, context, arrays(batch), labelled(batch), each(floats), seed)
         axes: tuple[int | None, ...] = (None, None, 0, 0, 0, None)
     elif name == "evaluate":
-        arguments, axes = (state, context, arrays(batch), each(integers), each(floats)), (None, None, 0, 0, 0)
+        arguments, axes = (state, context, arrays(batch), labelled(batch), each(floats)), (None, None, 0, 0, 0)
     else:
         steps, axis = ((trainer.steps_per_epoch(examples),), 1) if name == "epoch" else ((), 0)
         stored = arrays(examples if decoded else examples * max(trainer.views, 1))
         order = (each(integers, *steps), each(floats, *steps), each(integers, *steps))
-        labels = jax.ShapeDtypeStruct((examples,), integers)
-        arguments, axes = (state, context, stored, labels, *order, seed), (None,) * 4 + (axis,) * 3 + (None,)
+        arguments, axes = (
+            (state, context, stored, labelled(examples), *order, seed),
+            (None,) * 4 + (axis,) * 3 + (None,),
+        )
     return Program(getattr(trainer, f"_{name}"), arguments, axes, decoded, trains, trains and trainer.masks(examples))
 
 

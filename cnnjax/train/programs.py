@@ -21,9 +21,10 @@ from cnnjax.optim import make_optimizer
 from cnnjax.runtime.devices import Devices
 from cnnjax.runtime.precision import Precision, resolved
 from cnnjax.staging import Staged
+from cnnjax.train.classification import Classification
 from cnnjax.train.counting import batch_of
-from cnnjax.train.losses import Metrics, count_logits, losses, targets
 from cnnjax.train.state import State, checked_leaves, fresh_state
+from cnnjax.train.task import Labelled, Metrics, Task
 
 if TYPE_CHECKING:
     from cnnjax.augment import Augmentation
@@ -47,7 +48,7 @@ class Programs:
         batch_size: int = 32,
         optimizer: str | optax.GradientTransformation = "rmsprop",
         augment: "Augmentation | None" = None,
-        label_smoothing: float = 0.0,
+        task: Task | None = None,
         not_finite: NotFiniteChoice = "stop",
         precision: Precision = "auto",
         devices: Devices | None = None,
@@ -56,12 +57,13 @@ class Programs:
         if last_batch not in get_args(LastBatch):
             raise ValueError(f"last_batch: expected one of {', '.join(get_args(LastBatch))}, found {last_batch!r}")
         self.last_batch: LastBatch = last_batch
-        if not 0 <= label_smoothing < 1:
-            raise ValueError(f"label_smoothing: expected 0 or more and less than 1, found {label_smoothing}")
         if not_finite not in get_args(NotFiniteChoice):
             choices = ", ".join(get_args(NotFiniteChoice))
             raise ValueError(f"not_finite: expected one of {choices}, found {not_finite!r}")
-        self.label_smoothing, self.not_finite, self.precision = label_smoothing, not_finite, resolved(precision)
+        self.task = Classification() if task is None else task
+        if self.task.pending:
+            raise ValueError(f"the task needs {self.task.pending}: give task.resolved(training targets)")
+        self.not_finite, self.precision = not_finite, resolved(precision)
         self.augment = augment or None
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, not {batch_size}")
@@ -94,7 +96,8 @@ class Programs:
             self.inference = Staged(self._infer, self.fixed, image, late, sizes)
         self.image_size, self.example = tuple(image_size), image
         images = jax.ShapeDtypeStruct((batch_size, *shape), jnp.float32)
-        self.outputs = count_logits(jax.eval_shape(self._infer, self.fixed, images, late), batch_size)
+        self.outputs = jax.eval_shape(self._infer, self.fixed, images, late)
+        self.task.check_outputs(self.outputs, batch_size)
         self.constants = self.staged.constants(self.fixed)
         self.inference_constants = self.inference.constants(self.fixed)
         self._in_loop = jax.default_backend() != "cpu" or not (
@@ -120,19 +123,19 @@ class Programs:
 
     # The two programs that are staged.
 
-    def _forward(self, fixed: Leaves, images: jax.Array, late: dict[str, Any]) -> tuple[jax.Array, Leaves]:
+    def _forward(self, fixed: Leaves, images: jax.Array, late: dict[str, Any]) -> tuple[Any, Leaves]:
         random = self.functional.random_leaves(late["key"])
         leaves, images = self._computed({**fixed, **late["trainable"], **late["statistics"]}, images)
         with batch_of(len(images), late.get("counts")) as batch:
-            logits, after = self.functional.apply({**leaves, **random}, images, train=True)
+            outputs, after = self.functional.apply({**leaves, **random}, images, train=True)
         self._normalises |= batch.normalises
         self._fault = self._fault or batch.fault or ""
-        return logits.astype(jnp.float32), {p: after[p] for p in self._statistics}
+        return _in_float32(outputs), {p: after[p] for p in self._statistics}
 
-    def _infer(self, fixed: Leaves, images: jax.Array, late: dict[str, Any]) -> jax.Array:
+    def _infer(self, fixed: Leaves, images: jax.Array, late: dict[str, Any]) -> Any:
         random = self.functional.random_leaves(jax.random.key(0))
         leaves, images = self._computed({**fixed, **late["trainable"], **late["statistics"]}, images)
-        return self.functional.apply({**leaves, **random}, images, train=False)[0].astype(jnp.float32)
+        return _in_float32(self.functional.apply({**leaves, **random}, images, train=False)[0])
 
     def _computed(self, leaves: Leaves, images: jax.Array) -> tuple[Leaves, jax.Array]:
         """Parameters and images in the type that is computed with; statistics stay as they are."""
@@ -189,30 +192,31 @@ class Programs:
     # The compiled programs.
 
     def _update(
-        self, state: State, context: Any, rows: Sequence[jax.Array], labels: jax.Array, weights: jax.Array,
+        self, state: State, context: Any, rows: Sequence[jax.Array], labelled: Labelled, counts: jax.Array,
         seed: jax.Array, decoded: bool = False, masked: bool = False,
     ) -> tuple[State, Metrics]:  # fmt: skip
         constants, fixed = context
         key = jax.random.fold_in(jax.random.key(seed), state.step)
+        targets, own = labelled
         if decoded:  # nothing is stored: the frozen part runs here, without residuals kept for gradients
             images = jnp.asarray(rows[0], jnp.float32)
             if self.augment:
                 drawn, mixed = jax.random.split(jax.random.fold_in(key, _AUGMENT))
                 images = self.augment(drawn, images)
-                images, labels = self.augment.mix(mixed, images, targets(labels, self.outputs))
-            rows = self.staged.maker(self.staged.features, len(labels)).run(fixed, images)
+                targets = self.task.augmented(targets, self.outputs, bool(self.augment.mixup or self.augment.cutmix))
+                images, targets = self.augment.mix(mixed, images, targets)
+            rows = self.staged.maker(self.staged.features, len(counts)).run(fixed, images)
             rows = [jax.lax.stop_gradient(x) for x in rows]
 
         def objective(trainable: Leaves) -> tuple[jax.Array, tuple[Leaves, Metrics]]:
             late = {"trainable": self._whole(trainable), "statistics": state.statistics, "key": key}
             staged = self.staged
             if masked:
-                staged, late["counts"] = self.masked, weights > 0
-            logits, statistics = staged.late(constants, rows, late)
-            loss, right = losses(logits, labels, self.label_smoothing)
-            count = weights.sum()
-            metrics = Metrics((loss * weights).sum(), (right * weights).sum(), count, jnp.zeros(()))
-            return metrics.loss / jnp.maximum(count, 1), (statistics, metrics)
+                staged, late["counts"] = self.masked, counts > 0
+            outputs, statistics = staged.late(constants, rows, late)
+            metrics = self._sums(outputs, Labelled(targets, own), counts, train=True)
+            least = jnp.maximum(metrics.count, 1) if own is None else jnp.where(metrics.count > 0, metrics.count, 1)
+            return metrics.loss / least, (statistics, metrics)
 
         gradients, (statistics, metrics) = jax.grad(objective, has_aux=True)(state.trainable)
         gradients = self._kept(gradients)
@@ -222,6 +226,13 @@ class Programs:
         if self.not_finite == "skip":
             after, metrics = self._spared(state, after, metrics, gradients)
         return self._kept(after), self._whole(metrics)
+
+    def _sums(self, outputs: Any, labelled: Labelled, counts: jax.Array, *, train: bool) -> Metrics:
+        """Loss and metrics of a batch, of which the rows count whose `counts` are not 0."""
+        loss, found = self.task.scores(outputs, labelled.targets, train=train)
+        weights = counts if labelled.weights is None else counts * labelled.weights
+        sums = {name: (x * weights).sum() for name, x in found.items()}
+        return Metrics((loss * weights).sum(), sums, weights.sum(), jnp.zeros(()))
 
     def _whole(self, tree: Any) -> Any:
         """The same on every device, where there are several."""
@@ -237,40 +248,57 @@ class Programs:
         finite = [jnp.isfinite(x).all() for x in numbers]
         good = jnp.stack(finite).all()
         kept: Any = jax.tree.map(lambda new, old: jnp.where(good, new, old), after, before)
-        sums = Metrics(*(jnp.where(good, x, 0.0) for x in metrics))
+        sums = jax.tree.map(lambda x: jnp.where(good, x, 0.0), metrics)
         return kept._replace(step=after.step), sums._replace(skipped=1.0 - good)
 
     def _take_and_update(
-        self, state: State, context: Any, arrays: Any, labels: jax.Array, index: jax.Array, weights: jax.Array,
+        self, state: State, context: Any, arrays: Any, labelled: Labelled, index: jax.Array, counts: jax.Array,
         views: jax.Array, seed: jax.Array, decoded: bool = False, masked: bool = False,
     ) -> tuple[State, Metrics]:  # fmt: skip
         rows = [jnp.take(x, views, axis=0, mode="clip") for x in arrays]
-        return self._update(state, context, rows, labels[index], weights, seed, decoded, masked)
+        return self._update(state, context, rows, labelled.take(index), counts, seed, decoded, masked)
 
     def _scan(
-        self, state: State, context: Any, arrays: Any, labels: jax.Array, index: jax.Array, weights: jax.Array,
+        self, state: State, context: Any, arrays: Any, labelled: Labelled, index: jax.Array, counts: jax.Array,
         views: jax.Array, seed: jax.Array, decoded: bool = False, masked: bool = False,
     ) -> tuple[State, Metrics, jax.Array]:  # fmt: skip
         """An epoch; also the loss of each of its steps, f32[steps]."""
 
         def body(state: State, batch: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[State, Metrics]:
-            return self._take_and_update(state, context, arrays, labels, *batch, seed, decoded, masked)
+            return self._take_and_update(state, context, arrays, labelled, *batch, seed, decoded, masked)
 
-        state, metrics = jax.lax.scan(body, state, (index, weights, views))
-        return state, Metrics(*(jnp.sum(x) for x in metrics)), jnp.asarray(metrics.loss)
+        state, metrics = jax.lax.scan(body, state, (index, counts, views))
+        return state, jax.tree.map(jnp.sum, metrics), jnp.asarray(metrics.loss)
 
     def _score(
-        self, state: State, context: Any, rows: Any, labels: jax.Array, weights: jax.Array, decoded: bool = False
-    ) -> tuple[Metrics, jax.Array]:
+        self, state: State, context: Any, rows: Any, labelled: Labelled, counts: jax.Array, decoded: bool = False
+    ) -> tuple[Metrics, Any]:
         constants, fixed = context
         if decoded:
             images = jnp.asarray(rows[0], jnp.float32)
-            rows = self.inference.maker(self.inference.features, len(labels)).run(fixed, images)
+            rows = self.inference.maker(self.inference.features, len(counts)).run(fixed, images)
         late = {"trainable": self._whole(state.trainable), "statistics": state.statistics}
-        logits = self.inference.late(constants, rows, late, fold=True)
-        loss, right = losses(logits, labels)
-        metrics = Metrics((loss * weights).sum(), (right * weights).sum(), weights.sum(), jnp.zeros(()))
-        return self._whole((metrics, logits))
+        outputs = self.inference.late(constants, rows, late, fold=True)
+        return self._whole((self._sums(outputs, labelled, counts, train=False), outputs))
+
+    def no_metrics(self) -> Metrics:
+        """Sums over no examples."""
+        return Metrics.zero(self.task.metric_names)
+
+    def check_scores(self, labelled: Labelled) -> None:
+        """Refuse a task that does not give a loss and metrics of each example; nothing is computed.
+
+        Raises:
+            ValueError: it gives something else for such targets.
+        """
+
+        def one(x: Any) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct((self.batch_size, *x.shape[1:]), x.dtype)
+
+        targets = jax.tree.map(one, labelled.targets)
+        _, found = jax.eval_shape(lambda *given: self.task.scores(*given, train=True), self.outputs, targets)
+        if sorted(found) != sorted(self.task.metric_names):
+            raise ValueError(f"the task's metrics are {sorted(found)}, its metric_names {self.task.metric_names}")
 
     @property
     def trainable_parameters(self) -> int:
@@ -311,3 +339,8 @@ class Programs:
         """The trained model, in inference mode."""
         random = self.functional.random_leaves(jax.random.key(0))
         return self.functional.module({**self.leaves(state), **random}, train=False)
+
+
+def _in_float32(outputs: Any) -> Any:
+    """Outputs as losses take them: floats of 16 bit widened, whole numbers as they are."""
+    return jax.tree.map(lambda x: x.astype(jnp.float32) if jnp.issubdtype(x.dtype, jnp.floating) else x, outputs)

@@ -14,8 +14,8 @@ from cnnjax.features import Progress, free_bytes
 from cnnjax.runtime import preemption
 from cnnjax.runtime.compiling import compile_seconds
 from cnnjax.train.dataset import Rows
-from cnnjax.train.losses import ZERO, Metrics
 from cnnjax.train.state import State
+from cnnjax.train.task import Metrics
 from cnnjax.train.trainer import Trainer
 
 _COPIES = 4  # weights, gradients, updates, and what the optimizer makes on the way
@@ -71,9 +71,9 @@ class Replicas:
 
     def _alone(self, state: State, *args: Any, masked: bool) -> tuple[State, Metrics]:
         """One step of the one replica of a device."""
-        context, arrays, labels, *own = args
+        context, arrays, labelled, *own = args
         first = partial(jax.tree.map, lambda x: x[0])
-        stepped = self.trainer._take_and_update(first(state), context, arrays, labels, *first(own), masked=masked)
+        stepped = self.trainer._take_and_update(first(state), context, arrays, labelled, *first(own), masked=masked)
         return jax.tree.map(lambda x: x[None], stepped)
 
     def most(self) -> int:
@@ -147,20 +147,20 @@ class Replicas:
             start, compiled = time.perf_counter(), compile_seconds()
             orders = [trainer._order(rows, epoch, key)[1:] for key in keys]
             index, weights, views = (np.stack(parts) for parts in zip(*orders, strict=True))
-            arguments = ((trainer.constants, None), rows.arrays, rows.labels)
+            arguments = ((trainer.constants, None), rows.arrays, rows.labelled)
             if self.together:
                 stacked, metrics, _ = program(stacked, *arguments, index, weights, views, keys)
                 total = jax.device_get(metrics)
             else:
-                sums: Any = ZERO
+                sums: Any = trainer.no_metrics()
                 for k in range(steps):
                     stacked, metrics = program(stacked, *arguments, index[:, k], weights[:, k], views[:, k], keys)
-                    sums = Metrics(*(a + b for a, b in zip(sums, metrics, strict=True)))
+                    sums = sums.plus(metrics)
                 total = jax.device_get(sums)
             spent = {"seconds": time.perf_counter() - start, "compile_seconds": compile_seconds() - compiled}
             shares = {name: seconds / count for name, seconds in spent.items()}
             for r, log in enumerate(logs):
-                found = Metrics(*(np.asarray(part)[r] for part in total)).summary()
+                found = jax.tree.map(lambda part, r=r: np.asarray(part)[r], total).summary()
                 log.append(found | {"epoch": epoch, "steps": steps} | shares)
             if progress:
                 progress((epoch - first + 1) * steps, epochs * steps)

@@ -23,10 +23,10 @@ from cnnjax.runtime import preemption
 from cnnjax.runtime.compiling import compile_seconds
 from cnnjax.runtime.devices import Devices
 from cnnjax.runtime.precision import Precision
-from cnnjax.train.dataset import LabelledPictures, Own, Rows, checked_labels, feature_rows, image_rows
-from cnnjax.train.losses import ZERO, Metrics
+from cnnjax.train.dataset import LabelledPictures, Own, Rows, checked_labelled, feature_rows, image_rows
 from cnnjax.train.programs import NotFiniteChoice, Programs
 from cnnjax.train.state import State
+from cnnjax.train.task import Metrics, Task
 
 if TYPE_CHECKING:
     from cnnjax.augment import Augmentation
@@ -50,7 +50,7 @@ class Trainer(Programs):
     """Trains what is not frozen, on features of what is.
 
     Args:
-        model: any NNX module from a batch of images to logits. It is not changed.
+        model: any NNX module from a batch of images to logits, or to what the task takes. It is not changed.
         frozen: `Freeze(...).resolve(model)`.
         image_size: height and width of the pictures; one number, or three, are the shape of an example that is
             no RGB picture (a sound's samples).
@@ -62,7 +62,8 @@ class Trainer(Programs):
             K draws K views of each picture once, stores their features, and shows a random one in each epoch.
         workers: processes that read pictures; 0 reads in threads of this one.
         stream: read the pictures anew in every epoch, and keep neither them nor features: for sets that nothing holds.
-        label_smoothing: how much of a label's probability is spread evenly over all classes while training.
+        task: what is minimised and reported: `Classification`, `MultiLabel`, `Regression`, or a `Task` of your own. A
+            classification into as many classes as there are logits (two share one) if not given.
         not_finite: what happens where a loss is NaN or infinite: "stop" raises `NotFinite`, "skip" leaves the step out
             (also where only a gradient is) and counts it, "keep" goes on.
         precision: "float32" or "bfloat16" to compute with; parameters, statistics and the loss stay float32. "auto" is
@@ -103,7 +104,7 @@ class Trainer(Programs):
         views: int = 0,
         workers: int = 0,
         stream: bool = False,
-        label_smoothing: float = 0.0,
+        task: Task | None = None,
         not_finite: NotFiniteChoice = "stop",
         precision: Precision = "auto",
         devices: Devices | None = None,
@@ -115,7 +116,7 @@ class Trainer(Programs):
             raise ValueError("views are stored, and stream stores nothing: give one of them")
         super().__init__(
             model, frozen, image_size, batch_size=batch_size, optimizer=optimizer, augment=augment,
-            label_smoothing=label_smoothing, not_finite=not_finite, precision=precision, devices=devices,
+            task=task, not_finite=not_finite, precision=precision, devices=devices,
             last_batch=last_batch,
         )  # fmt: skip
         self.store, self.views, self.workers, self.stream = store or FeatureStore(), views, workers, stream
@@ -128,22 +129,23 @@ class Trainer(Programs):
             train: for training (dropout may lie before the frontier) or for evaluation.
             progress: called with (images done, images in all) if there is a pass to make.
         """
-        labels = checked_labels(source, self.image_size, self.outputs)
+        labelled = checked_labelled(source, self.image_size, self.task, self.outputs)
+        self.check_scores(labelled)
         if self.stream:
-            return Rows("source", labels, source=source)
+            return Rows("source", labelled, source=source)
         augment = self.augment if train else None
         if augment and not self.views:
-            return image_rows(source, labels, self.example.shape, self.devices)
+            return image_rows(source, labelled, self.example.shape, self.devices)
         staged, views = (self.staged, self.views if augment else 1) if train else (self.inference, 1)
         # Views are drawn on the device, which worker processes have no part in.
         pictures, workers = (Views(source, augment, views), 0) if augment else (source, self.workers)
         get = partial(self.store.get, staged, self.fixed, pictures, progress=progress, workers=workers)
-        return feature_rows(get, source, labels, views, self.devices)
+        return feature_rows(get, source, labelled, views, self.devices)
 
     def fit(
         self, state: State, rows: Rows, *, epochs: int, seed: int = 0, progress: Progress | None = None,
         after: Callable[[State, dict[str, float]], bool | None] | None = None,
-        between: Callable[[State, Metrics, int], None] | None = None, so_far: Metrics = ZERO,
+        between: Callable[[State, Metrics, int], None] | None = None, so_far: Metrics | None = None,
     ) -> tuple[State, list[dict[str, float]]]:  # fmt: skip
         """Train.
 
@@ -160,12 +162,12 @@ class Trainer(Programs):
             so_far: those sums, of a state that stands in the middle of an epoch, or at its end before `after`.
 
         Returns:
-            The new state, and one record an epoch: loss, accuracy, steps, seconds, those of them that compiled.
+            The new state, and one record an epoch: loss, the task's metrics, steps, seconds, those that compiled.
 
         Raises:
             NotFinite: a loss is NaN or infinite, and `not_finite` says to stop.
         """
-        log = []
+        log, so_far = [], so_far or self.no_metrics()
         steps = self.steps_per_epoch(len(rows))
         report = progress or (lambda done, total: None)
         # A state that was trained before goes on with the next step, or with what comes after an epoch's last.
@@ -189,7 +191,7 @@ class Trainer(Programs):
                 log.append(record | spent)
                 if after and after(state, log[-1]):
                     break
-                done, so_far = 0, ZERO
+                done, so_far = 0, self.no_metrics()
         finally:
             if loader:
                 loader.close()
@@ -206,7 +208,7 @@ class Trainer(Programs):
             masked = self.masks(len(rows))
             batches = self._spread((index, weights, views), axis=1)
             state, total, unread = self._epoch(
-                state, context, rows.arrays, rows.labels, *batches, seed, decoded=rows.decoded, masked=masked
+                state, context, rows.arrays, rows.labelled, *batches, seed, decoded=rows.decoded, masked=masked
             )
             jax.block_until_ready(unread)
             steered.between(state, total, len(index))
@@ -215,7 +217,7 @@ class Trainer(Programs):
         losses: list[Any] = []
         for k, step in enumerate(self._steps(state, rows, epoch, seed, stream, done), done):
             state, metrics = step
-            total = Metrics(*(a + b for a, b in zip(total, metrics, strict=True)))
+            total = total.plus(metrics)
             losses.append(metrics.loss)
             if len(losses) == 2 * _AHEAD:  # the host may run ahead of the device by a few steps, not by an epoch
                 self._check(losses[:_AHEAD], k + 1 - _AHEAD, rows, epoch, seed)
@@ -264,16 +266,17 @@ class Trainer(Programs):
         context, index, weights, views = self._order(rows, epoch, seed)
         how = {"decoded": rows.decoded, "masked": self.masks(len(rows))}
         loaded: Iterator[Any] = iter(())
+        labelled = rows.labelled if rows.on_device else jax.tree.map(np.asarray, rows.labelled)
         if stream is None and not rows.on_device:
             loaded = ahead(lambda k: self._taken(rows, views[k]), range(first, len(index)))
         for k in range(first, len(index)):
             preemption.check()
             if rows.on_device:
                 batch = self._spread((index[k], weights[k], views[k]))
-                state, metrics = self._taking_step(state, context, rows.arrays, rows.labels, *batch, seed, **how)
+                state, metrics = self._taking_step(state, context, rows.arrays, labelled, *batch, seed, **how)
             else:
                 values = (next(stream).examples,) if stream else next(loaded)
-                batch = self._spread((np.asarray(rows.labels)[index[k]], weights[k]))
+                batch = self._spread((labelled.take(index[k]), weights[k]))
                 state, metrics = self._step(state, context, values, *batch, seed, **how)
             sent = yield state, metrics
             state = state if sent is None else self._entered(sent)
@@ -310,25 +313,26 @@ class Trainer(Programs):
         return self.devices.local_batch(rows.take(index[self.devices.own(len(index))]))
 
     def evaluate(self, state: State, rows: Rows) -> dict[str, float]:
-        """Loss and accuracy over all rows (from `rows(source, train=False)`), exact to the last short batch."""
+        """Loss and the task's measures over all rows of `rows(source, train=False)`, exact to the last short batch."""
         return self.predict(state, rows)[0]
 
-    def predict(self, state: State, rows: Rows) -> tuple[dict[str, float], np.ndarray]:
-        """Loss and accuracy, and the logits f32[N, 1 or classes] of every row."""
+    def predict(self, state: State, rows: Rows) -> tuple[dict[str, float], Any]:
+        """Loss and the task's measures, and the model's outputs of every row: logits f32[N, 1 or classes]."""
         context, state = self._shared(self.inference_constants, rows), self._entered(state)
-        total, logits = ZERO, []
-        labels = np.asarray(rows.labels)
+        total, outputs = self.no_metrics(), []
+        labelled = jax.tree.map(np.asarray, rows.labelled)
         starts = range(0, len(rows), self.batch_size)
         batches = [np.minimum(np.arange(k, k + self.batch_size), len(rows) - 1) for k in starts]
         taken = ahead(partial(self._taken, rows), batches)  # read while the device works on the batch before
         for start, index, values in zip(starts, batches, taken, strict=True):
             preemption.check()
             weights = (np.arange(start, start + self.batch_size) < len(rows)).astype(np.float32)
-            batch = self._spread((labels[index], weights))
+            batch = self._spread((labelled.take(index), weights))
             metrics, out = self._evaluate(state, context, values, *batch, decoded=rows.decoded)
-            total = Metrics(*(a + b for a, b in zip(total, metrics, strict=True)))
-            logits.append(np.asarray(out)[: int(weights.sum())])
-        return total.summary(), np.concatenate(logits)
+            total = total.plus(metrics)
+            outputs.append(jax.tree.map(np.asarray, out))
+        whole = jax.tree.map(lambda *parts: np.concatenate(parts)[: len(rows)], *outputs)
+        return total.summary() | self.task.overall(whole, *labelled), whole
 
 
 _AHEAD = 8

@@ -24,7 +24,7 @@ def source() -> InMemory:
 
 
 def seen(loader):
-    return [(b.index.tolist(), b.labels.tolist(), b.weights.tolist(), b.examples[:, 0, 0, 0].tolist()) for b in loader]
+    return [(b.index.tolist(), b.targets.tolist(), b.weights.tolist(), b.examples[:, 0, 0, 0].tolist()) for b in loader]
 
 
 def test_every_example_comes_once_an_epoch_in_another_order_each_time(source):
@@ -42,7 +42,7 @@ def test_every_example_comes_once_an_epoch_in_another_order_each_time(source):
     assert orders[0] != orders[1] != orders[2]
     for batch in batches:
         np.testing.assert_array_equal(batch.examples[:, 0, 0, 0], batch.index)
-        np.testing.assert_array_equal(batch.labels, batch.index % 3)
+        np.testing.assert_array_equal(batch.targets, batch.index % 3)
     unshuffled = np.concatenate([b.index for b in Loader(source, 4, seed=None)])
     assert unshuffled.tolist()[:10] == list(range(10))
 

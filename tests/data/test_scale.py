@@ -167,7 +167,7 @@ def test_the_commands_take_the_scale_and_keep_it(folder, tmp_path, capsys, monke
     capsys.readouterr()
     predict(Predict(out / "classifier", (folder / "cat",), json=True))
     assert capsys.readouterr().out.count('"class"') == 4
-    evaluate(Evaluate(out / "classifier", str(folder), "all", samples=0))
+    evaluate(Evaluate(out / "classifier", str(folder), split="all", samples=0))
     assert "8 examples, 2 classes" in capsys.readouterr().out
     with pytest.raises(PictureError, match="outside of the scale 0:1023"):
         predict(Predict(out / "classifier", (folder / "cat",), scale="0:1023"))

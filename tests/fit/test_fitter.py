@@ -19,7 +19,7 @@ from cnnjax.metrics.journal import read
 from cnnjax.models import Classifier, vgg16
 from cnnjax.models.heads import linear_head
 from cnnjax.optim import averaged, make_optimizer
-from cnnjax.train.losses import losses
+from cnnjax.train.tasks import Classification
 
 pytestmark = pytest.mark.usefixtures("compiled_fast")
 
@@ -129,7 +129,7 @@ def test_what_a_phase_starts_from_is_kept_where_no_epoch_of_it_is_better(train, 
         own = [record["validation_loss"] for record in found.history if record["phase"] == phase.name]
         # As Keras's EarlyStopping counts with the candidate's loss as its baseline.
         assert min(own) > seen[best] and len(own) == (recipe.patience or phase.epochs), number
-    logits = fitter.logits(found, swapped, len(train)).astype(np.float64)[:, 0]
+    logits = fitter.outputs(found, swapped, len(train)).astype(np.float64)[:, 0]
     loss = np.log1p(np.exp(np.where(swapped.labels == 1, -logits, logits))).mean()
     assert loss == pytest.approx(seen[best], rel=1e-5)
     # What trained in vain is as it was.
@@ -219,14 +219,15 @@ def test_label_smoothing_is_keras(outputs):
     rng = np.random.default_rng(0)
     logits = rng.normal(size=(9, outputs)).astype(np.float32)
     labels = rng.integers(0, max(outputs, 2), 9)
-    ours, right = losses(jax.numpy.asarray(logits), jax.numpy.asarray(labels), 0.3)
+    given = jax.numpy.asarray(logits), jax.numpy.asarray(labels)
+    ours, smooth = Classification(smoothing=0.3).scores(*given)
     if outputs == 1:
         theirs = keras.losses.binary_crossentropy(labels[:, None], logits, from_logits=True, label_smoothing=0.3)
     else:
         hot = np.eye(outputs)[labels]
         theirs = keras.losses.categorical_crossentropy(hot, logits, from_logits=True, label_smoothing=0.3)
     np.testing.assert_allclose(ours, np.asarray(theirs), rtol=1e-5)
-    np.testing.assert_array_equal(right, losses(jax.numpy.asarray(logits), jax.numpy.asarray(labels))[1])
+    np.testing.assert_array_equal(smooth["accuracy"], Classification().scores(*given)[1]["accuracy"])
 
 
 def test_schedules_cover_a_phase(train):

@@ -58,7 +58,7 @@ class Watched:
 def trainer(kind: str, devices: Devices | None) -> Trainer:
     """ "streamed" reads and augments pictures in every step, "stored" trains what follows the convolution."""
     model = Net(nnx.Rngs(0, dropout=1))
-    frozen = Freeze.parse("none" if kind == "streamed" else "norm").resolve(model)
+    frozen = Freeze.parse("none" if kind == "streamed" else "norm").resolve(model, example=(24, 24, 3))
     augment = Augmentation(flip=True, brightness=0.1) if kind == "streamed" else None
     return Trainer(
         model, frozen, (24, 24), batch_size=BATCH, optimizer="adam", augment=augment, stream=kind == "streamed",
@@ -114,7 +114,7 @@ def one_process(pictures: Path, out: Path) -> None:
     state = made.init()
     context, index, weights, views = made._order(rows, 0, np.uint32(0))
     batch = made._spread((index[0], weights[0], views[0]))
-    step = made._taking_step.lower(state, context, rows.arrays, rows.labels, *batch, np.uint32(0)).compile()
+    step = made._taking_step.lower(state, context, rows.arrays, rows.labelled, *batch, np.uint32(0)).compile()
     told = {
         "collectives": collectives(step.as_text()),
         "trained bytes": 4 * made.trainable_parameters,

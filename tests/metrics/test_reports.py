@@ -14,7 +14,7 @@ from scipy.special import expit, softmax
 from scipy.stats import mannwhitneyu
 
 from cnnjax.metrics import Report, report
-from cnnjax.train import losses
+from cnnjax.train.tasks import Classification
 
 NAMES = ("cat", "dog", "fox", "hen", "owl", "pig", "rat")
 
@@ -89,10 +89,10 @@ def test_two_classes_are_measured_as_keras_does(two):
 @pytest.mark.parametrize(("classes", "outputs"), [(2, 1), (2, 2), (5, 5)])
 def test_loss_and_accuracy_are_those_of_training(classes, outputs):
     logits, labels = examples(60, classes, outputs)
-    loss, correct = losses.losses(jnp.asarray(logits), jnp.asarray(labels))
+    loss, measured = Classification().scores(jnp.asarray(logits), jnp.asarray(labels))
     found = report(jnp.asarray(logits), jnp.asarray(labels), NAMES[:classes])
     assert found.loss == pytest.approx(float(loss.mean()), rel=1e-5)
-    assert found.accuracy == pytest.approx(float(correct.mean()))
+    assert found.accuracy == pytest.approx(float(measured["accuracy"].mean()))
 
 
 def test_the_area_is_the_mann_whitney_statistic_ties_included(two, many):

@@ -11,7 +11,7 @@ from cnnjax.freeze import Freeze
 from cnnjax.functional import functionalize, leaves_of
 from cnnjax.models.layers import batch_normalization, conv2d, dense, depthwise_conv2d
 from cnnjax.optim import averaged, decays, make_optimizer
-from cnnjax.train.losses import losses
+from cnnjax.train.tasks import Classification
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,7 @@ def gradients(model):
     @jax.jit
     def gradient(params, images, labels):
         logits = lambda p: functional.apply({**leaves, **p}, images, train=False)[0]  # noqa: E731
-        return jax.grad(lambda p: losses(logits(p), labels)[0].mean())(params)
+        return jax.grad(lambda p: Classification().loss(logits(p), labels).mean())(params)
 
     return params, gradient
 

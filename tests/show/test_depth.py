@@ -33,12 +33,12 @@ RESULTS = [
 
 def test_cells_are_grouped_by_depth_and_rate_least_frozen_first():
     table = depth.rows(RESULTS)
-    assert [(r.freeze, r.learning_rate, len(r.accuracies)) for r in table] == [
+    assert [(r.freeze, r.learning_rate, len(r.scores)) for r in table] == [
         ("none", 1e-4, 1),
         ("none", 1e-3, 2),
         ("all", 1e-3, 3),
     ]
-    assert table[2].accuracies == (0.95, 0.97, 0.96) and table[2].seconds_per_step == 0.01
+    assert table[2].scores == (0.95, 0.97, 0.96) and table[2].seconds_per_step == 0.01
     assert table[2].mean == pytest.approx(0.96) and table[1].reused is False and table[2].reused is True
 
 

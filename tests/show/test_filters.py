@@ -54,6 +54,6 @@ def test_a_layer_without_a_kernel_is_refused(resnet):
     with pytest.raises(LookupError, match="with a kernel"):
         convolution(model, "max_pooling2d_1")
     with pytest.raises(ValueError, match="give input_shape"):
-        convolution(resnet)
+        convolution(nnx.Sequential(nnx.Conv(3, 4, (3, 3), rngs=nnx.Rngs(0))))
     with pytest.raises(ValueError, match="Linear calls no layer with a kernel"):
         convolution(nnx.Linear(3, 4, rngs=nnx.Rngs(0)), input_shape=(8, 8, 3))

@@ -13,6 +13,7 @@ from cnnjax.data import InMemory
 from cnnjax.data.order import epoch_batches
 from cnnjax.features import FeatureStore
 from cnnjax.ops import conv_general_dilated, winograd
+from cnnjax.ops.onednn import takes
 from cnnjax.staging import ProgramDiffers, Staged
 
 pytestmark = pytest.mark.usefixtures("compiled_fast")
@@ -176,7 +177,7 @@ def test_how_an_operation_is_lowered_for_a_batch_is_no_choice(batches):
     def fn(fixed, x, late):
         return conv_general_dilated(x, fixed, (1, 1), "SAME", dimension_numbers=numbers).mean((1, 2)) * late
 
-    pays = [winograd.pays(jnp.ones((n, 10, 10, 256)), kernel, ((1, 1), (1, 1))) for n in (2, 64)]
+    pays = [winograd.pays(jnp.ones((n, 10, 10, 256)), kernel, ((1, 1), (1, 1)), takes(kernel.dtype)) for n in (2, 64)]
     assert pays == [False, True]  # Winograd's products on CPU, from so many tiles on
     cut = Staged(fn, kernel, image, jnp.float32(1), batches)
     assert cut.features == Staged(fn, kernel, image, jnp.float32(1), (64,)).features and cut.features[0].shape == (256,)

@@ -21,9 +21,9 @@ from cnnjax.data import Folder, shapes
 from cnnjax.models import Classifier, lecture_cnn, linear_head, mobilenet, vgg16
 from cnnjax.runtime.preemption import EXIT_CODE
 from cnnjax.sweep.ablation import ablate, sweep
+from cnnjax.sweep.data import SweepData, open_sweep_data
 from cnnjax.sweep.grid import cells, default_depths
 from cnnjax.sweep.options import Ablation
-from cnnjax.sweep.task import Task, open_task
 
 QUIET = Console(quiet=True)
 pytestmark = pytest.mark.usefixtures("compiled_fast")
@@ -40,7 +40,7 @@ def config(shapes_folder, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def finished(config):
-    return sweep(config, open_task(config, QUIET), QUIET)
+    return sweep(config, open_sweep_data(config, QUIET), QUIET)
 
 
 def lines(run):
@@ -75,20 +75,20 @@ def test_a_whole_sweep_is_one_backbone_pass_a_split(finished):
 
 def test_the_same_command_again_runs_nothing(finished, config):
     before = (finished / "results.jsonl").read_bytes()
-    sweep(config, open_task(config, QUIET), QUIET)
+    sweep(config, open_sweep_data(config, QUIET), QUIET)
     assert (finished / "results.jsonl").read_bytes() == before
 
 
 def test_other_seeds_make_no_pass(finished, config, tmp_path):
     other = replace(config, first_seed=7, seeds=1, out=tmp_path / "other")
-    for record in lines(sweep(other, open_task(other, QUIET), QUIET)):
+    for record in lines(sweep(other, open_sweep_data(other, QUIET), QUIET)):
         assert record["features_reused"] and record["backbone_passes"] == 0 and record["seed"] == 7
 
 
 def test_another_configuration_is_refused(finished, config):
     changed = replace(config, epochs=3)
     with pytest.raises(ValueError, match="epochs: 2 there, 3 now"):
-        sweep(changed, open_task(changed, QUIET), QUIET)
+        sweep(changed, open_sweep_data(changed, QUIET), QUIET)
 
 
 def test_killed_and_asked_to_end_it_goes_on_to_the_same_numbers(finished, config, tmp_path):
@@ -124,9 +124,9 @@ def test_relabelled_pictures_are_another_run(finished, config, shapes_folder, tm
     shutil.copytree(shapes_folder, tmp_path / "pictures")
     (tmp_path / "pictures" / "test" / "across").rename(tmp_path / "pictures" / "test" / "away")
     (tmp_path / "pictures" / "train" / "across").rename(tmp_path / "pictures" / "train" / "away")
-    task = open_task(replace(config, data=str(tmp_path / "pictures")), QUIET)
+    data = open_sweep_data(replace(config, data=str(tmp_path / "pictures")), QUIET)
     with pytest.raises(ValueError, match="test_pictures"):
-        sweep(config, task, QUIET)
+        sweep(config, data, QUIET)
 
 
 def test_rates_are_a_second_axis_and_fine_tuning_takes_a_fraction(config):
@@ -243,7 +243,7 @@ def test_cats_and_dogs_with_imagenet_features(shared_data, tmp_path):
         data=str(root), image_size=160, freeze=("all",), seeds=3, epochs=5, optimizer="rmsprop",
         out=tmp_path / "run", store=tmp_path / "store",
     )  # fmt: skip
-    found = lines(sweep(config, Task(splits, backbone, "tf", "cats and dogs"), QUIET))
+    found = lines(sweep(config, SweepData(splits, backbone, "tf", "cats and dogs"), QUIET))
     # Keras on TensorFlow reaches 96.6 to 97.4 % with all pictures and 30 epochs.
     assert np.mean([r["test_accuracy"] for r in found]) >= 0.94
     # Fifteen epochs and three evaluations, and the backbone saw each picture once.
@@ -257,17 +257,17 @@ def test_packed_pictures_views_and_bad_files_in_one_sweep(config, shapes_folder,
         config, data=str(tmp_path / "pictures"), freeze=("all",), seeds=1, out=tmp_path / "run", on_bad="skip",
         augment="lecture", views=2,
     )  # fmt: skip
-    run = sweep(options, open_task(options, QUIET), QUIET)
+    run = sweep(options, open_sweep_data(options, QUIET), QUIET)
     with (run / "skipped.csv").open() as file:
         (left_out,) = csv.DictReader(file)
     assert left_out["split"] == "train" and "torn.png" in left_out["path"]
     (viewed,) = lines(run)
     main(["pack", str(tmp_path / "pictures"), "--on-bad", "skip"])
     packed = replace(options, data=str(tmp_path / "pictures-packed"), out=tmp_path / "packed-run")
-    (again,) = lines(sweep(packed, open_task(packed, QUIET), QUIET))
+    (again,) = lines(sweep(packed, open_sweep_data(packed, QUIET), QUIET))
     # The same pictures in the same order: the features are found, the numbers are the same.
     assert again["features_reused"] and again["train_loss"] == viewed["train_loss"]
     with pytest.raises(ValueError, match=r"torn\.png"):
-        open_task(replace(options, on_bad="refuse"), QUIET)
+        open_sweep_data(replace(options, on_bad="refuse"), QUIET)
     with pytest.raises(ValueError, match="and --augment to draw them with, found 2"):
         replace(options, augment="none")

@@ -17,9 +17,9 @@ from cnnjax.models import Classifier, lecture_cnn, linear_head, mobilenet
 from cnnjax.sweep import bench
 from cnnjax.sweep.ablation import sweep
 from cnnjax.sweep.bench import make_head
+from cnnjax.sweep.data import open_sweep_data
 from cnnjax.sweep.grid import cells, subset
 from cnnjax.sweep.options import Ablation
-from cnnjax.sweep.task import open_task
 
 QUIET = Console(quiet=True)
 pytestmark = pytest.mark.usefixtures("compiled_fast")
@@ -71,7 +71,7 @@ def test_a_depths_trainer_leaves_memory_when_the_next_comes(shapes_folder, tmp_p
     gc.disable()  # as rarely as commands collect
     try:
         config = options(shapes_folder, tmp_path, freeze=("none", "2", "all"), seeds=1)
-        sweep(config, open_task(config, QUIET), QUIET)
+        sweep(config, open_sweep_data(config, QUIET), QUIET)
     finally:
         gc.enable()
     assert most == 1
@@ -79,7 +79,7 @@ def test_a_depths_trainer_leaves_memory_when_the_next_comes(shapes_folder, tmp_p
 
 def test_a_grid_is_trained_and_told_apart(shapes_folder, tmp_path):
     config = options(shapes_folder, tmp_path, augment=("none", "lecture"), views=2, sizes=(10, 44), seeds=1)
-    run = sweep(config, open_task(config, QUIET), QUIET)
+    run = sweep(config, open_sweep_data(config, QUIET), QUIET)
     found = [json.loads(line) for line in (run / "results.jsonl").read_text().splitlines()]
     assert len(found) == 2 * 2 * 2
     table = (run / "table.csv").read_text()
@@ -93,11 +93,11 @@ def test_a_grid_is_trained_and_told_apart(shapes_folder, tmp_path):
 
 def test_head_first_is_the_recipe_of_fine_tuning(shapes_folder, tmp_path):
     config = options(shapes_folder, tmp_path, methods=("head-first",), freeze=("2",), epochs=2, seeds=1)
-    task = open_task(config, QUIET)
-    run = sweep(config, task, QUIET)
+    data = open_sweep_data(config, QUIET)
+    run = sweep(config, data, QUIET)
     (found,) = [json.loads(line) for line in (run / "results.jsonl").read_text().splitlines()]
     recipe = Recipe("finetune", freeze="2", epochs=2, tune_epochs=2, batch_size=16, optimizer="adam", tuning_factor=1.0)
-    history = Fitter(task.classifier(make_head(config, task, 0)), recipe, (48, 48)).fit(task.splits["train"]).history
+    history = Fitter(data.classifier(make_head(config, data, 0)), recipe, (48, 48)).fit(data.splits["train"]).history
     assert found["train_loss"] == [record["train_loss"] for record in history[2:]]
     assert 0 < found["head_seconds"] < found["seconds"]
 
@@ -120,7 +120,7 @@ def test_wrong_axes_are_refused(shapes_folder, tmp_path):
     assert options(shapes_folder, tmp_path, augment="lecture").augment == ("lecture",)
     config = options(shapes_folder, tmp_path, sizes=(10, 1000))
     with pytest.raises(ValueError, match="sizes: 1000 pictures need 500 of each class"):
-        sweep(config, open_task(config, QUIET), QUIET)
+        sweep(config, open_sweep_data(config, QUIET), QUIET)
     assert not (tmp_path / "run").exists()  # before anything is trained
 
 

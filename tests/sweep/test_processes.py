@@ -20,8 +20,8 @@ from rich.console import Console
 from cnnjax.ops.spread import cpu_threads
 from cnnjax.runtime.preemption import EXIT_CODE
 from cnnjax.sweep.ablation import sweep
+from cnnjax.sweep.data import open_sweep_data
 from cnnjax.sweep.options import Ablation
-from cnnjax.sweep.task import open_task
 
 QUIET = Console(quiet=True)
 
@@ -37,7 +37,7 @@ def config(shapes_folder, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def in_turn(config):
-    return lines(sweep(config, open_task(config, QUIET), QUIET))
+    return lines(sweep(config, open_sweep_data(config, QUIET), QUIET))
 
 
 def lines(run):
@@ -57,7 +57,7 @@ def by_cell(found):
 
 def test_two_processes_train_the_cells_of_one_and_make_nothing_twice(config, in_turn, tmp_path):
     config = replace(config, processes=2, out=tmp_path / "run", store=tmp_path / "store")
-    found, expected = by_cell(lines(sweep(config, open_task(config, QUIET), QUIET))), by_cell(in_turn)
+    found, expected = by_cell(lines(sweep(config, open_sweep_data(config, QUIET), QUIET))), by_cell(in_turn)
     assert found.keys() == expected.keys()
     decoded = defaultdict(set)
     for name, record in found.items():
@@ -93,16 +93,16 @@ def test_what_fails_in_a_process_is_what_the_sweep_raises(config, tmp_path):
     config = replace(config, processes=2, out=tmp_path / "run", store=tmp_path / "store")
     config.store.write_text("no folder")
     with pytest.raises(NotADirectoryError, match="is a file; give a folder") as raised:
-        sweep(config, open_task(config, QUIET), QUIET)
+        sweep(config, open_sweep_data(config, QUIET), QUIET)
     assert "store.py" in "".join(raised.value.__notes__)  # where it was
 
 
 def test_processes_are_for_the_cpu(config, tmp_path, monkeypatch):
     config = replace(config, processes=2, out=tmp_path / "run")
-    task = open_task(config, QUIET)
+    data = open_sweep_data(config, QUIET)
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     with pytest.raises(ValueError, match="2 processes share a CPU's cores, and JAX computes on gpu"):
-        sweep(config, task, QUIET)
+        sweep(config, data, QUIET)
     with pytest.raises(ValueError, match="processes: expected 1 or more, found 0"):
         replace(config, processes=0)
 

@@ -8,18 +8,20 @@ from typing import Any
 from flax import nnx
 from rich.console import Console
 
-from cnnjax.data import account, open_data, open_sounds
+from cnnjax.data import account, open_sounds
+from cnnjax.data.source import targets_of
 from cnnjax.models import Backbone, Classifier, LogMel, SoundClassifier
 from cnnjax.models.sizes import sides
 from cnnjax.order import own_shape
 from cnnjax.pretrained import open_backbone
 from cnnjax.sweep.options import Ablation, seeds_text
+from cnnjax.train.tasks import Classification, Task
 
 Splits = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
-class Task:
+class SweepData:
     """What a sweep runs on: pictures, and a backbone with its weights.
 
     Attributes:
@@ -29,6 +31,7 @@ class Task:
         title: for the table.
         identity: what the run folder records besides the options.
         front: makes pictures of sounds, where the sources hold sounds.
+        task: what is learned, with what it takes from the training targets; the sources' classes if not given.
     """
 
     splits: Splits
@@ -37,11 +40,12 @@ class Task:
     title: str
     identity: Mapping[str, Any] = field(default_factory=dict)
     front: LogMel | None = None
+    task: Task | None = None
 
-    @property
-    def classes(self) -> int:
-        """Number of classes."""
-        return len(self.splits["train"].class_names)
+    def __post_init__(self) -> None:
+        train = self.splits["train"]
+        task = self.task or Classification(tuple(train.class_names))
+        object.__setattr__(self, "task", task.resolved(targets_of(train)))
 
     @property
     def example(self) -> tuple[int, ...]:
@@ -61,7 +65,7 @@ class Task:
         return SoundClassifier(self.front, self.backbone, head, self.preprocessing)
 
 
-def open_task(config: Ablation, console: Console) -> Task:
+def open_sweep_data(config: Ablation, console: Console) -> SweepData:
     """The task that the options name: a folder of pictures and a backbone."""
     assert config.data is not None and config.image_size is not None
     size = sides(config.image_size)
@@ -80,14 +84,14 @@ def open_task(config: Ablation, console: Console) -> Task:
         console.print(f"every weight of the backbone from {config.weights}", highlight=False)
     console.print(f"{config.data}: {account(sources)}", highlight=False)
     title = f"{config.backbone} on {Path(config.data).name}, {seeds_text(config)}"
-    return Task(sources, backbone, preprocessing, title, front=front)
+    return SweepData(sources, backbone, preprocessing, title, front=front, task=config.target.make(sources))
 
 
 def _open(config: Ablation, data: str, size: tuple[int, int]) -> tuple[Splits, LogMel | None]:
     """The sources, and what makes pictures of them if they are sounds."""
     if config.sample_rate is None:
         choices: dict[str, Any] = {"on_error": config.on_bad, "resizing": config.resizing, "scale": config.scale}
-        return open_data(data, size, parts=config.splits, **choices), None
+        return config.target.open(data, size, parts=config.splits, **choices), None
     rate = config.sample_rate
     # Frames of 32 ms every 10 ms, 64 bands: the usual ones for speech.
     front = LogMel(sample_rate=rate, frame=max(2, round(0.032 * rate)), hop=max(1, rate // 100), mels=64, size=size)
