@@ -215,7 +215,7 @@ def entry_or_own(name: str) -> Entry | Own:
         LookupError: It is neither an architecture's name nor an import path.
 
     >>> entry_or_own("networks.py:vit")
-    Own(name='networks.py:vit', code=None, options=None)
+    Own(name='networks.py:vit', code=None)
     """
     return Own(name) if is_path(name) else entry(name)
 

@@ -119,7 +119,7 @@ def test_bad_pictures_are_refused_together_or_reported_in_their_place(folder, sm
 
 
 def test_arrays_must_be_pictures(small):
-    with pytest.raises(ValueError, match=r"expected shape \[N, H, W, C\], found \[32, 32, 3\]"):
+    with pytest.raises(ValueError, match=r"expected shape \[N, H, W, 3\], found \[32, 32, 3\]"):
         small.predict(np.zeros((32, 32, 3), np.uint8))
     with pytest.raises(ValueError, match=r"expected values in 0..255, found -1.0"):
         small.predict(np.full((1, 32, 32, 3), -1.0))
