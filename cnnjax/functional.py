@@ -71,6 +71,8 @@ class Functional:
     variables: tuple[tuple[tuple[Any, ...], Any], ...]
     normalises: bool = False
     """Whether a BatchNorm takes its statistics from the batch while training."""
+    counted: frozenset[str] = frozenset()
+    """Leaves of the BatchNorms, whose statistics can leave rows out (see `cnnjax.train.counting`)."""
 
     @property
     def kinds(self) -> dict[str, type]:
@@ -193,8 +195,10 @@ def functionalize(model: nnx.Module, *, frozen: Callable[[str], bool] = lambda p
             if statistics and all(frozen(own.get(place, place)) for place in places):
                 module.use_running_average = True  # ty: ignore[invalid-assignment]
     variables = tuple((path, v) for path, v in nnx.to_flat_state(state))
-    norms = [m for m in (training, *(m for _, m in modules(training))) if isinstance(m, nnx.BatchNorm)]
-    for norm in norms:
+    norms = [(p, m) for p, m in (("", training), *modules(training)) if isinstance(m, nnx.BatchNorm)]
+    places = [f"{path}/{name}".removeprefix("/") for path, norm in norms for name in leaves_of(norm)]
+    for _, norm in norms:
         norm.__class__ = counting(type(norm))
-    live = any(not norm.use_running_average for norm in norms)
-    return Functional(nnx.split(training)[0], nnx.split(inference)[0], variables, live)
+    live = any(not norm.use_running_average for _, norm in norms)
+    counted = frozenset(own.get(place, place) for place in places)
+    return Functional(nnx.split(training)[0], nnx.split(inference)[0], variables, live, counted)

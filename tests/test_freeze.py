@@ -8,6 +8,7 @@ import pytest
 from flax import nnx
 from residual import ResNet
 
+from cnnjax import Trainer
 from cnnjax.freeze import Freeze, layer_names
 from cnnjax.functional import leaves_of
 from cnnjax.models import Classifier, lecture_cnn, linear_head, mobilenet, vgg16
@@ -219,3 +220,21 @@ def test_a_blocks_own_parameter_stands_for_itself():
 def test_an_unknown_part_is_named(mobile):
     with pytest.raises(ValueError, match="no part 'heads' in Backbone"):
         Freeze.all().resolve(mobile, within="heads")
+
+
+class Told(nnx.Module):
+    """Its normalisation is told in the call to follow the batch, whatever mode the model is in."""
+
+    def __init__(self):
+        rngs = nnx.Rngs(0)
+        self.conv, self.norm = nnx.Conv(3, 4, (1, 1), rngs=rngs), nnx.BatchNorm(4, rngs=rngs)
+        self.head = nnx.Linear(4, 2, rngs=rngs)
+
+    def __call__(self, x):
+        return self.head(self.norm(self.conv(x), use_running_average=False).mean((1, 2)))
+
+
+def test_a_frozen_batchnorm_that_is_called_to_follow_the_batch_is_refused():
+    Trainer(Told(), Freeze.match("conv").resolve(Told()), (4, 4), batch_size=4)
+    with pytest.raises(ValueError, match="a frozen BatchNorm .*use_running_average=False: leave that argument out"):
+        Trainer(Told(), Freeze.match("conv", "norm").resolve(Told()), (4, 4), batch_size=4)

@@ -221,6 +221,37 @@ class Merged(Net):
         return self.logits(self.norm_2(nnx.relu(self.hidden(x))).mean((1, 2)))
 
 
+class Centred(nnx.Module):
+    """A normalisation that keeps statistics of its own."""
+
+    def __init__(self, features, rngs):
+        self.mean, self.use_running_average = nnx.BatchStat(jnp.zeros(features)), False
+
+    def __call__(self, x):
+        if self.use_running_average:
+            return x - self.mean
+        mean = x.mean((0, 1, 2))
+        self.mean[...] = 0.9 * self.mean[...] + 0.1 * mean
+        return x - mean
+
+
+class Spectral(Net):
+    """Statistics that are of the weights alone."""
+
+    def __init__(self):
+        super().__init__()
+        self.spectral = nnx.SpectralNorm(self.hidden, rngs=nnx.Rngs(1))
+
+    def __call__(self, x):
+        return self.logits(self.norm_2(self.spectral(x / 255, update_stats=True)).mean((1, 2)))
+
+
+def test_statistics_of_weights_are_no_hindrance():
+    own = trainer(Spectral())
+    state, _ = own.fit(own.init(), own.rows(pictures()), epochs=1)
+    assert [p for p, x in state.statistics.items() if "spectral" in p and (x != leaves_of(Spectral())[p]).any()]
+
+
 class Maskless(nnx.BatchNorm):
     def __call__(self, x):
         return super().__call__(x)
@@ -231,6 +262,7 @@ class Maskless(nnx.BatchNorm):
     [
         (lambda: Merged(), r"of 8 rows a BatchNormalization of the model normalises an array \[128, 3\]"),
         (lambda: Net(lambda n, rngs: Maskless(n, rngs=rngs)), "a Maskless of the model takes no mask"),
+        (lambda: Net(Centred), "norm/mean is made from the batch, and is no statistic of an nnx.BatchNorm"),
     ],
 )
 def test_where_rows_cannot_be_told_apart_it_says_so(model, fault):

@@ -13,7 +13,7 @@ from flax import nnx
 
 from cnnjax.classifier import folder
 from cnnjax.classifier.config import TOP, Config, own_preprocessing, own_size
-from cnnjax.classifier.pictures import Files, check_source, find_pictures
+from cnnjax.classifier.pictures import Files, check_source, check_source_scale, find_pictures
 from cnnjax.classifier.prediction import Prediction, predictions
 from cnnjax.data.listing import some
 from cnnjax.data.pixels import Resizing, checked_scale
@@ -333,6 +333,7 @@ class ImageClassifier:
         for source in (train, *([validation] if validation is not None else [])):
             self.targets(source)  # classes that are not the same are refused here
             check_source(source, self.image_size, self.config.resizing)
+            check_source_scale(source, self.config.scale)
             if isinstance(self.task, Classification) and tuple(source.class_names) != self.class_names:
                 raise ValueError(
                     f"to train, the classes must be in the classifier's order {some(self.class_names)}, "

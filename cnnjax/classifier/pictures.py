@@ -132,3 +132,21 @@ def check_source(source: Any, size: tuple[int, int], resizing: Resizing) -> None
             f"the classifier takes pictures resized by {resizing!r}, the source resizes by {way!r}: "
             f"open it with resizing={resizing!r}"
         )
+
+
+def check_source_scale(source: Any, scale: Scale | None) -> None:
+    """Refuse to train on files that are read by another scale than the classifier keeps: it would predict by that.
+
+    Raises:
+        ValueError: The scales of 16-bit files are not the same.
+    """
+    theirs = getattr(source, "scale", scale)
+    if theirs != scale:
+        raise ValueError(
+            f"the source reads 16-bit files by {_scale_text(theirs)}, the classifier by {_scale_text(scale)}, which it "
+            f"would predict by: open the source with scale={scale!r}, or make the classifier with scale={theirs!r}"
+        )
+
+
+def _scale_text(scale: Scale | None) -> str:
+    return "no scale" if scale is None else f"the scale {scale[0]:g}:{scale[1]:g}"

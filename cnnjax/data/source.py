@@ -138,7 +138,8 @@ class InMemory:
                     f"images: expected values in 0..255, found {images.min()} to {images.max()}; other values need a "
                     "scale, such as scale=(-1, 1)"
                 )
-            if images.size and 0 < images.max() <= 1:
+            # Up to 2: of numbers in 0..1 resizing and changes of brightness leave some above 1.
+            if images.size and 0 < images.max() <= 2:
                 raise ValueError(
                     f"images: expected values in 0..255, found floats from {images.min():g} to {images.max():g}, "
                     "nearly black; give scale=(0, 1) if 1 is white (or scale=(0, 255) to take them as they are)"

@@ -193,6 +193,13 @@ class Staged:
         """Every value on the way to the frontier: if one is stored, the pass can start from it."""
         return tuple(self._feature(v) for v in self._keys if self.times[v].time is Time.IMAGE)
 
+    @cached_property
+    def of_images(self) -> Any:
+        """Which outputs are made from images, as the tree of the output; True where that is not known."""
+        jaxpr, _, tree = self._trace(self._sizes[0])
+        image = jaxpr.invars[self._fixed_count]
+        return jax.tree.unflatten(tree, [image in needed(jaxpr, [v], ())[1] for v in jaxpr.outvars])
+
     @property
     def cut(self) -> tuple[str, ...]:
         """Keys of all that is handed over the cut, in order: programs with the same share constants and features."""

@@ -76,6 +76,12 @@ def counting(kind: type[nnx.BatchNorm]) -> type[nnx.BatchNorm]:
         def __call__(self, x: jax.Array, *args: Any, **kwargs: Any) -> jax.Array:
             batch, given = _BATCH.get(), args[0] if args else kwargs.get("use_running_average")
             running = self.use_running_average if given is None else given
+            # In the training program none but a frozen one has it set (`nnx.Module.train` unsets it).
+            if self.use_running_average and not running:
+                raise ValueError(
+                    f"a frozen {kind.__name__} runs on its stored statistics, and the model calls it with "
+                    "use_running_average=False: leave that argument out, or do not freeze the layer"
+                )
             if batch is None or running:
                 return super().__call__(x, *args, **kwargs)
             batch.normalises = True

@@ -94,6 +94,9 @@ class Programs:
         with self._spread_or_not():
             self.staged = Staged(self._forward, self.fixed, image, self._keyed, sizes)
             self.inference = Staged(self._infer, self.fixed, image, late, sizes)
+        if own := [p for p in self._statistics if p not in self.functional.counted and self.staged.of_images[1][p]]:
+            self._normalises = True
+            self._fault = self._fault or f"{own[0]} is made from the batch, and is no statistic of an nnx.BatchNorm"
         self.image_size, self.example = tuple(image_size), image
         images = jax.ShapeDtypeStruct((batch_size, *shape), jnp.float32)
         self.outputs = jax.eval_shape(self._infer, self.fixed, images, late)

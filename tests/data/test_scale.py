@@ -105,6 +105,9 @@ def test_floats_of_0_to_1_are_refused_by_sources_and_mapped_where_that_is_asked(
     np.testing.assert_allclose(
         InMemory(2 * floats - 1, [0, 1, 0], "ab", scale=(-1, 1)).read(range(3)), 255 * floats, rtol=1e-5, atol=1e-4
     )
+    for most in (1.00001, 1.2):  # resized with overshoot, or made brighter
+        with pytest.raises(ValueError, match=r"nearly black; give scale=\(0, 1\)"):
+            InMemory(most * floats, [0, 1, 0], "ab")
     twelve = InMemory(TWELVE[None], [0], "ab", scale=(0, 4095))
     np.testing.assert_allclose(twelve.read([0])[0], TWELVE * (255 / 4095), rtol=1e-6)
     assert not InMemory(np.zeros((1, 4, 4, 3), np.float32), [0], "ab").read([0]).any()  # black, whatever the scale
@@ -137,6 +140,17 @@ def test_a_classifier_keeps_the_scale_of_its_files(folder, tmp_path):
     (skipped,) = plain.predict([folder / "cat" / "0.png"], on_bad="skip")
     assert "12-bit" in skipped.error
     np.testing.assert_allclose(plain.predict_logits([folder / "cat" / "0.png"], scale="0:4095"), eight, rtol=1e-6)
+
+
+def test_a_classifier_is_not_trained_on_files_by_a_scale_that_it_would_not_keep(folder):
+    options = dict(image_size=32, head="linear", widths=(4, 8))
+    source = Folder(folder, image_size=(32, 32), scale="0:8191")
+    for own in (None, "0:4095"):
+        classifier = ImageClassifier("lecture_cnn", ("cat", "dog"), scale=own, **options)
+        with pytest.raises(ValueError, match=r"by the scale 0:8191, the classifier by .*scale=\(0.0, 8191.0\)"):
+            classifier.fit(source, method="features", epochs=1)
+    classifier = ImageClassifier("lecture_cnn", ("cat", "dog"), scale="0:8191", **options)
+    classifier.fit(source, method="features", epochs=1, batch_size=2)
 
 
 def test_predict_refuses_floats_of_0_to_1_and_takes_them_by_a_scale():
