@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from cnnjax.checkpoints import Checkpoints
     from cnnjax.classifier import ImageClassifier
     from cnnjax.features import FeatureStore
-    from cnnjax.fit import Fitter, Keeping, Recipe
+    from cnnjax.fit import CheckpointConfig, Fitter, Recipe
     from cnnjax.freeze import Freeze, Frozen
     from cnnjax.models import (
         Backbone,
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Backbone",
+    "CheckpointConfig",
     "Checkpoints",
     "Classification",
     "Classifier",
@@ -46,7 +47,6 @@ __all__ = [
     "Freeze",
     "Frozen",
     "ImageClassifier",
-    "Keeping",
     "LogMel",
     "MultiLabel",
     "Recipe",
@@ -65,14 +65,14 @@ __all__ = [
     "tune_cpu",
 ]
 
-# Imported when first asked for: a command or a process that reads pictures needs no Flax, and no JAX.
+# Imported when first asked for: a command or a process that reads images needs no Flax, and no JAX.
 _MODULES = {
     "cnnjax.runtime.cache": ("keep_programs",),
     "cnnjax.checkpoints": ("Checkpoints",),
     "cnnjax.classifier": ("ImageClassifier",),
     "cnnjax.runtime.devices": ("Devices",),
     "cnnjax.features": ("FeatureStore",),
-    "cnnjax.fit": ("Fitter", "Keeping", "Recipe"),
+    "cnnjax.fit": ("Fitter", "CheckpointConfig", "Recipe"),
     "cnnjax.freeze": ("Freeze", "Frozen"),
     "cnnjax.staging": ("Staged",),
     "cnnjax.summaries": ("summary",),

@@ -23,17 +23,17 @@ COMMANDS = {
         "ablate",
         "how deep should I freeze? A sweep with table and plot",
     ),
-    "fit": ("cnnjax.classifier.fitting", "Fit", "fit", "train a classifier of your pictures, measure it, save it"),
+    "fit": ("cnnjax.classifier.fitting", "Fit", "fit", "train a classifier of your images, measure it, save it"),
     "evaluate": (
         "cnnjax.classifier.command",
         "Evaluate",
         "evaluate",
         "measure a saved classifier on labelled data",
     ),
-    "predict": ("cnnjax.classifier.command", "Predict", "predict", "what is on pictures, by a saved classifier"),
+    "predict": ("cnnjax.classifier.command", "Predict", "predict", "what is on images, by a saved classifier"),
     "size": ("cnnjax.sizing.command", "Size", "size", "output sizes, parameters, multiplications, receptive fields"),
-    "pack": ("cnnjax.data.pack", "Pack", "pack", "a folder of pictures as one data set that is faster to read"),
-    "show": ("cnnjax.show.command", "Show", "show", "pictures: filters, activations, edges, field, cam, augment"),
+    "pack": ("cnnjax.data.pack", "Pack", "pack", "a folder of images as one data set that is faster to read"),
+    "show": ("cnnjax.show.command", "Show", "show", "images: filters, activations, edges, field, cam, augment"),
 }
 
 

@@ -286,11 +286,11 @@ def layer_names(
     return tuple(layer.name for layer in layers_in_order(model, within, example=example, call=call))
 
 
-def deepest(model: nnx.Module) -> int:
+def num_weighted_layers(model: nnx.Module) -> int:
     """The number of layers that have a kernel: the greatest `Freeze.depth` of a model.
 
     Example:
-        >>> deepest(nnx.Sequential(nnx.Linear(2, 3, rngs=nnx.Rngs(0)), nnx.BatchNorm(3, rngs=nnx.Rngs(0))))
+        >>> num_weighted_layers(nnx.Sequential(nnx.Linear(2, 3, rngs=nnx.Rngs(0)), nnx.BatchNorm(3, rngs=nnx.Rngs(0))))
         1
     """
     return sum(_has_kernel(layer.node) for layer in unordered(model))

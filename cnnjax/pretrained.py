@@ -7,7 +7,7 @@ from typing import Any
 from flax import nnx
 
 from cnnjax.models import create
-from cnnjax.models.own import Own
+from cnnjax.models.own import ImportedBackbone
 from cnnjax.models.preprocessing import checked_preprocessing
 from cnnjax.models.registry import STANDARD, entry_or_own
 from cnnjax.models.sizes import sides
@@ -56,7 +56,7 @@ def open_backbone(
         checked_preprocessing(preprocessing)
     if channels is not None and channels < 1:
         raise ValueError(f"channels must be at least 1, not {channels}")
-    if isinstance(found, Own):
+    if isinstance(found, ImportedBackbone):
         shape = (*(found.image_size if image_size is None else sides(image_size)), channels or 3)
         own = {key: value for key, value in kwargs.items() if value is not None and key != "classifier_activation"}
         network = found.build(shape, nnx.Rngs(0), found.checked(own))

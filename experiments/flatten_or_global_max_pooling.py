@@ -14,8 +14,8 @@ the ratio of the seconds (the two took turns), not the seconds. Mean and 95 % in
 | flatten | 703,594 | 35.8 | 78.5 % | 56.4 ± 1.5 % |
 | max | 179,306 | 26.3 | 67.2 % | 56.5 ± 4.8 % |
 
-A quarter of the parameters does as well on pictures never seen. What the 524,288 further weights of dense_1 buy is
-a better memory of the training pictures.
+A quarter of the parameters does as well on images never seen. What the 524,288 further weights of dense_1 buy is
+a better memory of the training images.
 """
 
 import statistics

@@ -1,17 +1,17 @@
-"""More pictures, more layers to train? Frozen depth against training size on cats and dogs.
+"""More images, more layers to train? Frozen depth against training size on cats and dogs.
 
 MobileNet 0.25 at 96x96 with ImageNet weights under average pooling, dropout 0.2 and one logit; Adam, batches of 25, no
 augmentation; 1,000 photographs to test on. First the head alone, 2,000 steps at 1e-3 on stored features; then what is
-not frozen at 1e-4, 160 steps for 100 and 500 pictures and 400 for 2,000, BatchNorm on its stored statistics. Each seed
-draws its own pictures, as many of each class, the smaller sets out of the larger; 2,000 are all there are.
+not frozen at 1e-4, 160 steps for 100 and 500 images and 400 for 2,000, BatchNorm on its stored statistics. Each seed
+draws its own images, as many of each class, the smaller sets out of the larger; 2,000 are all there are.
 
     python experiments/frozen_depth_and_training_size.py cats_and_dogs_small mobilenet_2_5_224_tf_no_top.h5
 
 2026-11-23, two cores of an AMD EPYC, no accelerator, Python 3.12, jax 0.12.0.1; 359 s in all. Test accuracy in %, and
-in points what is gained over the frozen backbone by the same seed on the same pictures; mean and 95 % interval over
+in points what is gained over the frozen backbone by the same seed on the same images; mean and 95 % interval over
 three seeds:
 
-| freeze | first layer that trains | 100 pictures | gain | 500 pictures | gain | 2,000 pictures | gain |
+| freeze | first layer that trains | 100 images | gain | 500 images | gain | 2,000 images | gain |
 | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |
 | all | head | 79.1 ± 3.6 |  | 83.9 ± 2.7 |  | 84.7 ± 0.4 |  |
 | 21 | conv_dw_11 | 80.0 ± 3.4 | +1.0 ± 2.1 | 83.8 ± 1.9 | -0.1 ± 2.4 | 85.4 ± 2.6 | +0.7 ± 2.5 |
@@ -19,11 +19,11 @@ three seeds:
 | 9 | conv_dw_5 | 78.9 ± 4.2 | -0.1 ± 4.8 | 84.5 ± 0.8 | +0.6 ± 2.7 | 86.0 ± 2.9 | +1.3 ± 2.5 |
 | none | conv1 | 79.2 ± 3.2 | +0.1 ± 2.5 | 84.5 ± 2.6 | +0.5 ± 1.3 | 86.5 ± 0.8 | +1.9 ± 1.1 |
 
-With 100 and 500 pictures no depth gains on the frozen backbone beyond the interval; with 2,000 those that train from
+With 100 and 500 images no depth gains on the frozen backbone beyond the interval; with 2,000 those that train from
 conv_dw_8 on and from conv1 on do, by 1.4 and 1.9 points, so the lecture's "bigger data set: train more layers" holds in
-direction. Twenty times the pictures are worth 5 to 7 points, any choice of depth 2 at most.
+direction. Twenty times the images are worth 5 to 7 points, any choice of depth 2 at most.
 
-Twelve gains are looked at and the intervals not widened for it; and at 2,000 pictures, where the seeds differ in head,
+Twelve gains are looked at and the intervals not widened for it; and at 2,000 images, where the seeds differ in head,
 order and dropout alone, no two of the depths that train are told apart.
 """
 
@@ -64,7 +64,7 @@ def build(weights: Path | None, seed: int) -> Classifier:
 
 
 def draw(source: InMemory, size: int, seed: int) -> InMemory:
-    """As many pictures of each class, by chance; a seed's larger draws hold its smaller ones."""
+    """As many images of each class, by chance; a seed's larger draws hold its smaller ones."""
     rng = np.random.default_rng(seed)
     members = [rng.permutation(np.flatnonzero(source.labels == k))[: size // 2] for k in range(2)]
     chosen = np.sort(np.concatenate(members))
@@ -103,7 +103,7 @@ if __name__ == "__main__":
     for size in SIZES:
         for freeze in DEPTHS:
             results[size][freeze] = found = run(freeze, size, splits, weights, store)
-            print(f"{size} pictures, {freeze} frozen: {found}, {time.perf_counter() - start:.0f} s", flush=True)
-    print(f"| freeze | first layer that trains | {' | '.join(f'{size:,} pictures | gain' for size in SIZES)} |")
+            print(f"{size} images, {freeze} frozen: {found}, {time.perf_counter() - start:.0f} s", flush=True)
+    print(f"| freeze | first layer that trains | {' | '.join(f'{size:,} images | gain' for size in SIZES)} |")
     print("| --- | --- |" + " ---: |" * 2 * len(SIZES))
     print("\n".join(line(freeze, results) for freeze in DEPTHS))

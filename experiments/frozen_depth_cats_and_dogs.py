@@ -7,10 +7,10 @@ backbone does; BatchNorm live in the layers that train, as in Keras.
     python experiments/frozen_depth_cats_and_dogs.py cats_and_dogs_small mobilenet_7_5_224_tf_no_top.h5
 
 2026-11-28, two cores of an Intel Xeon, no accelerator, Python 3.12, jax 0.12.0.1; 652 s in all, of which 18 s went into
-features (the pictures were decoded once, each depth's features made from those of the depth before). Mean and 95 %
+features (the images were decoded once, each depth's features made from those of the depth before). Mean and 95 %
 interval over three seeds:
 
-| freeze | first layer that trains | rate | trained numbers | test accuracy, 95 % interval | ms a step |
+| freeze | first layer that trains | rate | trainable parameters | test accuracy, 95 % interval | ms a step |
 | --- | --- | ---: | ---: | ---: | ---: |
 | none | conv1 | 0.0001 | 1,817,329 | 96.9 ± 0.6 % | 294.5 |
 | 9 | conv_dw_5 | 0.0001 | 1,779,457 | 97.0 ± 1.0 % | 149.3 |

@@ -1,15 +1,15 @@
 """How transferable are features? The protocol of Yosinski et al. (2014) on two halves of CIFAR-10's classes.
 
-For each seed the ten classes are drawn into halves A and B, with 300 training pictures of each class. A small
+For each seed the ten classes are drawn into halves A and B, with 300 training images of each class. A small
 network (conv 8, pool, conv 16, pool, conv 32, conv 32, pool, dense 64, logits) learns each half: baseA and baseB.
 Then its first n = 1..5 layers are copied, the others start anew, and the whole learns B: BnB and AnB with the copied
 layers frozen, BnB+ and AnB+ with all of them trained. Adam at 1e-3, 20 epochs of batches of 32 every time. At a seed
-all treatments share pictures, order, and the fresh layers' start.
+all treatments share images, order, and the fresh layers' start.
 
     python experiments/how_transferable.py cifar10_small how_transferable.png
 
 2026-11-23, two cores of an AMD EPYC, no accelerator, Python 3.12, jax 0.12.0.1; 1,160 s in all for 176 trainings with
-six compiled steps, other work on the machine at times. Accuracy in % on B's 1,000 test pictures (chance 20) and in
+six compiled steps, other work on the machine at times. Accuracy in % on B's 1,000 test images (chance 20) and in
 the last epoch of training, mean and 95 % interval over eight seeds; the intervals are wide because some halves are
 harder than others:
 
@@ -44,7 +44,7 @@ So the differences, in points, are paired by seed, with 95 % intervals:
   comes with being trained twice.
 
 Of thirty such intervals one or two would miss zero by chance. The number of epochs was chosen by looking at baseB of
-seed 0 on its test pictures, the same for all.
+seed 0 on its test images, the same for all.
 """
 
 import statistics
@@ -64,18 +64,18 @@ from cnnjax.features import FeatureStore
 from cnnjax.functional import Leaves, leaves_of
 from cnnjax.metrics import interval
 from cnnjax.models import Backbone, layers
-from cnnjax.train.dataset import Rows
+from cnnjax.train.dataset import FeatureDataset
 from cnnjax.train.state import State
 
 SIZE, BATCH, RATE = (32, 32), 32, 1e-3
-PICTURES, EPOCHS, SEEDS = 300, 20, range(8)  # pictures of each class to train on
+IMAGES, EPOCHS, SEEDS = 300, 20, range(8)  # images of each class to train on
 DEPTHS = (1, 2, 3, 4, 5)
 TREATMENTS = ("BnB", "BnB+", "AnB", "AnB+")
 COLOURS = ("tab:blue", "tab:cyan", "tab:red", "tab:orange")
 
 
 class Scores(NamedTuple):
-    """Accuracy on pictures never seen, and in the last epoch of training."""
+    """Accuracy on images never seen, and in the last epoch of training."""
 
     test: float
     train: float
@@ -86,7 +86,7 @@ Cells = dict[tuple[str, int], Scores]
 
 
 def build(classes: int, seed: int) -> Classifier:
-    """Four convolutions, a dense layer, logits: six weighted layers, 1.4 million multiplications a picture."""
+    """Four convolutions, a dense layer, logits: six weighted layers, 1.4 million multiplications an image."""
     rngs = nnx.Rngs(seed)
 
     def conv(inputs: int, outputs: int) -> nnx.Module:
@@ -108,21 +108,21 @@ def build(classes: int, seed: int) -> Classifier:
 
 
 def read(data: Path) -> Splits:
-    """Every picture of the folder, decoded once."""
+    """Every image of the folder, decoded once."""
     splits = open_splits(data, image_size=SIZE)
     whole = {split: splits[split].read(range(len(splits[split]))).astype(np.uint8) for split in ("train", "test")}
     return {split: InMemory(images, splits[split].labels, splits[split].class_names) for split, images in whole.items()}
 
 
-def halves(pictures: Splits, seed: int) -> dict[str, Splits]:
-    """Half of the classes as A, the others as B, drawn by the seed; so are the training pictures of each class."""
+def halves(images: Splits, seed: int) -> dict[str, Splits]:
+    """Half of the classes as A, the others as B, drawn by the seed; so are the training images of each class."""
     rng = np.random.default_rng(seed)
-    drawn = np.array_split(rng.permutation(len(pictures["train"].class_names)), 2)
+    drawn = np.array_split(rng.permutation(len(images["train"].class_names)), 2)
     found: dict[str, Splits] = {"A": {}, "B": {}}
     for half, classes in zip(found, map(np.sort, drawn), strict=True):
-        for split, source in pictures.items():
+        for split, source in images.items():
             members = [rng.permutation(np.flatnonzero(source.labels == c)) for c in classes]
-            chosen = [m[:PICTURES] if split == "train" else m for m in members]
+            chosen = [m[:IMAGES] if split == "train" else m for m in members]
             labels = np.repeat(np.arange(len(classes)), [len(m) for m in chosen])
             names = [source.class_names[c] for c in classes]
             found[half][split] = InMemory(source.images[np.concatenate(chosen)], labels, names)
@@ -132,8 +132,8 @@ def halves(pictures: Splits, seed: int) -> dict[str, Splits]:
 class Study:
     """The protocol, one seed after another by the same compiled programs: one for each depth."""
 
-    def __init__(self, pictures: Splits):
-        self.pictures, self.classes = pictures, len(pictures["train"].class_names) // 2
+    def __init__(self, images: Splits):
+        self.images, self.classes = images, len(images["train"].class_names) // 2
         model = build(self.classes, 0)
         self.frozen = {n: Freeze.depth(n).resolve(model, "backbone") for n in (0, *DEPTHS)}
         self.trainers = {n: self.trainer(model, n) for n in self.frozen}
@@ -142,15 +142,15 @@ class Study:
         """Trains what lies above the first `depth` layers of a model."""
         return Trainer(model, self.frozen[depth], SIZE, batch_size=BATCH, optimizer="adam", store=store)
 
-    def rows(self, model: nnx.Module, depth: int, splits: Splits, store: FeatureStore) -> dict[str, Rows]:
-        """What the first `depth` layers of a model make of the pictures.
+    def rows(self, model: nnx.Module, depth: int, splits: Splits, store: FeatureStore) -> dict[str, FeatureDataset]:
+        """What the first `depth` layers of a model make of the images.
 
         The step knows frozen layers by these rows alone, so `self.trainers[depth]` may train on those of any model.
         """
         maker = self.trainer(model, depth, store)
         return {split: maker.rows(source, train=split == "train") for split, source in splits.items()}
 
-    def fit(self, depth: int, leaves: Leaves, rows: Mapping[str, Rows], seed: int) -> tuple[State, Scores]:
+    def fit(self, depth: int, leaves: Leaves, rows: Mapping[str, FeatureDataset], seed: int) -> tuple[State, Scores]:
         """Train what is not frozen, from the given leaves."""
         trainer = self.trainers[depth]
         state, log = trainer.fit(trainer.init(leaves, RATE), rows["train"], epochs=EPOCHS, seed=seed)
@@ -158,7 +158,7 @@ class Study:
 
     def seed(self, seed: int) -> Cells:
         """Scores on B of the base network, ("baseB", 0), and of every treatment at every depth, ("AnB+", 2)."""
-        sources, store = halves(self.pictures, seed), FeatureStore()
+        sources, store = halves(self.images, seed), FeatureStore()
         start = {name: leaves_of(build(self.classes, 3 * seed + k)) for k, name in enumerate(("A", "B", "fresh"))}
         blank, base, found = build(self.classes, 0), {}, {}
         whole = {half: self.rows(blank, 0, splits, store) for half, splits in sources.items()}

@@ -1,4 +1,4 @@
-"""The lecture's network from scratch on cats and dogs: how a network overfits that has too few pictures.
+"""The lecture's network from scratch on cats and dogs: how a network overfits that has too few images.
 
 2,000 photographs to train on, 1,000 to validate on, 1,000 to test on, resized to 150x150; `lecture_cnn` as it
 stands on the slide (3,453,121 parameters), RMSprop at 1e-4, binary cross-entropy, 30 epochs of batches of 20. No
@@ -20,9 +20,9 @@ took 28 to 163 s, so seconds are not part of the record); one seed:
 | 25 | 0.164 | 94.3 % | 0.628 | 76.1 % |
 | 30 | 0.088 | 97.5 % | 0.940 | 72.9 % |
 
-Test accuracy after epoch 30: 70.9 %. From epoch 17 on the network learns its 2,000 pictures by heart: the training
-loss goes on falling to a quarter, the validation loss nearly doubles, and no picture more is told apart. (Frozen
-MobileNet features on the same pictures: 97.3 %, see the README.)
+Test accuracy after epoch 30: 70.9 %. From epoch 17 on the network learns its 2,000 images by heart: the training
+loss goes on falling to a quarter, the validation loss nearly doubles, and no image more is told apart. (Frozen
+MobileNet features on the same images: 97.3 %, see the README.)
 """
 
 import sys
@@ -43,7 +43,7 @@ def build(seed: int = 0) -> Classifier:
 
 
 def train(data: Path, epochs: int = EPOCHS) -> list[dict[str, float]]:
-    """One record an epoch: loss and accuracy on training and validation pictures; the last has the test's too."""
+    """One record an epoch: loss and accuracy on training and validation images; the last has the test's too."""
     splits = open_splits(data, image_size=SIZE)
     model = build()
     trainer = Trainer(model, Freeze.none().resolve(model), SIZE, batch_size=BATCH, optimizer="rmsprop")

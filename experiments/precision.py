@@ -39,7 +39,7 @@ RECIPES = {
 
 def accuracies(data: Path, weights: Path, recipe: Recipe, precision: str) -> list[float]:
     """Test accuracy of every seed, in percent."""
-    pictures = open_data(data, SIZE)
+    images = open_data(data, SIZE)
     backbone, preprocessing = open_backbone("mobilenet", image_size=96, alpha=0.25, weights=weights, include_top=False)
     store, found = cnnjax.FeatureStore(), []
     for seed in SEEDS:
@@ -47,9 +47,9 @@ def accuracies(data: Path, weights: Path, recipe: Recipe, precision: str) -> lis
         fitter = Fitter(
             cnnjax.Classifier(backbone, head, preprocessing), recipe, SIZE, store=store, precision=precision
         )
-        fitted = fitter.fit(pictures["train"], seed=seed)
-        logits = fitter.outputs(fitted, pictures["test"], len(pictures["train"]))
-        right = (logits[:, 0] > 0) == np.asarray(pictures["test"].labels)
+        fitted = fitter.fit(images["train"], seed=seed)
+        logits = fitter.outputs(fitted, images["test"], len(images["train"]))
+        right = (logits[:, 0] > 0) == np.asarray(images["test"].labels)
         found.append(100 * float(right.mean()))
     return found
 

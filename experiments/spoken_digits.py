@@ -1,7 +1,7 @@
 """Spoken digits with ImageNet's features: does a network trained on photographs help with sound?
 
 1,200 recordings of the digits 0 to 9 by six speakers, 8 kHz, cut or filled up to 0.64 s (6 % of them are longer),
-as log-mel pictures of 96x96: frames of 256 samples, hop 80, transform of 512, 64 bands from 60 to 4,000 Hz,
+as log-mel images of 96x96: frames of 256 samples, hop 80, transform of 512, 64 bands from 60 to 4,000 Hz,
 30 decibels from white, each clip's loudest band, to black. Split by speaker: four to train on, two to test on,
 three times, so that every speaker is tested once by a model that never heard the voice. MobileNet 0.75; average
 pooling, dropout 0.2 and ten logits on top; Adam, batches of 32; BatchNorm live in the layers that train.
@@ -80,7 +80,7 @@ def folds(sounds: Sequence[Recording]) -> Iterator[dict[str, list[str]]]:
 
 
 def front(loudest: float | None = None) -> LogMel:
-    """The pictures; `loudest` is what is white in all of them."""
+    """The images; `loudest` is what is white in all of them."""
     size = (SIZE, SIZE)
     return LogMel(
         sample_rate=RATE, frame=256, hop=80, fft=512, mels=64, low=60, top_db=30, loudest=loudest, size=size

@@ -1,18 +1,18 @@
-"""How many pictures does a network need? From scratch, frozen and fine-tuned on 50 to 2,000 cats and dogs.
+"""How many images does a network need? From scratch, frozen and fine-tuned on 50 to 2,000 cats and dogs.
 
 MobileNet 0.25 at 96x96 under average pooling, dropout 0.2 and one logit; Adam, batches of 25, no augmentation; 1,000
 photographs to test on. From scratch: everything at 1e-3, 240 to 800 steps. Frozen: ImageNet weights, the head alone at
 1e-3 on stored features, 2,000 steps. Fine-tuned: the same head, then conv_dw_8 and all after it at 1e-4 for 160 to
-400 steps. Each seed draws its own pictures, as many of each class, the smaller sets out of the larger; 2,000 are all
+400 steps. Each seed draws its own images, as many of each class, the smaller sets out of the larger; 2,000 are all
 there are.
 
     python experiments/training_size.py cats_and_dogs_small mobilenet_2_5_224_tf_no_top.h5 curves.png
 
 2026-11-23, two cores of an AMD EPYC, no accelerator, Python 3.12, jax 0.12.0.1; 854 s in all, with other work on the
-machine. Accuracy after the last epoch in %: on the test pictures with the 95 % interval over three seeds, and on the
-pictures trained on:
+machine. Accuracy after the last epoch in %: on the test images with the 95 % interval over three seeds, and on the
+images trained on:
 
-| pictures | from scratch, test | training | frozen, test | training | fine-tuned, test | training |
+| images | from scratch, test | training | frozen, test | training | fine-tuned, test | training |
 | ---: | ---: | ---: | ---: | ---: | ---: | ---: |
 | 50 | 54.8 ± 5.8 | 100.0 | 74.8 ± 2.3 | 100.0 | 75.6 ± 2.0 | 100.0 |
 | 100 | 55.4 ± 6.8 | 100.0 | 79.1 ± 3.6 | 100.0 | 79.5 ± 3.8 | 100.0 |
@@ -21,16 +21,16 @@ pictures trained on:
 | 1,000 | 58.1 ± 4.0 | 71.6 | 84.1 ± 0.9 | 90.2 | 85.5 ± 2.2 | 95.5 |
 | 2,000 | 59.9 ± 6.5 | 70.2 | 84.7 ± 0.4 | 88.2 | 86.1 ± 0.9 | 93.0 |
 
-From scratch the network learns 200 pictures by heart and tells new ones apart hardly better than chance; on ImageNet's
-features it is right three times in four after 50 pictures, where 2,000 from scratch do not get in 10 epochs. What
-fine-tuning adds to the frozen features stays within the intervals up to 1,000 pictures, and is 1.4 points at 2,000.
+From scratch the network learns 200 images by heart and tells new ones apart hardly better than chance; on ImageNet's
+features it is right three times in four after 50 images, where 2,000 from scratch do not get in 10 epochs. What
+fine-tuning adds to the frozen features stays within the intervals up to 1,000 images, and is 1.4 points at 2,000.
 
-The curves at 200 pictures (one seed, 30 epochs): from scratch, training accuracy (as met under way) rises to 94.5 %
+The curves at 200 images (one seed, 30 epochs): from scratch, training accuracy (as met under way) rises to 94.5 %
 while validation accuracy never passes 58 %; frozen, both rise together, to 80 and 78 %.
 
-From scratch, 500 pictures and more are not learnt to the end, as the training column says: more epochs than this
+From scratch, 500 images and more are not learnt to the end, as the training column says: more epochs than this
 budget's would help them. BatchNorm: stored statistics while fine-tuning, since the batch's lost 4 to 5 points on 400
-validation pictures (200 to train on, one seed); from scratch the running ones follow with momentum 0.9, as Keras's 0.99
+validation images (200 to train on, one seed); from scratch the running ones follow with momentum 0.9, as Keras's 0.99
 lags behind in so few steps (see spoken_digits.py).
 """
 
@@ -63,7 +63,7 @@ class Result(NamedTuple):
 
 
 def recipe(method: str, size: int) -> Recipe:
-    """How a method trains on so many pictures: the fewer they are, the more often each is shown."""
+    """How a method trains on so many images: the fewer they are, the more often each is shown."""
     how: dict[str, Any] = {"batch_size": BATCH, "optimizer": "adam"}
     if method == "from scratch":
         return Recipe("scratch", epochs=max(10, 6_000 // size), **how)
@@ -88,7 +88,7 @@ def build(weights: Path | None, seed: int) -> Classifier:
 
 
 def draw(source: InMemory, size: int, seed: int) -> InMemory:
-    """As many pictures of each class, by chance; a seed's larger draws hold its smaller ones."""
+    """As many images of each class, by chance; a seed's larger draws hold its smaller ones."""
     rng = np.random.default_rng(seed)
     members = [rng.permutation(np.flatnonzero(source.labels == k))[: size // 2] for k in range(2)]
     chosen = np.sort(np.concatenate(members))
@@ -98,7 +98,7 @@ def draw(source: InMemory, size: int, seed: int) -> InMemory:
 def run(
     method: str, size: int, splits: Mapping[str, InMemory], weights: Path | None, store: FeatureStore
 ) -> list[Result]:
-    """Train a method on so many pictures, once for each seed; programs are made once."""
+    """Train a method on so many images, once for each seed; programs are made once."""
     weights = None if method == "from scratch" else weights
     fitter, found = Fitter(build(weights, SEEDS[0]), recipe(method, size), IMAGE, store=store), []
     for seed in SEEDS:
@@ -140,8 +140,8 @@ def plot(results: Mapping[int, Mapping[str, Sequence[Result]]], path: Path) -> N
         tests = [[100 * result.test for result in found[method]] for found in results.values()]
         means, halves = [statistics.mean(test) for test in tests], [interval(test) for test in tests]
         by_size.errorbar(list(results), means, halves, fmt="o-", capsize=3, color=colour, label=method)
-    by_epoch.set(title=f"{CURVES} pictures", xlabel="epoch", ylabel="accuracy, %")
-    by_size.set(title="test accuracy, mean and 95 % interval", xlabel="pictures to train on", xscale="log")
+    by_epoch.set(title=f"{CURVES} images", xlabel="epoch", ylabel="accuracy, %")
+    by_size.set(title="test accuracy, mean and 95 % interval", xlabel="images to train on", xscale="log")
     by_size.set_xticks(list(results), [f"{size:,}" for size in results], minor=False)
     by_size.set_xticks([], minor=True)
     for axes in (by_epoch, by_size):
@@ -159,11 +159,11 @@ if __name__ == "__main__":
     for size in SIZES:
         results[size] = {method: run(method, size, splits, weights, store) for method in METHODS}
         print(f"{line(size, results[size])} {time.perf_counter() - start:.0f} s", flush=True)
-    print(f"| pictures | {' | '.join(f'{method}, test | training' for method in METHODS)} |")
+    print(f"| images | {' | '.join(f'{method}, test | training' for method in METHODS)} |")
     print("| ---: |" + " ---: |" * 2 * len(METHODS))
     print("\n".join(line(size, found) for size, found in results.items()))
     for method in ("from scratch", "frozen"):
         for record in results[CURVES][method][0].history[4:DRAWN:5]:
-            print(f"{method}, {CURVES} pictures:", *(f"{k} {v:.3f}" for k, v in record.items() if "accuracy" in k))
+            print(f"{method}, {CURVES} images:", *(f"{k} {v:.3f}" for k, v in record.items() if "accuracy" in k))
     if len(sys.argv) == 4:
         plot(results, Path(sys.argv[3]))

@@ -63,18 +63,18 @@ def model(weights: Path, seed: int) -> Classifier:
 
 def run(name: str, data: Path, weights: Path, seeds: int = SEEDS) -> str:
     """The table's line of one method; features are made once, for the first seed."""
-    pictures = open_splits(data, image_size=SIZE)
+    images = open_splits(data, image_size=SIZE)
     fitter = Fitter(model(weights, 0), RECIPES[name], SIZE, store=FeatureStore())
     accuracies, seconds, rates = [], [], []
     for seed in range(seeds):
         head = {f"head/{path}": x for path, x in leaves_of(model(weights, seed).head).items()}
         start = time.perf_counter()
-        fitted = fitter.fit(pictures["train"], pictures["validation"], leaves=head, seed=seed)
-        logits = fitter.outputs(fitted, pictures["test"], len(pictures["train"]))
+        fitted = fitter.fit(images["train"], images["validation"], leaves=head, seed=seed)
+        logits = fitter.outputs(fitted, images["test"], len(images["train"]))
         seconds.append(time.perf_counter() - start)
-        found = report(logits, pictures["test"].labels, pictures["test"].class_names)
+        found = report(logits, images["test"].labels, images["test"].class_names)
         accuracies.append(found.accuracy)
-        rates += [line["pictures_per_second"] for line in fitted.history[1:]]
+        rates += [line["images_per_second"] for line in fitted.history[1:]]
         line = {"method": name, "seed": seed, "test_accuracy": found.accuracy, "seconds": seconds[-1]}
         print(json.dumps(line | fitted.seconds), flush=True)
     mean, half = statistics.mean(accuracies), interval(accuracies)
@@ -87,6 +87,6 @@ if __name__ == "__main__":
     if len(sys.argv) != 3:
         raise SystemExit("usage: transfer_methods.py DATA WEIGHTS.h5")
     lines = [run(name, Path(sys.argv[1]), Path(sys.argv[2])) for name in RECIPES]
-    print("| method | test accuracy, 95 % interval | seconds, first seed | each further seed | pictures a second |")
+    print("| method | test accuracy, 95 % interval | seconds, first seed | each further seed | images a second |")
     print("| --- | ---: | ---: | ---: | ---: |")
     print("\n".join(lines))

@@ -18,7 +18,7 @@ it), on a CPU and without the network. The batch is cut over all devices of the 
 - messages: between devices, with the bytes of the arrays that they add up or put together.
 
 The default jobs, and two lines more, in fewer columns (2026-11-23, jax 0.12.0.1, libtpu 0.0.50.1; a linear head for
-1,000 classes, Adam, float32 unless said; features of 50,000 pictures on each device; 27 CPU minutes on two busy cores
+1,000 classes, Adam, float32 unless said; features of 50,000 images on each device; 27 CPU minutes on two busy cores
 of an AMD EPYC):
 
 | step | topology | batch | fits | of GiB | temporaries | TFLOP | ms at peak | Mcycles | all-reduce |
@@ -44,13 +44,13 @@ of an AMD EPYC):
 | MobileNet, stored features | v6e:4x4 | 1,024 | yes | 0.20 of 31.24 | 0.00 | 0.00472 | 0.0918 | 0.0593 | 2, 4.10 MB |
 | MobileNet, stored features | v6e:4x4 | 8,192 | yes | 0.20 of 31.24 | 0.00 | 0.0351 | 0.112 | 0.0859 | 2, 4.10 MB |
 
-Checked by hand: the all-reduces carry the gradient (VGG16: 4 bytes for each of 7,592,424 trained numbers), three sums
-of the metrics, and in MobileNet sums for each of BatchNorm's 10,944 channels. Its two rows for 4,096 pictures on
+Checked by hand: the all-reduces carry the gradient (VGG16: 4 bytes for each of 7,592,424 trainable parameters), three
+sums of the metrics, and in MobileNet sums for each of BatchNorm's 10,944 channels. Its two rows for 4,096 images on
 v5e:16x16 were compiled after BatchNorm had got a gradient of its own, which spares one such sum and up to 3 % of the
 time; the other rows of MobileNet before. By the arithmetic
-of `cnnjax.sizing` a MobileNet step takes 3.39 GFLOP a picture; the compiler counts 3.58, which includes BatchNorm and
-Adam, but 3.71 where memory is nearly full and 4.20 with 4 pictures on a device. VGG16: 35.3, and 34.0 without padding,
-but 37.3 with 2 pictures on a device.
+of `cnnjax.sizing` a MobileNet step takes 3.39 GFLOP an image; the compiler counts 3.58, which includes BatchNorm and
+Adam, but 3.71 where memory is nearly full and 4.20 with 4 images on a device. VGG16: 35.3, and 34.0 without padding,
+but 37.3 with 2 images on a device.
 """
 
 import argparse
@@ -85,7 +85,7 @@ class Job:
         model: A key of `cnnjax.models.BACKBONES`; a linear head for 1,000 classes goes on it.
         image_size: Height and width in pixels, one number for both.
         freeze: As `Freeze.parse` reads it.
-        rows: What a step gets: "pictures", streamed, or the "features" of `examples` pictures that lie on each device.
+        rows: What a step gets: "images", streamed, or the "features" of `examples` images that lie on each device.
         batches: Sizes of the global batch.
         examples: See `rows`.
     """
@@ -99,8 +99,8 @@ class Job:
 
 
 JOBS = (
-    Job("mobilenet", 224, "none", "pictures", (1024, 4096)),
-    Job("vgg16", 224, "block4_pool", "pictures", (512, 2048)),
+    Job("mobilenet", 224, "none", "images", (1024, 4096)),
+    Job("vgg16", 224, "block4_pool", "images", (512, 2048)),
     Job("mobilenet", 224, "all", "features", (1024, 8192)),
 )
 
@@ -306,7 +306,7 @@ def jobs_of(options: argparse.Namespace) -> list[Job]:
         if given := [name for name in ("image_size", "freeze", "rows") if getattr(options, name) is not None]:
             raise ValueError(f"--{given[0].replace('_', '-')} needs a --model")
         return [replace(job, **changed) for job in JOBS]
-    rows = options.rows or ("features" if options.freeze == "all" else "pictures")
+    rows = options.rows or ("features" if options.freeze == "all" else "images")
     size: Any = options.image_size or [224]
     job = Job(
         options.model,
@@ -325,7 +325,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--model", help="the name of a backbone (default: three jobs, see above)")
     parser.add_argument("--image-size", type=int, nargs="+", help="pixels, or height and width (default: 224)")
     parser.add_argument("--freeze", help="none, all, a depth, a layer, as everywhere (default: none)")
-    parser.add_argument("--rows", choices=("pictures", "features"), help="what a step gets (default: features for all)")
+    parser.add_argument("--rows", choices=("images", "features"), help="what a step gets (default: features for all)")
     parser.add_argument("--examples", type=int, default=50_000, help="whose features lie on each device")
     parser.add_argument("--batch", type=int, nargs="+", help="sizes of the global batch")
     parser.add_argument("--topology", nargs="+", default=TOPOLOGIES, help="such as v5e:2x2, v6e:4x4, tpu7x:2x2x1")

@@ -5,7 +5,7 @@
     python scripts/benchmark.py accelerator [--against PYTHON]
     python scripts/benchmark.py ops
     python scripts/benchmark.py start
-    python scripts/benchmark.py growth [pictures|depths|seeds|size ...]
+    python scripts/benchmark.py growth [images|depths|seeds|size ...]
     python scripts/benchmark.py data FOLDER --weights mobilenet_7_5_224_tf_no_top.h5 --against PYTHON
 
 PYTHON is that of an environment with Keras on TensorFlow, PyTorch and JAX, and PyTorch. All sides take turns, theirs,
@@ -28,7 +28,7 @@ three seeds of each, in one command (`--processes 1 2`: in turn, then in two pro
 `accelerator`, on a GPU or TPU, fine-tunes ResNet-50 and VGG16 beside PyTorch, compiled and channels last, trains 64
 heads together and in turn, and gives the FLOP/s that are reached and the most that products reach; `ops` each of
 `cnnjax.ops` beside XLA's own; `start` the import, the first step, and both in a second process; `growth` time and
-memory against pictures, depths, seeds and image size; `data` reads pictures (see `benchmarks/reading.py`).
+memory against images, depths, seeds and image size; `data` reads images (see `benchmarks/reading.py`).
 """
 
 import argparse
@@ -80,11 +80,11 @@ def main() -> None:
     job.add_argument("--repeats", type=int, default=3)
     job.set_defaults(run=start.run)
 
-    job = commands.add_parser("growth", help="time and memory against pictures, depths, seeds, image size")
+    job = commands.add_parser("growth", help="time and memory against images, depths, seeds, image size")
     job.add_argument("axes", nargs="*", metavar="AXIS", help=f"of {', '.join(growth.AXES)}; all if none is named")
     job.set_defaults(run=growth.run)
 
-    job = commands.add_parser("data", help="pictures a second from folder, packed and memory")
+    job = commands.add_parser("data", help="images a second from folder, packed and memory")
     job.add_argument("folder", type=Path)
     job.add_argument("--against", metavar="PYTHON", help="the Python of an environment that holds Keras")
     job.add_argument("--weights", type=Path, help="MobileNet's HDF5 file: also measure how long a feature pass waits")

@@ -2,7 +2,7 @@
 
     python scripts/benchmark_saving.py
 
-MobileNet at 160x160 with Adam, everything trains, on random pictures. Windows of steps with a save at their beginning
+MobileNet at 160x160 with Adam, everything trains, on random images. Windows of steps with a save at their beginning
 alternate with windows without; the difference of the medians is what one save takes, also in the background. For the
 starts, new processes with the compilation cache warm alternate: one begins anew, one restores first; each ends with
 its first step. Shares and ratios alone are printed: compare nothing else between machines.
@@ -21,7 +21,7 @@ _CHILD = "import benchmark_saving as b, sys; b.start(sys.argv[1], sys.argv[2], f
 
 
 def trainer(alpha: float) -> Any:
-    """MobileNet that trains whole, and rows of random pictures."""
+    """MobileNet that trains whole, and rows of random images."""
     import numpy as np
     from flax import nnx
 
@@ -30,9 +30,9 @@ def trainer(alpha: float) -> Any:
 
     backbone = mobilenet(alpha, (160, 160, 3), include_top=False, rngs=nnx.Rngs(0))
     model = Classifier(backbone, linear_head(backbone.output_shape(), 2, rngs=nnx.Rngs(1)), "tf")
-    pictures = np.random.default_rng(0).integers(0, 256, (64, 160, 160, 3), np.uint8)
+    images = np.random.default_rng(0).integers(0, 256, (64, 160, 160, 3), np.uint8)
     made = Trainer(model, Freeze.none().resolve(model), (160, 160), batch_size=16, optimizer="adam", stream=True)
-    return made, made.rows(InMemory(pictures, np.arange(64) % 2, ("a", "b")))
+    return made, made.rows(InMemory(images, np.arange(64) % 2, ("a", "b")))
 
 
 def saves(alpha: float, pairs: int, seconds: float) -> None:

@@ -34,21 +34,21 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """The folder of real pictures and weights; tests that need it are skipped where it is absent."""
+    """The folder of real images and weights; tests that need it are skipped where it is absent."""
     beside = Path(__file__).resolve().parents[2] / "shared" / "data"
     folder = Path(os.environ.get("CNNJAX_SHARED_DATA", beside))
     if not folder.is_dir():
-        pytest.skip(f"real pictures and weights not found at {folder}; set CNNJAX_SHARED_DATA")
+        pytest.skip(f"real images and weights not found at {folder}; set CNNJAX_SHARED_DATA")
     return folder
 
 
 @pytest.fixture(scope="session")
 def shapes_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small folder of drawn pictures, train and test, two classes that differ in their stripes' direction."""
+    """A small folder of drawn images, train and test, two classes that differ in their stripes' direction."""
     import numpy as np
     from PIL import Image
 
-    root, rng = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0)
+    root, rng = tmp_path_factory.mktemp("images"), np.random.default_rng(0)
     wave = 100 * np.sin(np.arange(48) * 0.7)
     for split, count in (("train", 22), ("test", 9)):
         for name, stripes in (("across", wave[:, None]), ("down", wave[None, :])):

@@ -63,7 +63,7 @@ FLAGS = "--xla_backend_optimization_level=0"
 
 def command(base, out, options, host=0):
     """What is started: the same each time."""
-    fixed = ["--data", f"{base}/pictures", "--checkpoint-every", "0.3", "--store", f"{out}-store{host}"]
+    fixed = ["--data", f"{base}/images", "--checkpoint-every", "0.3", "--store", f"{out}-store{host}"]
     return [sys.executable, "-c", RUNNER, f"{out}.doing{host}", "fit", *fixed, "--out", str(out), *options]
 
 
@@ -139,9 +139,9 @@ def killed(words, out, cache, number, lasts, expected, kills):
 
 
 def with_validation(folder, shapes_folder):
-    """The drawn pictures with a validation split, in a folder of the test's own."""
-    shutil.copytree(shapes_folder, folder / "pictures")
-    shutil.copytree(shapes_folder / "test", folder / "pictures" / "validation")
+    """The drawn images with a validation split, in a folder of the test's own."""
+    shutil.copytree(shapes_folder, folder / "images")
+    shutil.copytree(shapes_folder / "test", folder / "images" / "validation")
     return folder
 
 

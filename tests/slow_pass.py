@@ -18,7 +18,7 @@ PIXELS = np.random.default_rng(1).integers(0, 255, (960, 6, 6, 3), np.uint8)
 
 
 class Slow(InMemory):
-    """Pictures that take their time."""
+    """Images that take their time."""
 
     def read_kept(self, indices):
         time.sleep(0.04)
@@ -38,8 +38,8 @@ def two_features():
 def get(folder, pixels=PIXELS, batch=8, progress=None, read=InMemory):
     """The features, and the passes that were made for them."""
     store = FeatureStore(folder)
-    pictures = read(pixels, np.zeros(len(pixels), int), ("a", "b"))
-    return store.get(two_features(), W, pictures, batch=batch, progress=progress)[0], store.passes
+    images = read(pixels, np.zeros(len(pixels), int), ("a", "b"))
+    return store.get(two_features(), W, images, batch=batch, progress=progress)[0], store.passes
 
 
 def make(folder, told):

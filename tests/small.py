@@ -1,4 +1,4 @@
-"""A small network with normalisation, and pictures that it can tell apart."""
+"""A small network with normalisation, and images that it can tell apart."""
 
 import numpy as np
 from flax import nnx
@@ -29,7 +29,7 @@ def make(classes=2, seed=0):
     return Classifier(backbone, linear_head(backbone.output_shape(), classes, rngs=rngs), "unit")
 
 
-def pictures(count, seed, classes=2):
+def images(count, seed, classes=2):
     """Squares whose brightness tells the class, in noise."""
     rng = np.random.default_rng(seed)
     labels = np.arange(count) % classes

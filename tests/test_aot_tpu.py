@@ -65,7 +65,7 @@ def test_a_step_is_compiled_for_a_slice():
     run = subprocess.run([sys.executable, SCRIPT, *options], capture_output=True, text=True, check=True)
     fits, not_ = json.loads(run.stdout)
     assert fits["fits"] and not not_["fits"] and not_["needed"] > not_["available"] == fits["available"]
-    # 3x3 convolutions on 62, 29, 12 and 4 cells a side, 256 pictures on 4 devices, an addition for each multiplication:
+    # 3x3 convolutions on 62, 29, 12 and 4 cells a side, 256 images on 4 devices, an addition for each multiplication:
     # forward, gradient of the kernel, and of the input but for the first.
     layers = [62**2 * 27 * 32, 29**2 * 9 * 32 * 64, 12**2 * 9 * 64 * 128, 4**2 * 9 * 128 * 128]
     operations = 2 * 64 * (3 * sum(layers) - layers[0] + 3 * 128 * 1000)

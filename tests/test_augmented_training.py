@@ -1,4 +1,4 @@
-"""Training on augmented pictures: in the step, and on stored views."""
+"""Training on augmented images: in the step, and on stored views."""
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +26,7 @@ def model() -> Classifier:
 
 
 @pytest.fixture(scope="module")
-def pictures() -> InMemory:
+def images() -> InMemory:
     return InMemory(RNG.integers(0, 256, (11, 16, 16, 3), np.uint8), np.arange(11) % 3, ("a", "b", "c"))
 
 
@@ -43,36 +43,36 @@ def same(a, b):
     return all(np.allclose(a[path], b[path], rtol=1e-4, atol=1e-6) for path in a)
 
 
-def test_augmentation_runs_in_one_compiled_step_from_memory_or_from_the_source(model, pictures, monkeypatch):
+def test_augmentation_runs_in_one_compiled_step_from_memory_or_from_the_source(model, images, monkeypatch):
     trainer = Trainer(model, frozen(model), (16, 16), batch_size=4, optimizer="sgd", augment=LECTURE)
-    rows = trainer.rows(pictures)
+    rows = trainer.rows(images)
     assert rows.kind == "images" and rows.arrays[0].dtype == jnp.uint8
-    assert not trainer.store.passes  # nothing to store: every step sees other pictures
+    assert not trainer.store.passes  # nothing to store: every step sees other images
     in_memory = ends(trainer, rows)
     assert trainer.traces["step"] == 1
     plain = Trainer(model, frozen(model), (16, 16), batch_size=4, optimizer="sgd")
-    assert not same(in_memory, ends(plain, plain.rows(pictures)))
+    assert not same(in_memory, ends(plain, plain.rows(images)))
     monkeypatch.setattr("cnnjax.train.dataset.fits_on_device", lambda nbytes: False)
-    streamed = trainer.rows(pictures)
+    streamed = trainer.rows(images)
     assert streamed.kind == "source"
     assert same(in_memory, ends(trainer, streamed))
 
 
-def test_a_step_is_the_augmented_pictures_gradient(model, pictures):
+def test_a_step_is_the_augmented_images_gradient(model, images):
     """The first step, computed the plain way: augment, run the whole model, differentiate, subtract."""
     trainer = Trainer(model, frozen(model), (16, 16), batch_size=11, optimizer="sgd", augment=LECTURE)
 
-    state, _ = trainer.fit(trainer.init(learning_rate=0.1), trainer.rows(pictures), epochs=1, seed=0)
+    state, _ = trainer.fit(trainer.init(learning_rate=0.1), trainer.rows(images), epochs=1, seed=0)
     key = jax.random.fold_in(jax.random.key(np.uint32(0)), 0)
     drawn, _ = jax.random.split(jax.random.fold_in(key, 0x617567))
     index = np.random.default_rng([0, 0]).permutation(11)
-    images = LECTURE(drawn, jnp.asarray(pictures.read(index)))
+    seen = LECTURE(drawn, jnp.asarray(images.read(index)))
     start = trainer.init()
 
     def objective(trainable):
         leaves = {**trainer.fixed, **trainable, **trainer.functional.random_leaves(key)}
-        logits, _ = trainer.functional.apply(leaves, images, train=True)
-        return Classification().loss(logits, jnp.asarray(pictures.labels[index])).mean()
+        logits, _ = trainer.functional.apply(leaves, seen, train=True)
+        return Classification().loss(logits, jnp.asarray(images.labels[index])).mean()
 
     gradients = jax.grad(objective)(start.trainable)
     for path, value in state.trainable.items():
@@ -80,12 +80,12 @@ def test_a_step_is_the_augmented_pictures_gradient(model, pictures):
         assert np.allclose(value, want, rtol=1e-3, atol=1e-5), path
 
 
-def test_views_are_made_once_and_are_the_models_own_features(model, pictures):
+def test_views_are_made_once_and_are_the_models_own_features(model, images):
     store = FeatureStore()
     trainer = Trainer(model, frozen(model, "all"), (16, 16), batch_size=4, store=store, augment=LECTURE, views=3)
-    rows = trainer.rows(pictures)
+    rows = trainer.rows(images)
     assert len(rows) == 11 and rows.views == 3 and rows.arrays[0].shape[0] == 33
-    views = Views(pictures, LECTURE, 3)
+    views = Views(images, LECTURE, 3)
     images = views.read(np.arange(33))
     assert not np.allclose(images[0], images[1])
     np.testing.assert_array_equal(images[[7, 30]], views.read(np.array([7, 30])))
@@ -93,21 +93,21 @@ def test_views_are_made_once_and_are_the_models_own_features(model, pictures):
     want = model.backbone(images / 255).mean((1, 2)) / (1 - 0.2)
     assert np.allclose(rows.arrays[0], want, atol=1e-4)
     assert len(store.passes) == 1
-    trainer.rows(pictures)
+    trainer.rows(images)
     again = Trainer(model, frozen(model, "all"), (16, 16), batch_size=4, store=store, augment=LECTURE, views=3)
-    assert again.rows(pictures).reused and len(store.passes) == 1
+    assert again.rows(images).reused and len(store.passes) == 1
     more = Trainer(model, frozen(model, "all"), (16, 16), batch_size=4, store=store, augment=LECTURE, views=4)
-    assert not more.rows(pictures).reused and len(store.passes) == 2
+    assert not more.rows(images).reused and len(store.passes) == 2
 
 
-def test_each_epoch_shows_every_picture_once_in_one_of_its_views(model):
-    """A flip does not change a picture of one colour: on its views training is the same as without."""
+def test_each_epoch_shows_every_image_once_in_one_of_its_views(model):
+    """A flip does not change an image of one colour: on its views training is the same as without."""
     colours = np.broadcast_to(RNG.integers(0, 256, (11, 1, 1, 3), np.uint8), (11, 16, 16, 3))
-    plain_pictures = InMemory(colours, np.arange(11) % 3, ("a", "b", "c"))
+    plain_images = InMemory(colours, np.arange(11) % 3, ("a", "b", "c"))
     spec = frozen(model, "all")
     plain = Trainer(model, spec, (16, 16), batch_size=4, optimizer="sgd")
     seen = Trainer(model, spec, (16, 16), batch_size=4, optimizer="sgd", augment=Augmentation(flip=True), views=2)
-    assert same(ends(plain, plain.rows(plain_pictures)), ends(seen, seen.rows(plain_pictures)))
+    assert same(ends(plain, plain.rows(plain_images)), ends(seen, seen.rows(plain_images)))
 
 
 def test_mixed_targets_have_the_papers_loss():
@@ -124,11 +124,11 @@ def test_mixed_targets_have_the_papers_loss():
     np.testing.assert_allclose(Classification().loss(z, jnp.asarray(p[:, None], jnp.float32)), want, rtol=1e-4)
 
 
-def test_mixup_trains_and_cannot_be_stored(model, pictures):
+def test_mixup_trains_and_cannot_be_stored(model, images):
     trainer = Trainer(model, frozen(model), (16, 16), batch_size=4, augment=Augmentation(mixup=0.2, cutmix=1.0))
-    assert np.isfinite(ends(trainer, trainer.rows(pictures))["loss"])
+    assert np.isfinite(ends(trainer, trainer.rows(images))["loss"])
     stored = Trainer(model, frozen(model), (16, 16), batch_size=4, augment=Augmentation(mixup=0.2), views=2)
     with pytest.raises(ValueError, match="they cannot be stored as views"):
-        stored.rows(pictures)
+        stored.rows(images)
     with pytest.raises(ValueError, match="views: expected 0 or more, and an augmentation to draw them with"):
         Trainer(model, frozen(model), (16, 16), views=2)

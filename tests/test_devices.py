@@ -20,7 +20,7 @@ LOST = 6  # seconds until a dead process is missed
 LOSS, LEAF = 1e-6, 1e-5
 
 
-def begin(count, out, pictures, *args):
+def begin(count, out, images, *args):
     environment = os.environ | {
         # Fast compilation: what is compared is compiled alike.
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={count} --xla_backend_optimization_level=0",
@@ -29,7 +29,7 @@ def begin(count, out, pictures, *args):
     }
     with (out / f"{args[0]}.txt").open("w") as errors:
         return subprocess.Popen(
-            [sys.executable, str(RUNS), str(out), str(pictures), *args], env=environment, stdout=errors, stderr=errors
+            [sys.executable, str(RUNS), str(out), str(images), *args], env=environment, stdout=errors, stderr=errors
         )
 
 
@@ -111,7 +111,7 @@ def test_a_large_leaf_lies_in_parts_with_what_the_optimizer_keeps_of_it(ended):
 
 
 @pytest.mark.slow
-def test_the_step_sends_its_gradients_once_and_no_pictures(ended):
+def test_the_step_sends_its_gradients_once_and_no_images(ended):
     out, _ = ended
     found = told(out, "told")
     assert list(found["collectives"]) == ["all-reduce"]
@@ -120,7 +120,7 @@ def test_the_step_sends_its_gradients_once_and_no_pictures(ended):
 
 
 @pytest.mark.slow
-def test_each_host_reads_its_own_pictures(ended):
+def test_each_host_reads_its_own_images(ended):
     out, _ = ended
     whole = np.array(told(out, "streamed on 1")["seen"]).reshape(9, 2, 8)
     for host in (0, 1):

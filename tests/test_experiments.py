@@ -60,22 +60,22 @@ def test_an_experiment_trains_on_a_small_folder(shapes_folder, monkeypatch):
 
 def test_how_transferable_copies_freezes_and_tunes_as_its_names_say(monkeypatch):
     record = opened("how_transferable")
-    for name, value in {"BATCH": 8, "PICTURES": 8, "EPOCHS": 1, "DEPTHS": (3,)}.items():
+    for name, value in {"BATCH": 8, "IMAGES": 8, "EPOCHS": 1, "DEPTHS": (3,)}.items():
         monkeypatch.setattr(record, name, value)
     rng, names = np.random.default_rng(0), ("ant", "bee", "cow", "dog", "eel", "fox")
-    pictures = {
+    images = {
         split: InMemory(rng.integers(0, 255, (6 * count, 32, 32, 3), np.uint8), np.repeat(range(6), count), names)
         for split, count in (("train", 10), ("test", 3))
     }
-    halves = record.halves(pictures, 1)
+    halves = record.halves(images, 1)
     assert {*halves["A"]["train"].class_names} ^ {*halves["B"]["test"].class_names} == {*names}
     assert np.bincount(halves["A"]["train"].labels).tolist() == [8, 8, 8]
     for source, split in ((halves["B"]["test"], "test"), (halves["A"]["train"], "train")):
         for image, label in zip(source.images, source.labels, strict=True):
-            (found,) = np.flatnonzero((pictures[split].images == image).all((1, 2, 3)))
-            assert names[pictures[split].labels[found]] == source.class_names[label]
+            (found,) = np.flatnonzero((images[split].images == image).all((1, 2, 3)))
+            assert names[images[split].labels[found]] == source.class_names[label]
 
-    study, calls = record.Study(pictures), []
+    study, calls = record.Study(images), []
     fit = study.fit
     monkeypatch.setattr(study, "fit", lambda *given: calls.append((given, fit(*given))) or calls[-1][1])
     cells = study.seed(1)
@@ -88,7 +88,7 @@ def test_how_transferable_copies_freezes_and_tunes_as_its_names_say(monkeypatch)
         copied = [bool((start[path] == base[name[0]][path]).all()) for path in kernels]
         assert copied == [True] * n + [False] * (6 - n)
         assert [path in state.trainable for path in kernels] == [k >= depth for k in range(6)]
-        # The whole network on the pictures themselves: no features, no program of the trainer.
+        # The whole network on the images themselves: no features, no program of the trainer.
         model = study.trainers[0].functional.module(start | state.trainable)
         logits = model(test.images)
         np.testing.assert_allclose(logits, study.trainers[depth].predict(state, rows["test"])[1], rtol=1e-3, atol=1e-4)
@@ -104,12 +104,12 @@ def test_how_transferable_copies_freezes_and_tunes_as_its_names_say(monkeypatch)
     assert lines[-1].split("|")[4] == " -30.0 ± 127.1 "
 
 
-def test_training_sizes_on_drawn_pictures(shapes_folder, shared_data, monkeypatch):
+def test_training_sizes_on_drawn_images(shapes_folder, shared_data, monkeypatch):
     record = opened("training_size")
     splits = {name: in_memory(source, 2**30) for name, source in open_splits(shapes_folder, record.IMAGE).items()}
     small, large, other = (record.draw(splits["train"], *how) for how in ((10, 0), (20, 0), (10, 1)))
     assert np.bincount(small.labels).tolist() == [5, 5] and np.bincount(large.labels).tolist() == [10, 10]
-    among = [{picture.tobytes() for picture in source.images} for source in (small, large, other)]
+    among = [{image.tobytes() for image in source.images} for source in (small, large, other)]
     assert len(among[0]) == 10 and among[0] < among[1] and among[0] != among[2]
 
     for size in record.SIZES:

@@ -51,7 +51,7 @@ def test_another_process_finds_them(tmp_path):
     assert found and later.passes == [] and np.allclose(rows, expected(), rtol=1e-5)
 
 
-@pytest.mark.parametrize("change", ["a weight", "a pixel", "the preprocessing", "an added picture", "the order"])
+@pytest.mark.parametrize("change", ["a weight", "a pixel", "the preprocessing", "an added image", "the order"])
 def test_one_change_makes_one_pass(store, change):
     store.get(program(), W, source())
     weights, scale, pixels = W, 255.0, PIXELS.copy()
@@ -61,7 +61,7 @@ def test_one_change_makes_one_pass(store, change):
         pixels[3, 2, 1, 0] ^= 1
     elif change == "the preprocessing":
         scale = 254.0
-    elif change == "an added picture":
+    elif change == "an added image":
         pixels = np.concatenate([pixels, pixels[:1]])
     else:
         pixels = pixels[::-1].copy()
@@ -72,7 +72,7 @@ def test_one_change_makes_one_pass(store, change):
 
 def test_labels_and_names_are_no_reason_for_a_pass(store):
     store.get(program(), W, source())
-    renamed = InMemory(PIXELS, np.zeros(70, int), ("c", "d"), names=[f"picture {k}" for k in range(70)])
+    renamed = InMemory(PIXELS, np.zeros(70, int), ("c", "d"), names=[f"image {k}" for k in range(70)])
     assert store.get(program(), W, renamed)[1] is True
 
 
@@ -195,7 +195,7 @@ def test_files_that_vanish_meanwhile_are_no_error(tmp_path, monkeypatch):
     assert FeatureStore(tmp_path).get(program(scale=3.0), W, source())[1] is False
 
 
-def test_pictures_go_to_the_device_as_they_are_kept(store):
+def test_images_go_to_the_device_as_they_are_kept(store):
     def fn(fixed, x, late):
         return (x.mean((1, 2)) @ fixed["w"]) * late
 
@@ -225,13 +225,13 @@ def test_pictures_go_to_the_device_as_they_are_kept(store):
 
 
 @pytest.mark.parametrize("chooses", [False, True])
-def test_a_pass_over_large_values_takes_fewer_pictures_at_once(store, chooses, monkeypatch):
+def test_a_pass_over_large_values_takes_fewer_images_at_once(store, chooses, monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 1}, raising=False)  # whose caches hold 8 MiB
     seen = []
 
     def fn(fixed, x, late):
         seen.append(len(x))
-        wide = jnp.tile(x / 255, (1, 150, 150, 1)) + fixed["w"][0, 0]  # 900 x 900 x 3 floats: 9.7 MB a picture
+        wide = jnp.tile(x / 255, (1, 150, 150, 1)) + fixed["w"][0, 0]  # 900 x 900 x 3 floats: 9.7 MB an image
         return jnp.square(wide).mean((1, 2)) * (2.0 if chooses and len(x) == 2 else 1.0) * late
 
     staged = Staged(fn, W, jax.ShapeDtypeStruct((6, 6, 3), jnp.float32), jnp.float32(1), batches=(20,))
@@ -243,10 +243,10 @@ def test_a_pass_over_large_values_takes_fewer_pictures_at_once(store, chooses, m
     assert seen[before:] == ([2, 8, 2] if chooses else [2])
 
 
-def test_a_pass_takes_fewer_pictures_where_large_weights_make_large_values(store, monkeypatch):
+def test_a_pass_takes_fewer_images_where_large_weights_make_large_values(store, monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0}, raising=False)
     monkeypatch.setattr("cnnjax.features.store._ONEDNN_BYTES", 4 << 20)
-    weights, seen = {"heavy": jnp.ones((108, 400_000)) / 255}, []  # 173 MB, which make 1.6 MB of a picture
+    weights, seen = {"heavy": jnp.ones((108, 400_000)) / 255}, []  # 173 MB, which make 1.6 MB of an image
 
     def fn(fixed, x, late):
         seen.append(len(x))

@@ -1,4 +1,4 @@
-"""What an import brings along: a process that only reads pictures starts without JAX."""
+"""What an import brings along: a process that only reads images starts without JAX."""
 
 import json
 import subprocess

@@ -225,7 +225,7 @@ def test_killed_while_the_names_are_given(tmp_path, unbroken, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(halves.Half, "publish", once)
+        patched.setattr(halves.PartialFile, "publish", once)
         with pytest.raises(KeyboardInterrupt):
             get(tmp_path)
     found, passes = get(tmp_path)
@@ -261,10 +261,10 @@ def test_readers_that_a_signal_ended_are_no_error(tmp_path, unbroken, monkeypatc
 
 
 def test_features_in_memory_are_made_anew(unbroken):
-    store, pictures = FeatureStore(), InMemory(PIXELS, np.zeros(70, int), ("a", "b"))
+    store, images = FeatureStore(), InMemory(PIXELS, np.zeros(70, int), ("a", "b"))
     with pytest.raises(preemption.Preempted):
-        store.get(two_features(), slow_pass.W, pictures, batch=8, progress=stop_at(32))
-    assert equal(store.get(two_features(), slow_pass.W, pictures, batch=8)[0], unbroken)
+        store.get(two_features(), slow_pass.W, images, batch=8, progress=stop_at(32))
+    assert equal(store.get(two_features(), slow_pass.W, images, batch=8)[0], unbroken)
     assert [made.images for made in store.passes] == [70]
 
 

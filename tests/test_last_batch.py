@@ -36,7 +36,7 @@ class Net(nnx.Module):
         return self.logits(self.norm_2(x).mean((1, 2)))
 
 
-def pictures(count=COUNT):
+def images(count=COUNT):
     """Bright and dark ones, so that a batch's statistics depend on who is in it."""
     random = np.random.default_rng(0)
     images = random.integers(0, 100, (count, *SIZE, 3)) + random.integers(0, 156, (count, 1, 1, 1))
@@ -68,13 +68,13 @@ def in_keras(last_batch="pad", count=COUNT):
         of[path].assign(value)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile(keras.optimizers.SGD(RATE), loss)
-    source = pictures(count)
-    images = source.read(np.arange(count)) / 255
+    source = images(count)
+    pixels = source.read(np.arange(count)) / 255
     for epoch in range(EPOCHS):
         for index, weights in zip(*epoch_batches(count, BATCH, 0, epoch), strict=True):
             real = index[weights > 0]
             if len(real) == BATCH or last_batch == "pad":
-                model.train_on_batch(images[real], source.labels[real])
+                model.train_on_batch(pixels[real], source.labels[real])
     return {path: np.asarray(value) for path, value in of.items()}
 
 
@@ -84,21 +84,21 @@ def theirs():
 
 
 def by_steps(own):
-    state, rows = own.init(), own.rows(pictures())
+    state, rows = own.init(), own.rows(images())
     for epoch in range(EPOCHS):
         state = list(own.steps(state, rows, epoch=epoch))[-1][0]
     return own.leaves(state)
 
 
 def by_epochs(own):
-    rows = own.rows(pictures())
+    rows = own.rows(images())
     state, log = own.fit(own.init(), rows, epochs=EPOCHS)
     assert len(log) == EPOCHS and sum(own.traces.values()) == 1
     return own.leaves(state)
 
 
 def together(own):
-    state, _ = Replicas(own).fit([own.init(), own.init()], own.rows(pictures()), epochs=EPOCHS, seeds=(0, 1))
+    state, _ = Replicas(own).fit([own.init(), own.init()], own.rows(images()), epochs=EPOCHS, seeds=(0, 1))
     return own.leaves(state[0])
 
 
@@ -107,7 +107,7 @@ def by_recipe(last_batch):
     recipe = Recipe(
         "scratch", epochs=EPOCHS, batch_size=BATCH, optimizer="sgd", learning_rate=RATE, last_batch=last_batch
     )
-    return Fitter(model, recipe, SIZE, within="").fit(pictures()).leaves
+    return Fitter(model, recipe, SIZE, within="").fit(images()).leaves
 
 
 WAYS = {
@@ -131,8 +131,8 @@ def test_weights_and_statistics_are_keras_s(way, last_batch, theirs):
 
 
 def test_what_fills_up_is_not_seen():
-    """Another picture in its place changes no bit; without a mask it does."""
-    source, own = pictures(), trainer()
+    """Another image in its place changes no bit; without a mask it does."""
+    source, own = images(), trainer()
     rows = own.rows(source)
     assert own.masks(len(rows))
     weights = np.array([1] * 5 + [0] * 3, np.float32)
@@ -156,7 +156,7 @@ def test_what_fills_up_is_not_seen():
 @pytest.mark.parametrize("norm", [lambda features, rngs: batch_normalization(features, rngs=rngs), flax_norm])
 def test_a_batch_of_nothing_moves_no_weight(norm):
     own = trainer(Net(norm))
-    rows = own.rows(pictures())
+    rows = own.rows(images())
     assert own.masks(len(rows))
     before = jax.device_get(own.init())
     index, nothing = np.arange(BATCH, dtype=np.int32), np.zeros(BATCH, np.float32)
@@ -171,7 +171,7 @@ def test_a_batch_of_nothing_moves_no_weight(norm):
 
 def test_whole_batches_and_frozen_statistics_go_without_a_mask():
     """The program and its numbers are those of a trainer that never fills up, bit for bit."""
-    source = pictures(24)
+    source = images(24)
     found = []
     for how in ("pad", "drop"):
         own = trainer(last_batch=how)
@@ -190,8 +190,8 @@ def test_more_examples_and_fewer_are_each_right():
     own = trainer()
     for count in (16, COUNT):
         alone = trainer()
-        state, _ = own.fit(own.init(), own.rows(pictures(count)), epochs=1)
-        expected, _ = alone.fit(alone.init(), alone.rows(pictures(count)), epochs=1)
+        state, _ = own.fit(own.init(), own.rows(images(count)), epochs=1)
+        expected, _ = alone.fit(alone.init(), alone.rows(images(count)), epochs=1)
         for path, value in alone.leaves(expected).items():
             np.testing.assert_array_equal(own.leaves(state)[path], value)
 
@@ -210,7 +210,7 @@ class Compiled(Net):
 def test_a_part_that_is_compiled_by_itself_is_not_taken_from_another_trace(theirs):
     for count in (24, COUNT):
         own = trainer(Compiled())
-        state, _ = own.fit(own.init(), own.rows(pictures(count)), epochs=EPOCHS)
+        state, _ = own.fit(own.init(), own.rows(images(count)), epochs=EPOCHS)
     for path, value in theirs["pad"].items():
         np.testing.assert_allclose(own.leaves(state)[path], value, atol=1e-4, err_msg=path)
 
@@ -248,7 +248,7 @@ class Spectral(Net):
 
 def test_statistics_of_weights_are_no_hindrance():
     own = trainer(Spectral())
-    state, _ = own.fit(own.init(), own.rows(pictures()), epochs=1)
+    state, _ = own.fit(own.init(), own.rows(images()), epochs=1)
     assert [p for p, x in state.statistics.items() if "spectral" in p and (x != leaves_of(Spectral())[p]).any()]
 
 
@@ -268,18 +268,18 @@ class Maskless(nnx.BatchNorm):
 def test_where_rows_cannot_be_told_apart_it_says_so(model, fault):
     own = trainer(model())
     with pytest.raises(ValueError, match=rf"the last batch of 29 examples has 5 of 8, .*{fault}.*last_batch='drop'"):
-        own.fit(own.init(), own.rows(pictures()), epochs=1)
-    own.fit(own.init(), own.rows(pictures(24)), epochs=1)
+        own.fit(own.init(), own.rows(images()), epochs=1)
+    own.fit(own.init(), own.rows(images(24)), epochs=1)
     other = trainer(model(), last_batch="drop")
-    state, log = other.fit(other.init(), other.rows(pictures()), epochs=1)
+    state, log = other.fit(other.init(), other.rows(images()), epochs=1)
     assert log[0]["steps"] == int(state.step) == 3
 
 
 def test_all_that_there_is_is_not_dropped():
     own = trainer(last_batch="drop")
     with pytest.raises(ValueError, match="7 examples are the only one of 8.*at most 7, or last_batch='pad'"):
-        own.fit(own.init(), own.rows(pictures(7)), epochs=1)
-    assert own.evaluate(own.init(), own.rows(pictures(7), train=False))["loss"] > 0
+        own.fit(own.init(), own.rows(images(7)), epochs=1)
+    assert own.evaluate(own.init(), own.rows(images(7), train=False))["loss"] > 0
     fitter = Fitter(Net(), Recipe("scratch", batch_size=BATCH, last_batch="drop"), SIZE, within="")
     with pytest.raises(ValueError, match="nothing would train"):
         fitter.check(7, validated=False)

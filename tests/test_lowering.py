@@ -15,7 +15,7 @@ from flax import nnx
 
 from cnnjax.augment import Augmentation
 from cnnjax.data import InMemory
-from cnnjax.freeze import Freeze, deepest
+from cnnjax.freeze import Freeze, num_weighted_layers
 from cnnjax.models import BACKBONES, Classifier, create, linear_head
 from cnnjax.models.layers import Conv2D, MaxPooling2D
 from cnnjax.models.registry import entry
@@ -60,7 +60,7 @@ def trainer_of(model, kind, **options):
 
 def frozen_part(model, kind):
     """Of some: all but the last four layers with a kernel, if that leaves one."""
-    return Freeze.depth(max(1, deepest(model.backbone) - 4)) if kind == "some" else Freeze.parse(kind)
+    return Freeze.depth(max(1, num_weighted_layers(model.backbone) - 4)) if kind == "some" else Freeze.parse(kind)
 
 
 def exported(trainer, which, rows, platform):

@@ -63,7 +63,7 @@ def trained(model, freeze, size, **options):
     return Trainer(model, freeze.resolve(model, "backbone"), (size, size), **options)
 
 
-def pictures(count, size, seed):
+def images(count, size, seed):
     random = np.random.default_rng(seed)
     return InMemory(random.integers(0, 256, (count, size, size, 3), np.uint8), np.arange(count) % 2, ("a", "b"))
 
@@ -76,17 +76,17 @@ def model():
 
 def test_sources_that_want_the_same_features_share_a_compiled_pass(model):
     trainer = trained(model, Freeze.all(), 32)
-    trainer.rows(pictures(40, 32, 0))
+    trainer.rows(images(40, 32, 0))
     before = compile_seconds()
     assert before > 0
     for seed in (1, 2):
-        trainer.rows(pictures(40, 32, seed))
+        trainer.rows(images(40, 32, seed))
     assert compile_seconds() == before and len(trainer.store.passes) == 3
 
 
 def test_compilation_is_told_apart_from_running(model):
     trainer = trained(model, Freeze.none(), 32)
-    _, log = trainer.fit(trainer.init(), trainer.rows(pictures(40, 32, 0)), epochs=3)
+    _, log = trainer.fit(trainer.init(), trainer.rows(images(40, 32, 0)), epochs=3)
     first, *later = [record["compile_seconds"] for record in log]
     assert 0 < first < log[0]["seconds"] and later == [0, 0]
 

@@ -49,7 +49,7 @@ def test_bfloat16_trains_to_nearly_the_same_with_parameters_and_statistics_of_fl
     for precision in ("float32", "bfloat16"):
         model = small.make()
         trainer = Trainer(model, Freeze.none().resolve(model), small.SIZE, batch_size=8, precision=precision)
-        state, log = trainer.fit(trainer.init(), trainer.rows(small.pictures(32, 0)), epochs=5)
+        state, log = trainer.fit(trainer.init(), trainer.rows(small.images(32, 0)), epochs=5)
         assert {x.dtype for x in jax.tree.leaves((state.trainable, state.statistics))} == {np.dtype(np.float32)}
         losses[precision] = [record["loss"] for record in log]
     assert losses["bfloat16"] != losses["float32"] and losses["float32"][-1] < 0.9 * losses["float32"][0]

@@ -78,7 +78,9 @@ def test_what_does_not_fit_is_said(monkeypatch):
     each = 4 * sum(x.nbytes for x in jax.tree.leaves(states[0]))
     monkeypatch.setattr(replicas, "free_bytes", lambda: 2 * 3 * each)
     assert together.most() == 3
-    with pytest.raises(ValueError, match=r"5 replicas of 9 trained numbers do not fit .* train at most 3 together"):
+    with pytest.raises(
+        ValueError, match=r"5 replicas of 9 trainable parameters do not fit .* train at most 3 together"
+    ):
         together.fit(states, rows, epochs=1, seeds=range(5))
     with pytest.raises(ValueError, match="expected a seed for each state, found 5 states and 2 seeds"):
         together.fit(states, rows, epochs=1, seeds=(0, 1))

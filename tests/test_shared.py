@@ -6,11 +6,11 @@ import keras
 import numpy as np
 import pytest
 from flax import nnx
-from small import SIZE, pictures
+from small import SIZE, images
 
 from cnnjax import Freeze, Trainer
 from cnnjax.fit import Fitter, Recipe
-from cnnjax.freeze import deepest, layer_names
+from cnnjax.freeze import layer_names, num_weighted_layers
 from cnnjax.functional import functionalize, leaves_of, names_of
 from cnnjax.optim import by_groups
 from cnnjax.show.filters import convolution
@@ -73,7 +73,7 @@ class Tied(nnx.Module):
 
 
 class Images(Tied):
-    """The same for RGB pictures."""
+    """The same for RGB images."""
 
     input_shape = (8, 8, 3)
 
@@ -102,7 +102,7 @@ def test_a_tied_kernel_is_frozen_where_all_its_layers_are(freeze):
 def test_a_frozen_tied_kernel_stays_while_the_rest_trains():
     model = Images()
     trainer = Trainer(model, Freeze.match("a", "z").resolve(model), SIZE, batch_size=10, optimizer="sgd")
-    state, _ = trainer.fit(trainer.init(None, 0.1), trainer.rows(pictures(20, 0)), epochs=1)
+    state, _ = trainer.fit(trainer.init(None, 0.1), trainer.rows(images(20, 0)), epochs=1)
     before, after = leaves_of(model), trainer.leaves(state)
     moved = {path for path in after if (np.asarray(after[path]) != np.asarray(before[path])).any()}
     assert moved == {f"{p}" for p in after if p.split("/")[0] in ("stem", "norm", "out")}
@@ -163,7 +163,7 @@ def test_a_layer_that_is_called_twice_is_one_layer_as_in_keras():
     model = Twice()
     # Keras sorts by depth, and puts a layer where it is called last; here the first place counts.
     # The layer of two names bears the one of its leaves.
-    assert layer_names(model) == ("again", "a", "c") and deepest(model) == 3
+    assert layer_names(model) == ("again", "a", "c") and num_weighted_layers(model) == 3
     assert {layer.name for layer in theirs.layers[1:]} == {"b", "a", "c"} and len(theirs.layers[1:]) == 3
     b.trainable = False
     kept = {weight.path.split("/")[0] for weight in theirs.trainable_weights}
@@ -180,7 +180,7 @@ def test_factors_of_the_rate_go_by_every_name():
     for options in ({}, {"rate_groups": {"z": 0.5}}, {"layer_factor": 0.5}):
         model = Images()
         recipe = Recipe("scratch", epochs=1, batch_size=20, optimizer="sgd", learning_rate=0.1, **options)
-        found, before = Fitter(model, recipe, SIZE, within="").fit(pictures(20, 0)).leaves, leaves_of(model)
+        found, before = Fitter(model, recipe, SIZE, within="").fit(images(20, 0)).leaves, leaves_of(model)
         moves.append({path: np.asarray(found[path]) - before[path] for path in found})
     plain, groups, depth = moves
     for path, by_group, by_depth in (

@@ -1,4 +1,4 @@
-"""Log-mel pictures against SciPy, the published formulas in double precision, and what must hold for any sound."""
+"""Log-mel images against SciPy, the published formulas in double precision, and what must hold for any sound."""
 
 import inspect
 from functools import partial
@@ -9,7 +9,7 @@ import pytest
 from scipy import signal
 
 from cnnjax.ops import spectrogram
-from cnnjax.ops.spectrogram import as_picture, log_mel, mel_filters, power_spectrogram
+from cnnjax.ops.spectrogram import as_image, log_mel, mel_filters, power_spectrogram
 
 RATE = 8000
 BANDS = dict(sample_rate=RATE, frame=256, hop=80, mels=40, fft=512)
@@ -104,8 +104,8 @@ def test_a_pure_tone_peaks_in_its_band(hertz: float) -> None:
     corners = 700 * (10 ** (np.linspace(0, 2595 * np.log10(1 + 4000 / 700), 42) / 2595) - 1)
     nearest = np.abs(corners[1:-1] - hertz).argmin()
     assert (abs(found.argmax(1) - nearest) <= 1).all()
-    picture = np.asarray(as_picture(found))
-    assert abs((39 - nearest) - picture[:, 10, 0].argmax()) <= 1  # high bands are on top
+    image = np.asarray(as_image(found))
+    assert abs((39 - nearest) - image[:, 10, 0].argmax()) <= 1  # high bands are on top
 
 
 def test_silence_gives_the_floor_and_quiet_sounds_do_not() -> None:
@@ -120,7 +120,7 @@ def test_silence_gives_the_floor_and_quiet_sounds_do_not() -> None:
 def test_gradients_are_finite_and_right() -> None:
     def mean(waves: jax.Array) -> jax.Array:
         alone, together = log_mel(waves, **BANDS), log_mel(waves, **BANDS, loudest=-10)
-        return as_picture(alone, size=(24, 24)).mean() + as_picture(together).mean()
+        return as_image(alone, size=(24, 24)).mean() + as_image(together).mean()
 
     noise = np.random.default_rng(2).normal(0, 0.1, 1000)
     waves = np.stack([np.zeros(1000), tone(440, samples=1000), noise]).astype(np.float32)
@@ -136,21 +136,21 @@ def test_gradients_are_finite_and_right() -> None:
 def test_jit_and_vmap_change_nothing() -> None:
     waves = np.random.default_rng(3).normal(0, 0.1, (4, 1000)).astype(np.float32)
 
-    def pictures(waves: jax.Array) -> jax.Array:
-        return as_picture(log_mel(waves, **BANDS), size=(20, 30))
+    def images(waves: jax.Array) -> jax.Array:
+        return as_image(log_mel(waves, **BANDS), size=(20, 30))
 
-    together = jax.jit(pictures)(waves)
+    together = jax.jit(images)(waves)
     assert together.shape == (4, 20, 30, 3)
-    np.testing.assert_allclose(jax.jit(jax.vmap(pictures))(waves), together, atol=0.01)
+    np.testing.assert_allclose(jax.jit(jax.vmap(images))(waves), together, atol=0.01)
 
 
-def test_pictures_are_grey_upright_and_resized_without_aliasing() -> None:
+def test_images_are_grey_upright_and_resized_without_aliasing() -> None:
     ramp = np.linspace(-80, 0, 12).reshape(4, 3).astype(np.float32)  # 4 frames, 3 bands
-    picture = as_picture(ramp)
-    assert picture.shape == (3, 4, 3)
-    np.testing.assert_allclose(picture[..., 1], 255 * (ramp.T[::-1] + 80) / 80, atol=1e-3)
+    image = as_image(ramp)
+    assert image.shape == (3, 4, 3)
+    np.testing.assert_allclose(image[..., 1], 255 * (ramp.T[::-1] + 80) / 80, atol=1e-3)
     stripes = np.tile(np.float32([0, -80, -80, -80]), (64, 16))  # every fourth band is loud
-    np.testing.assert_allclose(as_picture(stripes, size=(16, 16))[2:-2, 2:-2], 255 / 4, atol=2)
+    np.testing.assert_allclose(as_image(stripes, size=(16, 16))[2:-2, 2:-2], 255 / 4, atol=2)
 
 
 FAULTS = {

@@ -29,8 +29,8 @@ RNG = np.random.default_rng(0)
 pytestmark = pytest.mark.usefixtures("compiled_fast")
 
 
-def pictures(count, size, classes=2):
-    """Pictures whose class is their brightness, with noise."""
+def images(count, size, classes=2):
+    """Images whose class is their brightness, with noise."""
     labels = RNG.integers(0, classes, count)
     pixels = RNG.integers(0, 160, (count, size, size, 3)) + 90 * labels[:, None, None, None] // (classes - 1)
     return InMemory(pixels.astype(np.uint8), labels, [str(k) for k in range(classes)])
@@ -101,7 +101,7 @@ def test_stored_features_and_the_whole_model_train_to_the_same_weights(name, spe
     # on maps as small as these makes a thousand times as large in every few steps.
     monkeypatch.setattr(staged, "folded", lambda jaxpr, ins, outs, eqns, fixed: part(jaxpr, ins, outs, eqns))
     model = request.getfixturevalue(name)
-    source = pictures(38, size)  # 5 steps an epoch, the last of them short
+    source = images(38, size)  # 5 steps an epoch, the last of them short
     transform = optax.sgd(0.001, momentum=0.9)  # small: live BatchNorm on small maps amplifies rounding
     trainer = Trainer(model, Freeze.parse(spec).resolve(model, within), (size, size), batch_size=8, optimizer=transform)
     state, log = trainer.fit(trainer.init(), trainer.rows(source), epochs=4, seed=5)
@@ -116,7 +116,7 @@ def test_stored_features_and_the_whole_model_train_to_the_same_weights(name, spe
 
 
 def test_nothing_is_traced_again(mobile):
-    source, other = pictures(21, 64), pictures(13, 64)
+    source, other = images(21, 64), images(13, 64)
     frozen = Freeze.parse("conv_pw_5_relu").resolve(mobile, "backbone")
     trainer = Trainer(mobile, frozen, (64, 64), batch_size=8, optimizer="adam")
     rows, test = trainer.rows(source), trainer.rows(other, train=False)
@@ -129,7 +129,7 @@ def test_nothing_is_traced_again(mobile):
 
 def test_an_epoch_without_convolutions_is_one_compiled_loop(mobile):
     trainer = Trainer(mobile, Freeze.all().resolve(mobile, "backbone"), (64, 64), batch_size=8)
-    rows = trainer.rows(pictures(21, 64))
+    rows = trainer.rows(images(21, 64))
     for seed in range(3):
         trainer.fit(trainer.init(), rows, epochs=2, seed=seed)
     assert trainer.traces == {"epoch": 1}
@@ -139,14 +139,14 @@ def test_the_state_is_donated(mobile):
     trainer = Trainer(mobile, Freeze.all().resolve(mobile, "backbone"), (64, 64), batch_size=8)
     state = trainer.init()
     kernel = state.trainable["head/dense/kernel"]
-    trainer.fit(state, trainer.rows(pictures(16, 64)), epochs=1)
+    trainer.fit(state, trainer.rows(images(16, 64)), epochs=1)
     assert kernel.is_deleted()
     assert not any(x.is_deleted() for x in jax.tree.leaves(leaves_of(mobile)))
 
 
 def test_the_loop_moves_nothing_between_host_and_device_unasked(resnet):
     trainer = Trainer(resnet, Freeze.through("stem").resolve(resnet), (32, 32), batch_size=8)
-    rows, state = trainer.rows(pictures(16, 32)), trainer.init()
+    rows, state = trainer.rows(images(16, 32)), trainer.init()
     with jax.transfer_guard_device_to_host("disallow_explicit"):
         steered = _Steered(lambda done: None, lambda state, so_far, done: None)
         trainer._run_epoch(state, rows, 0, np.uint32(0), None, steered, 0, trainer.no_metrics())
@@ -160,7 +160,7 @@ def test_the_steps_operations_fall_with_depth_as_the_arithmetic_says(spec):
     )
     with use_onednn(False):  # whose operations XLA does not count
         trainer = Trainer(model, Freeze.parse(spec).resolve(model, "backbone"), (size, size), batch_size=batch)
-    rows = trainer.rows(pictures(batch, size))
+    rows = trainer.rows(images(batch, size))
     index, weights = epoch_batches(batch, batch, 0, 0)
     arguments = (
         trainer.init(),
@@ -176,7 +176,7 @@ def test_the_steps_operations_fall_with_depth_as_the_arithmetic_says(spec):
 
     depth = {"none": 0, "all": 4}.get(spec) if spec in ("none", "all") else int(spec)
     side, channels, layers = size, 3, []
-    for width in widths:  # multiplications of each convolution: F*F*D1 * W2*H2*D2, one picture
+    for width in widths:  # multiplications of each convolution: F*F*D1 * W2*H2*D2, one image
         side, products = side - 2, 9 * channels * width * (side - 2) ** 2
         layers.append(products)
         side, channels = side // 2, width
@@ -190,7 +190,7 @@ def test_the_steps_operations_fall_with_depth_as_the_arithmetic_says(spec):
 
 
 def test_features_on_disk_and_in_no_store_train_alike(resnet, tmp_path, monkeypatch):
-    source, frozen = pictures(20, 32), Freeze.parse("blocks/0/norm2").resolve(resnet)
+    source, frozen = images(20, 32), Freeze.parse("blocks/0/norm2").resolve(resnet)
     ends = {}
     for where in ("device", "disk", "nowhere"):
         store = FeatureStore(tmp_path / where, budget=1 << 30 if where != "nowhere" else 1)
@@ -212,7 +212,7 @@ def test_features_on_disk_and_in_no_store_train_alike(resnet, tmp_path, monkeypa
 
 
 def test_metrics_are_exact_to_the_last_short_batch(resnet):
-    source = pictures(19, 32)
+    source = images(19, 32)
     trainer = Trainer(resnet, Freeze.through("stem").resolve(resnet), (32, 32), batch_size=8)
     state = trainer.init()
     scores, logits = trainer.predict(state, trainer.rows(source, train=False))
@@ -282,7 +282,7 @@ def test_every_example_is_seen_once_an_epoch_in_an_order_of_its_own():
 
 def test_training_in_two_parts_is_training_in_one(resnet):
     trainer = Trainer(resnet, Freeze.through("blocks/1/norm2").resolve(resnet), (32, 32), batch_size=8)
-    rows = trainer.rows(pictures(20, 32))
+    rows = trainer.rows(images(20, 32))
     whole, log = trainer.fit(trainer.init(), rows, epochs=3, seed=2)
     half, _ = trainer.fit(trainer.init(), rows, epochs=1, seed=2)
     parts, rest = trainer.fit(half, rows, epochs=2, seed=2)
@@ -293,11 +293,11 @@ def test_training_in_two_parts_is_training_in_one(resnet):
 
 def test_what_does_not_fit_the_trainer_is_refused(resnet):
     trainer = Trainer(resnet, Freeze.through("stem").resolve(resnet), (32, 32), batch_size=8)
-    with pytest.raises(ValueError, match=r"made for pictures of \(32, 32\), the source has \(16, 16\)"):
-        trainer.rows(pictures(4, 16))
+    with pytest.raises(ValueError, match=r"made for images of \(32, 32\), the source has \(16, 16\)"):
+        trainer.rows(images(4, 16))
     with pytest.raises(ValueError, match=r"labels 0 to 2 do not fit 1 logit: one logit tells two classes apart"):
         trainer.rows(InMemory(np.zeros((3, 32, 32, 3), np.uint8), [0, 1, 2], "abc"))
-    with pytest.raises(ValueError, match="no pictures"):
+    with pytest.raises(ValueError, match="no images"):
         trainer.rows(InMemory(np.zeros((0, 32, 32, 3), np.uint8), [], "ab"))
     pairs = nnx.Sequential(nnx.Conv(3, 4, (3, 3), rngs=nnx.Rngs(0)))
     with pytest.raises(ValueError, match=r"must give logits \[N, classes\].*\[8, 32, 32, 4\]"):
@@ -307,7 +307,7 @@ def test_what_does_not_fit_the_trainer_is_refused(resnet):
 def test_an_optimizer_that_keeps_the_parameters_can_be_donated(resnet):
     frozen = Freeze.through("blocks/2/norm2").resolve(resnet)
     trainer = Trainer(resnet, frozen, (32, 32), batch_size=8, optimizer=optax.contrib.prodigy())
-    state, _ = trainer.fit(trainer.init(), trainer.rows(pictures(16, 32)), epochs=1)
+    state, _ = trainer.fit(trainer.init(), trainer.rows(images(16, 32)), epochs=1)
     assert int(state.step) == 2
     with pytest.raises(ValueError, match="wrap it in optax.inject_hyperparams"):
         trainer.init(learning_rate=0.1)
@@ -326,4 +326,4 @@ def test_streams_of_random_keys_may_be_stacked():
 
     model = Many(nnx.Rngs(0))
     trainer = Trainer(model, Freeze.none().resolve(model), (32, 32), batch_size=8)
-    trainer.fit(trainer.init(), trainer.rows(pictures(16, 32)), epochs=1)
+    trainer.fit(trainer.init(), trainer.rows(images(16, 32)), epochs=1)

@@ -1,6 +1,6 @@
-"""Random changes of pictures, drawn and made on the device, inside the compiled step.
+"""Random changes of images, drawn and made on the device, inside the compiled step.
 
-Flip, rotation, zoom, translation and crop are one bilinear resampling of each picture; the numbers mean what
+Flip, rotation, zoom, translation and crop are one bilinear resampling of each image; the numbers mean what
 Keras's layers mean by them.
 
 `RandomFlip("horizontal")`, `RandomRotation(0.1)` and `RandomZoom(0.2)` of Keras 3 take 31 to 51 times as long for

@@ -23,8 +23,8 @@ class Parameters(NamedTuple):
 
     Attributes:
         flip: bool[N, 2], upside down and left to right.
-        angle: f32[N], radians; positive turns the picture counterclockwise.
-        zoom: f32[N], side of what is seen over side of the picture: above 1 zooms out.
+        angle: f32[N], radians; positive turns the image counterclockwise.
+        zoom: f32[N], side of what is seen over side of the image: above 1 zooms out.
         shift: f32[N, 2], fractions of height and width; positive moves down and right.
         corner: f32[N, 2] in [0, 1), where the crop is taken: 0 top or left.
         contrast: f32[N], what distances from the mean are multiplied with.
@@ -46,8 +46,8 @@ class Augmentation:
 
     In this order: flip, rotation, zoom, translation and crop, all in one bilinear resampling (Keras
     resamples in every layer, and blurs each time; it also fills the corners before the next layer sees them,
-    where here the picture itself goes on); then contrast, then brightness. Image i draws from
-    `jax.random.fold_in(key, i)`, so the same key gives the same pictures on any number of devices.
+    where here the image itself goes on); then contrast, then brightness. Image i draws from
+    `jax.random.fold_in(key, i)`, so the same key gives the same images on any number of devices.
 
     The choices are stored in one form: `Augmentation(rotation=0.1) == Augmentation(rotation=(-0.1, 0.1))`.
 
@@ -66,7 +66,7 @@ class Augmentation:
             there draws only upwards).
         brightness: Up to this fraction of the value range is added or taken away, and the result clipped;
             or (low, high). `RandomBrightness`.
-        fill_mode: What lies outside the picture: "reflect", "constant", "nearest" or "wrap".
+        fill_mode: What lies outside the image: "reflect", "constant", "nearest" or "wrap".
         fill_value: The value outside, for "constant".
         value_range: Of the pixels, for contrast and brightness.
         mixup: Alpha of mixup, 0 is off. Only `mix` looks at it and at `cutmix`.

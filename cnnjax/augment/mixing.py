@@ -1,4 +1,4 @@
-"""Pictures and targets mixed in pairs: mixup and CutMix."""
+"""Images and targets mixed in pairs: mixup and CutMix."""
 
 from functools import partial
 from typing import Any, NamedTuple

@@ -1,10 +1,10 @@
-"""Pictures read at other places: one bilinear resampling, or none where whole pixels move."""
+"""Images read at other places: one bilinear resampling, or none where whole pixels move."""
 
 import jax
 import jax.numpy as jnp
 
 FILL_MODES = ("reflect", "constant", "nearest", "wrap")
-"""What is read outside a picture `abcd`: `dcba|abcd|dcba`, `kkkk|abcd|kkkk`, `aaaa|abcd|dddd`, `abcd|abcd|abcd`."""
+"""What is read outside an image `abcd`: `dcba|abcd|dcba`, `kkkk|abcd|kkkk`, `aaaa|abcd|dddd`, `abcd|abcd|abcd`."""
 
 
 def resample(
@@ -101,7 +101,7 @@ def float_type(images: jax.Array) -> jnp.dtype:
 
 def _nodes(place: jax.Array, size: int, fill_mode: str) -> list[tuple[jax.Array, jax.Array]]:
     """The two pixels of an axis that lie around each place, and their weights."""
-    if fill_mode == "reflect":  # folded into the picture; within half a pixel of its edge, the edge
+    if fill_mode == "reflect":  # folded into the image; within half a pixel of its edge, the edge
         place = place + 0.5
         place = jnp.abs(place - 2 * size * jnp.floor(place / (2 * size) + 0.5)) - 0.5
     elif fill_mode == "wrap":

@@ -1,4 +1,4 @@
-"""A classifier of pictures that is saved, sent and loaded as one folder."""
+"""A classifier of images that is saved, sent and loaded as one folder."""
 
 from cnnjax.classifier.classifier import ImageClassifier
 from cnnjax.classifier.config import Config

@@ -1,4 +1,4 @@
-"""A classifier of pictures: build it, predict, evaluate, save, load."""
+"""A classifier of images: build it, predict, evaluate, save, load."""
 
 import difflib
 import os
@@ -13,7 +13,7 @@ from flax import nnx
 
 from cnnjax.classifier import folder
 from cnnjax.classifier.config import TOP, Config, own_preprocessing, own_size
-from cnnjax.classifier.pictures import Files, check_source, check_source_scale, find_pictures
+from cnnjax.classifier.images import Files, check_source, check_source_scale, find_images
 from cnnjax.classifier.prediction import Prediction, predictions
 from cnnjax.data.listing import some
 from cnnjax.data.pixels import Resizing, checked_scale
@@ -29,7 +29,7 @@ from cnnjax.train.tasks import Classification, Task
 if TYPE_CHECKING:
     from cnnjax.metrics import Journal
 
-Pictures = str | os.PathLike[str] | Iterable[str | os.PathLike[str]] | np.ndarray | jax.Array | Source
+Images = str | os.PathLike[str] | Iterable[str | os.PathLike[str]] | np.ndarray | jax.Array | Source
 """Files, folders that are searched for some, arrays u8 or f32[N, H, W, 3] in 0..255, or a source."""
 Scaling = str | Sequence[float] | None
 
@@ -37,7 +37,7 @@ _FLOATS = (np.dtype(np.float32), np.dtype(jnp.bfloat16), np.dtype(np.float16))
 
 
 class ImageClassifier:
-    """A network with the names of its classes, and all that its pictures need.
+    """A network with the names of its classes, and all that its images need.
 
     Args:
         backbone: A key of `cnnjax.models.BACKBONES`, such as "mobilenet"; or a network of your own: an import path, a
@@ -48,7 +48,7 @@ class ImageClassifier:
         image_size: Height and width in pixels, one number for both; the architecture's own if not given.
         head: "lecture" or "linear" (see `cnnjax.models.heads`), or "top": the backbone's own classification layers.
         preprocessing: A key of `cnnjax.models.PREPROCESSING`; what the published weights expect if not given.
-        resizing: How pictures come to their size; see `cnnjax.data.resize`.
+        resizing: How images come to their size; see `cnnjax.data.resize`.
         scale: Which values of 16-bit files become 0 and 255; see `cnnjax.data.Folder`.
         seed: Of the random numbers.
         task: What is predicted: `Classification` with extras, `MultiLabel`, `Regression`, or a `Task` of your own.
@@ -67,11 +67,11 @@ class ImageClassifier:
 
     >>> import tempfile
     >>> classifier = ImageClassifier("lecture_cnn", ("cats", "dogs"), image_size=32, head="linear", widths=(4, 8))
-    >>> pictures = np.zeros((2, 32, 32, 3), np.uint8)
+    >>> images = np.zeros((2, 32, 32, 3), np.uint8)
     >>> with tempfile.TemporaryDirectory() as place:
     ...     classifier.save(f"{place}/pets")
     ...     loaded = ImageClassifier.load(f"{place}/pets")
-    >>> loaded.predict(pictures) == classifier.predict(pictures), loaded.class_names
+    >>> loaded.predict(images) == classifier.predict(images), loaded.class_names
     (True, ('cats', 'dogs'))
     """
 
@@ -131,9 +131,9 @@ class ImageClassifier:
         model: Any = functional.module({**leaves, **random})
         self.model: Classifier = model
 
-        def logits(leaves: Leaves, pictures: jax.Array) -> jax.Array:
+        def logits(leaves: Leaves, images: jax.Array) -> jax.Array:
             unused = functional.random_leaves(jax.random.key(0))
-            return functional.apply({**leaves, **unused}, pictures, train=False)[0].astype(jnp.float32)
+            return functional.apply({**leaves, **unused}, images, train=False)[0].astype(jnp.float32)
 
         self._apply = apply or jax.jit(logits)
 
@@ -153,7 +153,7 @@ class ImageClassifier:
 
     @property
     def image_size(self) -> tuple[int, int]:
-        """Height and width of the pictures that the model takes: the `image_size` of a source for it."""
+        """Height and width of the images that the model takes: the `image_size` of a source for it."""
         return self.config.size
 
     @property
@@ -196,42 +196,42 @@ class ImageClassifier:
         return other
 
     def predict(
-        self, pictures: Pictures, *, on_bad: Literal["refuse", "skip"] = "refuse", batch_size: int = 32,
+        self, images: Images, *, on_error: Literal["refuse", "skip"] = "refuse", batch_size: int = 32,
         scale: Scaling = None,
     ) -> list[Prediction]:  # fmt: skip
-        """Say what is on pictures, decoded and resized as for training.
+        """Say what is on images, decoded and resized as for training.
 
         Args:
-            pictures: Files in any order, folders (searched to the bottom, their pictures sorted), a source, or arrays
+            images: Files in any order, folders (searched to the bottom, their images sorted), a source, or arrays
                 u8 or f32[N, H, W, 3] in 0..255: resized as files are, or of the classifier's size already.
-            on_bad: What becomes of files that cannot be decoded: "refuse" raises for all of them, "skip" gives them a
+            on_error: What becomes of files that cannot be decoded: "refuse" raises for all of them, "skip" gives them a
                 prediction with an `error`.
             batch_size: How many are classified at once, at most.
             scale: Which values of arrays, or of 16-bit files, become 0 and 255: (0, 1), "0:4095". Of files, and of
                 arrays u16, the classifier's own if not given.
 
         Raises:
-            PictureError: Files cannot be decoded; each is named with the reason.
+            ImageError: Files cannot be decoded; each is named with the reason.
             FileNotFoundError: There is no such file or folder.
             ValueError: There is nothing to classify, or arrays do not fit: floats that all lie in 0..1 need a scale.
         """
-        if on_bad not in ("refuse", "skip"):
-            raise ValueError(f"on_bad: expected 'refuse' or 'skip', found {on_bad!r}")
-        source = self._opened(pictures, scale)
-        errors = source.errors if isinstance(source, Files) and on_bad == "skip" else {}
+        if on_error not in ("refuse", "skip"):
+            raise ValueError(f"on_error: expected 'refuse' or 'skip', found {on_error!r}")
+        source = self._opened(images, scale)
+        errors = source.errors if isinstance(source, Files) and on_error == "skip" else {}
         names = source.paths if isinstance(source, Files) else source.names
-        found = predictions(names, self._run(source, batch_size, skip=on_bad == "skip"), self.task)
+        found = predictions(names, self._run(source, batch_size, skip=on_error == "skip"), self.task)
         return [Prediction(p.path, error=errors[i]) if i in errors else p for i, p in enumerate(found)]
 
-    def predict_logits(self, pictures: Pictures, *, batch_size: int = 32, scale: Scaling = None) -> np.ndarray:
+    def predict_logits(self, images: Images, *, batch_size: int = 32, scale: Scaling = None) -> np.ndarray:
         """Logits f32[N, 1 or classes], or another task's outputs, of a source, of arrays or of files; as `predict`."""
-        return self._run(self._opened(pictures, scale), batch_size)
+        return self._run(self._opened(images, scale), batch_size)
 
     def evaluate(self, source: Source, *, samples: int = 0, batch_size: int = 32) -> Any:
-        """Measure the classifier on labelled pictures.
+        """Measure the classifier on labelled images.
 
         Args:
-            source: Pictures of the same classes, in any order of the classes.
+            source: Images of the same classes, in any order of the classes.
             samples: Resamples for the 95 % bootstrap intervals; 0 for none. See `cnnjax.metrics.report`.
             batch_size: How many are classified at once, at most.
 
@@ -239,7 +239,7 @@ class ImageClassifier:
             The task's report: `cnnjax.metrics.Report` of classes.
 
         Raises:
-            ValueError: The source's classes are others, or its pictures of another size or resized otherwise.
+            ValueError: The source's classes are others, or its images of another size or resized otherwise.
         """
         targets = self.targets(source)
         outputs = self.predict_logits(source, batch_size=batch_size)
@@ -301,12 +301,12 @@ class ImageClassifier:
         """Train this classifier, as Keras's `fit` does: its weights and its history are the trained ones afterwards.
 
         Args:
-            train: Labelled pictures of its classes.
+            train: Labelled images of its classes.
             validation: Others, evaluated after each epoch.
             recipe: How to train; or its fields as keyword arguments (`method="finetune", unfreeze_from="conv_pw_12"`).
-            seed: Of the order of the pictures, dropout and augmentation.
+            seed: Of the order of the images, dropout and augmentation.
             store: Where features are kept; in memory if not given.
-            workers: Processes that read pictures.
+            workers: Processes that read images.
             journal: Takes each epoch's record as it ends.
             report: Shows progress.
             **options: Fields of `cnnjax.Recipe`.
@@ -315,12 +315,12 @@ class ImageClassifier:
             Every epoch's record and where the time went.
 
         Raises:
-            ValueError: The pictures' classes are others, or the recipe does not fit the model; nothing is changed.
+            ValueError: The images' classes are others, or the recipe does not fit the model; nothing is changed.
 
         >>> from cnnjax.data import InMemory
         >>> classifier = ImageClassifier("lecture_cnn", ("dark", "bright"), image_size=32, head="linear", widths=(4, 8))
-        >>> pictures = np.repeat(np.array([20, 230], np.uint8), 8)[:, None, None, None] * np.ones((32, 32, 3), np.uint8)
-        >>> source = InMemory(pictures, np.arange(16) // 8, ("dark", "bright"))
+        >>> images = np.repeat(np.array([20, 230], np.uint8), 8)[:, None, None, None] * np.ones((32, 32, 3), np.uint8)
+        >>> source = InMemory(images, np.arange(16) // 8, ("dark", "bright"))
         >>> fitted = classifier.fit(source, method="scratch", epochs=15, batch_size=4, optimizer="adam")
         >>> classifier.evaluate(source).accuracy, len(classifier.history)
         (1.0, 15)
@@ -394,9 +394,9 @@ class ImageClassifier:
         loaded.metrics, loaded.history = measured["metrics"], measured["history"]
         return loaded
 
-    def _opened(self, pictures: Any, scale: Scaling = None) -> Any:
-        if isinstance(pictures, np.ndarray | jax.Array):
-            array = np.asarray(pictures)
+    def _opened(self, images: Any, scale: Scaling = None) -> Any:
+        if isinstance(images, np.ndarray | jax.Array):
+            array = np.asarray(images)
             if array.ndim != 4 or array.shape[-1] != 3:
                 raise ValueError(f"images: expected shape [N, H, W, 3], found {list(array.shape)}")
             if scale is None and array.dtype == np.uint16:
@@ -413,22 +413,22 @@ class ImageClassifier:
             # What has the size is resized already; "center_crop" would crop it once more.
             way = "bilinear" if array.shape[1:3] == self.image_size else self.config.resizing
             return InMemory(array, targets=none, image_size=self.image_size, resizing=way, scale=scale)
-        if hasattr(pictures, "read") and hasattr(pictures, "image_size"):
-            check_source(pictures, self.image_size, self.config.resizing)
+        if hasattr(images, "read") and hasattr(images, "image_size"):
+            check_source(images, self.image_size, self.config.resizing)
             if scale is not None:
                 raise ValueError("scale: a source has its own; open it with scale=")
-            return pictures
+            return images
         own = self.config.scale if scale is None else checked_scale(scale)
-        return Files(find_pictures(pictures), self.image_size, self.config.resizing, own)
+        return Files(find_images(images), self.image_size, self.config.resizing, own)
 
     def _run(self, source: Any, batch_size: int, *, skip: bool = False) -> np.ndarray:
-        """Logits of all pictures, in batches of one shape; `skip` passes over files that cannot be decoded."""
+        """Logits of all images, in batches of one shape; `skip` passes over files that cannot be decoded."""
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, not {batch_size}")
         count, leaves = len(source), self.leaves
         if not count:
-            raise ValueError("there are no pictures to classify")
-        # Few pictures in a batch of a power of two: few programs serve any number.
+            raise ValueError("there are no images to classify")
+        # Few images in a batch of a power of two: few programs serve any number.
         size = min(batch_size, 1 << (count - 1).bit_length())
 
         def read(start: int) -> np.ndarray:

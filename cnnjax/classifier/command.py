@@ -19,17 +19,17 @@ from cnnjax.train.tasks import Classification, MultiLabel, Regression, Task
 ALL = "all"
 SAMPLES = 2000
 MOST_DRAWS = 2_000_000_000
-"""Pictures x classes x resamples, beyond which intervals are made only if asked for."""
+"""Images x classes x resamples, beyond which intervals are made only if asked for."""
 
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Measure a saved classifier on labelled pictures: accuracy, AUC, confusion, calibration."""
+    """Measure a saved classifier on labelled images: accuracy, AUC, confusion, calibration."""
 
     classifier: Annotated[Positional[Path], arg(metavar="CLASSIFIER")]
     """The folder of a saved classifier."""
     data: str
-    """Folder of pictures, SPLIT/CLASS/FILE or CLASS/FILE, packed or not; or tfds:NAME[:CONFIG]."""
+    """Folder of images, SPLIT/CLASS/FILE or CLASS/FILE, packed or not; or tfds:NAME[:CONFIG]."""
     labels: Path | None = None
     """CSV file with a line an image of --data: file (its path in the folder), split (if not by chance), and targets."""
     targets: str | None = None
@@ -40,12 +40,12 @@ class Evaluate:
     """Where the report is written besides: PNG (plots) or JSON (all numbers)."""
     samples: int | None = None
     """Resamples for the 95 % bootstrap intervals, 0 for none; 2,000 if not given, none where that takes minutes."""
-    on_bad: Literal["refuse", "skip"] = "refuse"
-    """What to do with pictures that cannot be decoded; what is skipped is counted."""
+    on_error: Literal["refuse", "skip"] = "refuse"
+    """What to do with images that cannot be decoded; what is skipped is counted."""
     scale: str | None = None
     """LOW:HIGH, the values of 16-bit files that become black and white; the classifier's own if not given."""
     batch_size: int = 32
-    """Pictures at once."""
+    """Images at once."""
     backbone: str | None = None
     """Of a classifier with a network of your own: its import path, whose code is run."""
 
@@ -56,22 +56,22 @@ class Evaluate:
 
 @dataclass(frozen=True)
 class Predict:
-    """Say what is on pictures, by a saved classifier."""
+    """Say what is on images, by a saved classifier."""
 
     classifier: Annotated[Positional[Path], arg(metavar="CLASSIFIER")]
     """The folder of a saved classifier."""
     files: Annotated[Positional[tuple[Path, ...]], arg(metavar="FILES")]
-    """Pictures, or folders that are searched for some."""
+    """Images, or folders that are searched for some."""
     json: bool = False
-    """One JSON object a line for each picture, rather than a table."""
+    """One JSON object a line for each image, rather than a table."""
     top: int | None = None
-    """The K likeliest classes of each picture; 1 in the table and all in JSON if not given."""
-    on_bad: Literal["refuse", "skip"] = "refuse"
-    """What to do with pictures that cannot be decoded: refuse, or skip and say so in their place."""
+    """The K likeliest classes of each image; 1 in the table and all in JSON if not given."""
+    on_error: Literal["refuse", "skip"] = "refuse"
+    """What to do with images that cannot be decoded: refuse, or skip and say so in their place."""
     scale: str | None = None
     """LOW:HIGH, the values of 16-bit files that become black and white; the classifier's own if not given."""
     batch_size: int = 32
-    """Pictures at once."""
+    """Images at once."""
     backbone: str | None = None
     """Of a classifier with a network of your own: its import path, whose code is run."""
 
@@ -101,17 +101,17 @@ def evaluate(config: Evaluate) -> None:
     print(f"written to {config.out}")
 
 
-def affordable(pictures: int, task: Task) -> int:
+def affordable(images: int, task: Task) -> int:
     """How many resamples are made where nobody asked for a number: none where they would take minutes."""
     each = len(task.names) * (20 if isinstance(task, MultiLabel) else 1)  # which are sorted again for each
-    return SAMPLES if pictures * each * SAMPLES <= MOST_DRAWS else 0
+    return SAMPLES if images * each * SAMPLES <= MOST_DRAWS else 0
 
 
 def predict(config: Predict) -> None:
-    """Print what is on the pictures, as a table or as JSON lines."""
+    """Print what is on the images, as a table or as JSON lines."""
     keep_programs()
     classifier = ImageClassifier.load(config.classifier, backbone=config.backbone)
-    found = classifier.predict(config.files, on_bad=config.on_bad, batch_size=config.batch_size, scale=config.scale)
+    found = classifier.predict(config.files, on_error=config.on_error, batch_size=config.batch_size, scale=config.scale)
     if config.json:
         for prediction in found:
             print(json.dumps(prediction.to_json(config.top), allow_nan=False))
@@ -120,9 +120,9 @@ def predict(config: Predict) -> None:
 
 
 def _source(config: Evaluate, classifier: ImageClassifier) -> Any:
-    """The pictures that the options name."""
+    """The images that the options name."""
     scale = classifier.config.scale if config.scale is None else config.scale
-    settings: dict[str, Any] = {"on_error": config.on_bad, "resizing": classifier.config.resizing, "scale": scale}
+    settings: dict[str, Any] = {"on_error": config.on_error, "resizing": classifier.config.resizing, "scale": scale}
     data, size = Path(config.data), classifier.image_size
     if config.labels is not None:
         return _from_table(config, classifier.task, settings | {"image_size": size})

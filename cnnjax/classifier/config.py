@@ -13,7 +13,7 @@ from cnnjax.data.listing import some
 from cnnjax.data.pixels import Resizing, Scale, checked_resizing, checked_scale
 from cnnjax.models import Backbone, Classifier
 from cnnjax.models.heads import HEADS
-from cnnjax.models.own import Own, OwnBackbone
+from cnnjax.models.own import ImportedBackbone, OwnBackbone
 from cnnjax.models.preprocessing import checked_preprocessing
 from cnnjax.models.registry import Entry, entry, entry_or_own
 from cnnjax.models.sizes import sides
@@ -34,10 +34,10 @@ class Config:
         backbone: A key of `cnnjax.models.BACKBONES`, or the import path of a network of the user's
             (`cnnjax.models.own`); its code is imported when the model is built, and not before.
         classes: The classes' names, in the order of their labels.
-        image_size: Height and width of the pictures in pixels, one number where they are the same.
+        image_size: Height and width of the images in pixels, one number where they are the same.
         head: A key of `cnnjax.models.heads.HEADS`, or "top": the backbone's own classification layers.
         preprocessing: A key of `cnnjax.models.PREPROCESSING`.
-        resizing: How pictures come to their size; see `cnnjax.data.resize`.
+        resizing: How images come to their size; see `cnnjax.data.resize`.
         options: The architecture's own (`cnnjax.models.registry`), such as `alpha` of mobilenet; those of its
             classification layers, such as `pooling` of cifar_cnn, with head "top" alone.
         scale: Which values of 16-bit files become 0 and 255; see `cnnjax.data.Folder`.
@@ -69,7 +69,7 @@ class Config:
             if not isinstance(getattr(self, name), str):
                 raise ValueError(f"{name}: expected a name, found {getattr(self, name)!r}")
         found = self._entry
-        if isinstance(found, Own) and self.head == TOP:
+        if isinstance(found, ImportedBackbone) and self.head == TOP:
             raise ValueError(
                 f"head: {self.backbone} is a network of your own, without a top; give {' or '.join(HEADS)}"
             )
@@ -99,15 +99,15 @@ class Config:
     @property
     def own(self) -> bool:
         """Whether the backbone is a network of the user's, which `backbone` names by an import path."""
-        return isinstance(self._entry, Own)
+        return isinstance(self._entry, ImportedBackbone)
 
     @property
-    def _entry(self) -> Entry | Own:
-        return entry_or_own(self.backbone) if self.code is None else Own(self.backbone, self.code)
+    def _entry(self) -> Entry | ImportedBackbone:
+        return entry_or_own(self.backbone) if self.code is None else ImportedBackbone(self.backbone, self.code)
 
     @property
     def size(self) -> tuple[int, int]:
-        """Height and width of the pictures."""
+        """Height and width of the images."""
         return sides(self.image_size)
 
     def build(self, seed: int = 0) -> Classifier:
@@ -118,7 +118,7 @@ class Config:
     def build_backbone(self, rngs: nnx.Rngs) -> Any:
         """The backbone alone; with head "top" it ends in logits."""
         asked, found = dict(self.options), self._entry
-        if isinstance(found, Own):
+        if isinstance(found, ImportedBackbone):
             return found.build((*self.size, 3), rngs, asked)
         if self.head == TOP:
             known = found.options
@@ -136,7 +136,7 @@ class Config:
         if (features := math.prod(shape)) > _MAX_FEATURES:
             raise ValueError(
                 f"{self.backbone} gives {features:,} features at {self.image_size} pixels, more than a dense layer "
-                f"takes here ({_MAX_FEATURES:,}): take smaller pictures, or head='linear'"
+                f"takes here ({_MAX_FEATURES:,}): take smaller images, or head='linear'"
             )
         return shape
 
@@ -186,7 +186,7 @@ class Config:
 
 
 def own_size(backbone: str) -> tuple[int, int]:
-    """Height and width that an architecture's pictures have if nothing else is said."""
+    """Height and width that an architecture's images have if nothing else is said."""
     return entry_or_own(backbone).image_size
 
 

@@ -1,4 +1,4 @@
-"""The command `cnnjax fit`: a classifier for a folder of pictures, trained by a recipe, measured and saved."""
+"""The command `cnnjax fit`: a classifier for a folder of images, trained by a recipe, measured and saved."""
 
 import json
 import sys
@@ -15,7 +15,7 @@ from cnnjax.arguments import BackboneName, BackboneOptions, ImageSize
 from cnnjax.checkpoints import Checkpoints
 from cnnjax.classifier.classifier import ImageClassifier
 from cnnjax.classifier.command import affordable
-from cnnjax.classifier.running import Running, initial_leaves
+from cnnjax.classifier.running import RuntimeConfig, initial_leaves
 from cnnjax.data import account
 from cnnjax.data.pixels import Resizing
 from cnnjax.data.source import targets_of
@@ -41,14 +41,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Fit:
-    """Train a classifier of your own pictures on a pretrained network, measure it, and save it.
+    """Train a classifier of your own images on a pretrained network, measure it, and save it.
 
     The run folder holds the saved classifier (for cnnjax evaluate and cnnjax predict), every epoch's metrics, the
-    learning curves and the report on the test pictures.
+    learning curves and the report on the test images.
     """
 
     data: str
-    """Folder of pictures, SPLIT/CLASS/FILE or CLASS/FILE, packed or not; or tfds:NAME[:CONFIG]."""
+    """Folder of images, SPLIT/CLASS/FILE or CLASS/FILE, packed or not; or tfds:NAME[:CONFIG]."""
     target: Annotated[TaskOptions, tyro.conf.arg(name="")] = field(default_factory=TaskOptions)
     recipe: Annotated[Recipe, tyro.conf.arg(name="")] = field(default_factory=Recipe)
     backbone: BackboneName = "mobilenet"
@@ -58,7 +58,7 @@ class Fit:
     weights: Path | None = None
     """Keras HDF5 file (.h5) with the backbone's pretrained weights; .safetensors for a network of your own."""
     image_size: ImageSize = 160
-    """Height and width the pictures are resized to, one number for both."""
+    """Height and width the images are resized to, one number for both."""
     preprocessing: str | None = None
     """tf, caffe, torch, unit or none; what the network's published weights expect if not given, unit without any."""
     head: Literal["lecture", "linear"] = "lecture"
@@ -66,14 +66,14 @@ class Fit:
     splits: dict[str, str] | None = None
     """Slices of a TFDS data set: train 'train[:80%]' validation 'train[80%:]' test test."""
     resizing: Resizing = "bilinear"
-    """How pictures come to their size: bilinear (as Keras), antialias, crop_to_aspect_ratio or center_crop."""
+    """How images come to their size: bilinear (as Keras), antialias, crop_to_aspect_ratio or center_crop."""
     scale: str | None = None
     """LOW:HIGH, the values of 16-bit files that become black and white: 0:4095 for 12-bit data; 0:65535 if not given,
     and then files that would come out nearly black are refused."""
-    on_bad: Literal["refuse", "skip"] = "refuse"
-    """What to do with a picture that cannot be decoded."""
+    on_error: Literal["refuse", "skip"] = "refuse"
+    """What to do with an image that cannot be decoded."""
     seed: int = 0
-    """Of the head, the order of the pictures, dropout and augmentation."""
+    """Of the head, the order of the images, dropout and augmentation."""
     find_rate: bool = False
     """Train nothing: let the rate grow through the first phase, and draw the loss (a range test)."""
     init_from: Path | None = None
@@ -84,10 +84,10 @@ class Fit:
     """What is computed with; parameters, statistics and the loss stay float32. auto: bfloat16 on TPUs and on GPUs from
     NVIDIA's Ampere on, float32 elsewhere."""
     stream: bool = False
-    """Read the pictures anew in every epoch, and keep neither them nor features: for sets that nothing holds."""
-    running: Annotated[Running, tyro.conf.arg(name="")] = field(default_factory=Running)
+    """Read the images anew in every epoch, and keep neither them nor features: for sets that nothing holds."""
+    running: Annotated[RuntimeConfig, tyro.conf.arg(name="")] = field(default_factory=RuntimeConfig)
     workers: int = 0
-    """Processes that read pictures; 0 reads in threads of this one."""
+    """Processes that read images; 0 reads in threads of this one."""
     out: Path | None = None
     """The run folder; by default runs/fit-BACKBONE-METHOD-DIGEST."""
     store: Path | None = None
@@ -123,7 +123,7 @@ def _fit(config: Fit, devices: "Devices | None") -> Path:
     console = Console(width=None if sys.stdout.isatty() else 120, highlight=False, quiet=not primary)
     size = sides(config.image_size)
     sources = config.target.open(
-        config.data, size, parts=config.splits, on_error=config.on_bad, resizing=config.resizing, scale=config.scale
+        config.data, size, parts=config.splits, on_error=config.on_error, resizing=config.resizing, scale=config.scale
     )
     for name, source in sources.items():
         source.verify()
@@ -166,7 +166,7 @@ def _fit(config: Fit, devices: "Devices | None") -> Path:
             keeping = config.running.keeping(checkpoints, about, console.print)
             fitted = fitter.fit(
                 sources["train"], sources.get("validation"), seed=config.seed, journal=journal, report=report,
-                keeping=keeping,
+                checkpointing=keeping,
             )  # fmt: skip
         measured, task = {}, fitted.task
         for name in (split for split in ("validation", "test") if split in sources):
@@ -232,21 +232,21 @@ def _finish(config: Fit, classifier: ImageClassifier, fitted: Fitted, measured: 
     scores.plot(measured["test"], out / "report.png", f"{title}, test")
 
 
-def _summary(fitted: Fitted, pictures: int) -> str:
+def _summary(fitted: Fitted, images: int) -> str:
     """A line a phase."""
     lines = []
     for phase in dict.fromkeys(line["phase"] for line in fitted.history):
         own = [line for line in fitted.history if line["phase"] == phase]
         seconds, compiling = (sum(line[name] for line in own) for name in ("seconds", "compile_seconds"))
-        rate = len(own) * pictures / max(seconds - compiling, 1e-9)
+        rate = len(own) * images / max(seconds - compiling, 1e-9)
         text = f"{phase}: {len(own)} epochs in {seconds:.1f} s, {compiling:.1f} of them compiling"
-        text += f"; {rate:,.0f} pictures a second without"
+        text += f"; {rate:,.0f} images a second without"
         text += f"; training {_said(fitted.task, own[-1], 'train')}"
         if "validation_loss" in own[-1]:
             text += f", validation {_said(fitted.task, own[-1], 'validation')}"
         lines.append(text)
     features = fitted.seconds["features"]
-    return "\n".join([f"features of the pictures: {features:.1f} s", *lines])
+    return "\n".join([f"features of the images: {features:.1f} s", *lines])
 
 
 _SPLITS = ("train_", "validation_")
@@ -280,16 +280,16 @@ class _ShownJournal(Journal):
 
 
 def _identity(config: Fit, sources: Mapping[str, Any], classifier: ImageClassifier) -> dict[str, Any]:
-    """What makes a run this one: options, pictures, weights."""
+    """What makes a run this one: options, images, weights."""
     left_out = ("out", "store", "store_gib", "workers", "find_rate", "running", "target")
     options = {name: value for name, value in asdict(config).items() if name not in left_out}
     options |= {name: str(value) for name, value in options.items() if isinstance(value, Path)}
     options |= config.target.changed()
     options = {k: v for k, v in options.items() if v is not None or k not in ("scale", "preprocessing")}
-    pictures = {f"{name}_pictures": digest_of(source) for name, source in sources.items()}
+    images = {f"{name}_images": digest_of(source) for name, source in sources.items()}
     own = program_digest(classifier.model.backbone, (*classifier.image_size, 3)) if classifier.config.own else None
     program = {"program": own} if own else {}
-    return {**options, **pictures, **program, "weights_digest": digest(*classifier.leaves.values())}
+    return {**options, **images, **program, "weights_digest": digest(*classifier.leaves.values())}
 
 
 def _default_folder(config: Fit, identity: Mapping[str, Any]) -> Path:

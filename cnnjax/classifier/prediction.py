@@ -1,4 +1,4 @@
-"""What a classifier says of a picture."""
+"""What a classifier says of an image."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,14 +9,14 @@ from cnnjax.train.tasks import Task
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a classifier says of one picture.
+    """What a classifier says of one image.
 
     Attributes:
-        path: The picture's file; of a picture given as an array its position.
-        class_name: The likeliest class; None for a picture that cannot be decoded.
+        path: The image's file; of an image given as an array its position.
+        class_name: The likeliest class; None for an image that cannot be decoded.
         probability: Its probability.
         probabilities: That of every class, by name, in the order of the labels.
-        error: Why the picture cannot be decoded; None where it can.
+        error: Why the image cannot be decoded; None where it can.
         labels: Of a model of several labels, those that are there.
         values: Of a regression, each number by name, in its unit.
         output: Of a task of one's own, what its `predictions` give.

@@ -13,12 +13,12 @@ from cnnjax.classifier import folder
 from cnnjax.functional import Leaves
 
 if TYPE_CHECKING:
-    from cnnjax.fit import Keeping
+    from cnnjax.fit import CheckpointConfig
     from cnnjax.runtime.devices import Devices
 
 
 @dataclass(frozen=True)
-class Running:
+class RuntimeConfig:
     """How a run is kept and what it is spread over: nothing that changes what it computes."""
 
     checkpoint_every: float = 60.0
@@ -51,11 +51,15 @@ class Running:
             return None
         return Devices.all(count=self.devices, shard_parameters=self.shard_parameters)
 
-    def keeping(self, checkpoints: "Checkpoints", about: Mapping[str, Any], tell: Callable[[str], None]) -> "Keeping":
+    def keeping(
+        self, checkpoints: "Checkpoints", about: Mapping[str, Any], tell: Callable[[str], None]
+    ) -> "CheckpointConfig":
         """What `Fitter.fit` is given."""
-        from cnnjax.fit import Keeping
+        from cnnjax.fit import CheckpointConfig
 
-        return Keeping(checkpoints, every=self.checkpoint_every, about=about, fall_back=self.fall_back, tell=tell)
+        return CheckpointConfig(
+            checkpoints, every=self.checkpoint_every, about=about, fall_back=self.fall_back, tell=tell
+        )
 
 
 def initial_leaves(path: Path, own: Leaves, part: Literal["all", "backbone"]) -> Leaves:

@@ -1,4 +1,4 @@
-"""Sources of labelled pictures and sounds: folders, TFDS data sets, arrays, and a data set drawn on the spot."""
+"""Sources of labelled images and sounds: folders, TFDS data sets, arrays, and a data set drawn on the spot."""
 
 import importlib
 from typing import TYPE_CHECKING, Any
@@ -9,12 +9,12 @@ from cnnjax.data.labels import LabelFileError, open_labels
 from cnnjax.data.listing import Account, account
 from cnnjax.data.loader import Batch, Loader
 from cnnjax.data.opening import open_data, open_sounds
-from cnnjax.data.pixels import PictureError, Resizing, decode, resize
+from cnnjax.data.pixels import ImageError, Resizing, decode, resize
 from cnnjax.data.sound import Recording, SoundError, SoundFolder, decode_sound, recordings, split_by_group
 from cnnjax.data.source import InMemory, Source, in_memory
 
 if TYPE_CHECKING:
-    from cnnjax.data.decoded import Kept
+    from cnnjax.data.decoded import DecodedFormat
     from cnnjax.data.pack import pack_folder
     from cnnjax.data.records import Records
     from cnnjax.data.shapes import open_shapes
@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 __all__ = [
     "Account",
     "Batch",
+    "DecodedFormat",
     "Folder",
+    "ImageError",
     "InMemory",
-    "Kept",
     "LabelFileError",
     "Loader",
-    "PictureError",
     "Recording",
     "Records",
     "Resizing",
@@ -59,7 +59,7 @@ __all__ = [
 
 # TFDS takes a second to import, and views need JAX.
 _LATER = {
-    "Kept": "cnnjax.data.decoded",
+    "DecodedFormat": "cnnjax.data.decoded",
     "Records": "cnnjax.data.records",
     "Views": "cnnjax.data.views",
     "open_shapes": "cnnjax.data.shapes",

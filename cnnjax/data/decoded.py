@@ -1,9 +1,9 @@
-"""The decoded pixels of a packed data set, beside its record files: a picture is decoded once, and never again.
+"""The decoded pixels of a packed data set, beside its record files: an image is decoded once, and never again.
 
-Two files for each record file: the pixels of all its pictures one after another, and what says where each begins, of
-which picture it is, and its SHA-256. Pixels are kept as they are decoded, u8[H, W, 3] each at its own size, and resized
+Two files for each record file: the pixels of all its images one after another, and what says where each begins, of
+which image it is, and its SHA-256. Pixels are kept as they are decoded, u8[H, W, 3] each at its own size, and resized
 while reading; or resized already, f32[*size, 3], and then only copied. Either way they are the very ones that reading
-the pictures themselves gives.
+the images themselves gives.
 """
 
 import bisect
@@ -23,8 +23,8 @@ from cnnjax.data.source import map_threaded
 _CHUNK = 64
 
 
-class Kept(NamedTuple):
-    """What is kept of each picture: its decoded pixels (by a scale of 16-bit files), or (with a size) these resized."""
+class DecodedFormat(NamedTuple):
+    """What is kept of each image: its decoded pixels (by a scale of 16-bit files), or (with a size) these resized."""
 
     size: tuple[int, int] | None = None
     resizing: Resizing = "bilinear"
@@ -49,7 +49,7 @@ class Kept(NamedTuple):
 
 
 class Shard(NamedTuple):
-    """A record file: its path, the place of its first picture in the whole data set, and how many it holds."""
+    """A record file: its path, the place of its first image in the whole data set, and how many it holds."""
 
     path: str
     first: int
@@ -57,16 +57,16 @@ class Shard(NamedTuple):
 
 
 class Decoded:
-    """The decoded pixels of a data set's pictures, by their places in it.
+    """The decoded pixels of a data set's images, by their places in it.
 
-    The first time that a process reads a picture's pixels they are compared with their SHA-256.
+    The first time that a process reads an image's pixels they are compared with their SHA-256.
 
     Args:
         shards: the record files, in order; those without pixels beside them are left out.
         kept: which pixels.
     """
 
-    def __init__(self, shards: Sequence[Shard], kept: Kept = Kept()):  # noqa: B008
+    def __init__(self, shards: Sequence[Shard], kept: DecodedFormat = DecodedFormat()):  # noqa: B008
         self._kept = kept
         self._shards = [shard for shard in shards if _pixels_path(shard.path, kept).exists()]
         self._firsts = [shard.first for shard in self._shards]
@@ -76,11 +76,11 @@ class Decoded:
         return vars(self) | {"_open": {}}
 
     def get(self, place: int, digest: bytes) -> np.ndarray | None:
-        """The pixels of the picture at `place`, None where they are not kept.
+        """The pixels of the image at `place`, None where they are not kept.
 
         Args:
             place: in the whole data set.
-            digest: SHA-256 of the picture's bytes: pixels of any other picture do not count.
+            digest: SHA-256 of the image's bytes: pixels of any other image do not count.
 
         Raises:
             OSError: the pixels are not those that were written.
@@ -103,7 +103,7 @@ class _OpenShard:
         self._seen = np.zeros(len(self._shapes), bool)
 
     @classmethod
-    def open(cls, shard: Shard, kept: Kept) -> "_OpenShard | None":
+    def open(cls, shard: Shard, kept: DecodedFormat) -> "_OpenShard | None":
         index = _load_index(shard.path, kept)
         if index is None or len(index["shapes"]) != shard.count:
             return None
@@ -124,8 +124,8 @@ class _OpenShard:
         return np.frombuffer(content, self._dtype).reshape(*self._shapes[position], 3)
 
 
-def has_decoded(record_file: Path, hashes: np.ndarray, kept: Kept = Kept()) -> bool:  # noqa: B008
-    """Whether the pixels of a record file's pictures, with these SHA-256 u8[N, 32], are all there."""
+def has_decoded(record_file: Path, hashes: np.ndarray, kept: DecodedFormat = DecodedFormat()) -> bool:  # noqa: B008
+    """Whether the pixels of a record file's images, with these SHA-256 u8[N, 32], are all there."""
     index, path = _load_index(record_file, kept), _pixels_path(record_file, kept)
     if index is None or not path.exists() or path.stat().st_size != _starts(index, kept)[-1]:
         return False
@@ -141,19 +141,19 @@ def write_decoded(
     record_file: Path,
     paths: Sequence[str],
     hashes: np.ndarray,
-    kept: Kept = Kept(),  # noqa: B008
+    kept: DecodedFormat = DecodedFormat(),  # noqa: B008
 ) -> Generator[int]:
-    """Decodes the pictures of a record file and keeps their pixels; yields how many are done.
+    """Decodes the images of a record file and keeps their pixels; yields how many are done.
 
     Args:
-        record_file: whose pictures they are.
-        paths: of the pictures' files, in its order.
+        record_file: whose images they are.
+        paths: of the images' files, in its order.
         hashes: u8[N, 32], SHA-256 of their bytes.
         kept: which pixels.
 
     Raises:
         ValueError: a file is not what was packed.
-        PictureError, OSError: as `read_bytes` and `decode`.
+        ImageError, OSError: as `read_bytes` and `decode`.
     """
 
     def one(row: int) -> np.ndarray:
@@ -183,23 +183,23 @@ def write_decoded(
     )
 
 
-def _pixels_path(record_file: str | os.PathLike[str], kept: Kept) -> Path:
+def _pixels_path(record_file: str | os.PathLike[str], kept: DecodedFormat) -> Path:
     beside = path_beside(record_file)
     return beside.with_name(beside.stem + kept.suffix)
 
 
-def _index_path(record_file: str | os.PathLike[str], kept: Kept) -> Path:
+def _index_path(record_file: str | os.PathLike[str], kept: DecodedFormat) -> Path:
     pixels = _pixels_path(record_file, kept)
     return pixels.with_name(pixels.name + ".npz")
 
 
-def _starts(index: dict[str, np.ndarray], kept: Kept) -> np.ndarray:
-    """Where each picture's pixels begin, in bytes, and where the last one's end."""
+def _starts(index: dict[str, np.ndarray], kept: DecodedFormat) -> np.ndarray:
+    """Where each image's pixels begin, in bytes, and where the last one's end."""
     each = 3 * np.dtype(kept.dtype).itemsize * index["shapes"].astype(np.int64).prod(axis=1)
     return np.concatenate([[0], np.cumsum(each)])
 
 
-def _load_index(record_file: str | os.PathLike[str], kept: Kept) -> dict[str, np.ndarray] | None:
+def _load_index(record_file: str | os.PathLike[str], kept: DecodedFormat) -> dict[str, np.ndarray] | None:
     """What `write_decoded` wrote; None if it is not there, damaged, or of other choices of pixels."""
     try:
         with np.load(_index_path(record_file, kept)) as found:

@@ -22,9 +22,9 @@ class Entries(NamedTuple):
 
     Attributes:
         labels: i64[N], as they are stored; -1 stands for none.
-        hashes: u8[N, 32], SHA-256 of every picture's bytes.
+        hashes: u8[N, 32], SHA-256 of every image's bytes.
         names: N names, or none at all where the records carry no names.
-        decoder: the `decoder` that all pictures were decoded with, "" if they were not.
+        decoder: the `decoder` that all images were decoded with, "" if they were not.
     """
 
     labels: np.ndarray
@@ -34,7 +34,7 @@ class Entries(NamedTuple):
 
 
 def decoder(scale: Scale | None = None) -> str:
-    """What decides whether a picture can be decoded here, by a scale of 16-bit files."""
+    """What decides whether an image can be decoded here, by a scale of 16-bit files."""
     import PIL
 
     choices = f"{PIXEL_CHOICES}{scale_choice(scale) or '; 16 bit: no dark ones'}"
@@ -47,12 +47,12 @@ def holds_records(folder: str | os.PathLike[str]) -> bool:
 
 
 def records_cache() -> Path:
-    """Where entries and the marks of verified pictures are kept."""
+    """Where entries and the marks of verified images are kept."""
     return cache_folder() / "records"
 
 
 def verified_mark(hashes: np.ndarray, scale: Scale | None = None) -> Path:
-    """The file in the cache that says that all pictures with these hashes, u8[N, 32], can be decoded here."""
+    """The file in the cache that says that all images with these hashes, u8[N, 32], can be decoded here."""
     found = hashlib.sha256(decoder(scale).encode())
     found.update(np.ascontiguousarray(hashes))
     return records_cache() / "verified" / found.hexdigest()[:32]
@@ -68,7 +68,7 @@ def find_entries(file: str | os.PathLike[str], keys: Sequence[str], count: int) 
     """Returns the entries of a record file as they were kept, None if it has to be read through.
 
     Entries count as those of the file if its size is the same, and from the cache also its time of change. A
-    source compares every picture that it reads with its entry besides, so a file that was exchanged in spite
+    source compares every image that it reads with its entry besides, so a file that was exchanged in spite
     of that is found out and never read under another one's digest.
     """
     status = os.stat(file)

@@ -1,4 +1,4 @@
-"""A folder of pictures as users have it: `root/split/class/*.jpg`."""
+"""A folder of images as users have it: `root/split/class/*.jpg`."""
 
 import copy
 import difflib
@@ -17,7 +17,7 @@ from cnnjax.data.listing import (
     Listing,
     Selection,
     existing_folder,
-    has_pictures,
+    has_images,
     list_folder,
     shown,
     some,
@@ -26,7 +26,7 @@ from cnnjax.data.listing import (
 from cnnjax.data.pixels import (
     PIXEL_CHOICES,
     RESIZINGS,
-    PictureError,
+    ImageError,
     Resizing,
     checked_resizing,
     checked_scale,
@@ -50,21 +50,21 @@ OnError = Literal["refuse", "skip"]
 
 
 class Folder:
-    """The pictures of a folder, one subfolder a class, listed and read as by `image_dataset_from_directory`.
+    """The images of a folder, one subfolder a class, listed and read as by `image_dataset_from_directory`.
 
-    Classes are the visible subfolders, sorted by name. A class's pictures lie in its folder or anywhere below
+    Classes are the visible subfolders, sorted by name. A class's images lie in its folder or anywhere below
     it (links to folders below a class are not followed); order, allowed endings and pixels are Keras's with
     `shuffle=False`.
 
-    With `on_error="skip"` every picture is decoded once here, since only then are length and labels known.
+    With `on_error="skip"` every image is decoded once here, since only then are length and labels known.
     With "refuse" nothing is decoded here, so that a listing stays cheap: call `verify` before long work, for
-    a bad picture otherwise surfaces in the `read` that meets it.
+    a bad image otherwise surfaces in the `read` that meets it.
 
     Args:
         root: the folder that holds the classes, or the splits if `split` is named.
         split: the name of a subfolder of `root`, as it is spelt there.
         image_size: height and width that `read` resizes to.
-        on_error: "refuse" raises `PictureError` for pictures that cannot be decoded; "skip" leaves them out
+        on_error: "refuse" raises `ImageError` for images that cannot be decoded; "skip" leaves them out
             and lists them in `skipped`.
         resizing: how `read` resizes: see `cnnjax.data.pixels.resize`.
         scale: which values of 16-bit files become 0 and 255: "0:4095" or (0, 4095) for 12-bit data; see
@@ -75,7 +75,7 @@ class Folder:
 
     Raises:
         FileNotFoundError, NotADirectoryError, PermissionError: `root` or `split` is not a readable folder.
-        ValueError: no class, a class without pictures, or splits where classes were expected.
+        ValueError: no class, a class without images, or splits where classes were expected.
 
     >>> import tempfile; from PIL import Image
     >>> root = tempfile.TemporaryDirectory()
@@ -89,8 +89,8 @@ class Folder:
     """
 
     # What a source of other files changes (see `SoundFolder`), with `_load` and `_choices`.
-    _what: str = "picture"
-    _error: type[ValueError] = PictureError
+    _what: str = "image"
+    _error: type[ValueError] = ImageError
     _endings: tuple[str, ...] = EXTENSIONS
 
     def __init__(
@@ -130,15 +130,15 @@ class Folder:
         return f"{type(self).__name__}({str(self.root)!r}, {shape})"
 
     def path(self, index: int) -> str:
-        """Returns the path of a picture's file."""
+        """Returns the path of an image's file."""
         return os.path.join(self.root, self.names[index])
 
     def read(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
-        """Returns the pictures at `indices` as f32[n, H, W, 3] in 0..255, decoded by a few threads.
+        """Returns the images at `indices` as f32[n, H, W, 3] in 0..255, decoded by a few threads.
 
         Raises:
             IndexError: an index outside 0..N-1.
-            PictureError: names every picture among them that cannot be decoded, with the reason.
+            ImageError: names every image among them that cannot be decoded, with the reason.
         """
         wanted = as_indices(indices, len(self))
         examples = np.empty((len(wanted), *self._shape), np.float32)
@@ -146,7 +146,7 @@ class Folder:
         def fill(slot: int) -> str | None:
             try:
                 examples[slot] = self._load(read_bytes(self.path(wanted[slot])))
-            except (PictureError, self._error) as error:
+            except (ImageError, self._error) as error:
                 return str(error)
             return None
 
@@ -169,13 +169,13 @@ class Folder:
         decode(content, self.scale)
 
     def verify(self) -> None:
-        """Decodes every picture once, on a few threads, so that a bad one is known before long work starts.
+        """Decodes every image once, on a few threads, so that a bad one is known before long work starts.
 
         What it found is kept: a second call is free, and so is `digest` after it (the files are read only
         once).
 
         Raises:
-            PictureError: names the pictures that cannot be decoded (up to 20, and their number), with
+            ImageError: names the images that cannot be decoded (up to 20, and their number), with
                 reasons.
         """
         self._refuse(self._inspect()[1])
@@ -191,7 +191,7 @@ class Folder:
         return self._digest
 
     def take(self, indices: Sequence[int] | np.ndarray) -> Self:
-        """Returns a source of the pictures at `indices` alone, in that order, with the same classes."""
+        """Returns a source of the images at `indices` alone, in that order, with the same classes."""
         chosen = as_indices(indices, len(self))
         part = copy.copy(self)
         part.names = tuple(self.names[i] for i in chosen)
@@ -221,7 +221,7 @@ class Folder:
                 hashes[index] = np.frombuffer(hashlib.sha256(content).digest(), np.uint8)
                 if check:
                     self._check(content)
-            except (PictureError, self._error) as error:
+            except (ImageError, self._error) as error:
                 return str(error)
             return None
 
@@ -272,7 +272,7 @@ def splits(root: str | os.PathLike[str]) -> dict[str, str]:
     found: dict[str, str] = {}
     for name in visible_folders(existing_folder(root)):
         kind = _SPLITS.get(name.lower())
-        if kind is None or not visible_folders(root / name) or has_pictures(root / name):
+        if kind is None or not visible_folders(root / name) or has_images(root / name):
             continue
         if kind in found:
             raise ValueError(f"{root}: both {found[kind]!r} and {name!r} look like the {kind} split; keep one")
@@ -320,10 +320,10 @@ def split_by_fraction(
     resizing: Resizing = "bilinear",
     scale: str | Sequence[float] | None = None,
 ) -> dict[str, Folder]:
-    """Splits the pictures of `root/class/*` by chance, each class in the same proportions.
+    """Splits the images of `root/class/*` by chance, each class in the same proportions.
 
-    The split depends on the seed and on the sorted names of each class's pictures alone, so it is the same on
-    every machine; pictures that are skipped are skipped after it and move no other picture.
+    The split depends on the seed and on the sorted names of each class's images alone, so it is the same on
+    every machine; images that are skipped are skipped after it and move no other image.
 
     Args:
         root: the folder that holds the classes.
@@ -335,7 +335,7 @@ def split_by_fraction(
         scale: as for `Folder`.
 
     Raises:
-        ValueError: fractions that are not positive or do not sum to 1, or a class with fewer pictures than
+        ValueError: fractions that are not positive or do not sum to 1, or a class with fewer images than
             splits.
         As `Folder` otherwise.
     """
@@ -358,7 +358,7 @@ def split_by_fraction(
         for kind, part in zip(fractions, parts, strict=True):
             chosen[kind].append(part)
     if few:
-        raise ValueError(f"{root}: too few pictures for {len(fractions)} splits: class {', '.join(few)}")
+        raise ValueError(f"{root}: too few images for {len(fractions)} splits: class {', '.join(few)}")
     parted = {kind: whole.take(np.sort(np.concatenate(parts))) for kind, parts in chosen.items()}
     if on_error == "skip":
         for part in parted.values():
@@ -372,7 +372,7 @@ def _check_on_error(on_error: str) -> None:
 
 
 def _cuts(ends: np.ndarray, count: int) -> list[int]:
-    """Rounds the splits' ends to whole pictures, at least one picture a split."""
+    """Rounds the splits' ends to whole images, at least one image a split."""
     cuts: list[int] = []
     for place, end in enumerate(ends):
         low, high = (cuts[-1] if cuts else 0) + 1, count - (len(ends) - place)

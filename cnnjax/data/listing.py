@@ -66,8 +66,8 @@ def visible_folders(folder: Path) -> list[str]:
     return sorted(entry.name for entry in _scan(folder) if not entry.name.startswith(".") and _is_folder(entry))
 
 
-def has_pictures(folder: Path) -> bool:
-    """Says whether pictures lie directly in `folder`."""
+def has_images(folder: Path) -> bool:
+    """Says whether images lie directly in `folder`."""
     return any(entry.name.lower().endswith(EXTENSIONS) and not _is_folder(entry) for entry in _scan(folder))
 
 
@@ -145,7 +145,7 @@ def list_folder(
 
 
 def list_classes(root: Path, classes: Sequence[str]) -> tuple[tuple[str, ...], np.ndarray]:
-    """Returns every picture's name and label i32[N] in Keras's order; raises as `list_folder`."""
+    """Returns every image's name and label i32[N] in Keras's order; raises as `list_folder`."""
     listing = list_folder(root, classes)
     return listing.names, listing.labels
 
@@ -193,7 +193,7 @@ class Selection:
 
     Attributes:
         listing: the files.
-        rows: i64[N], the source's pictures as indices into `listing.names`.
+        rows: i64[N], the source's images as indices into `listing.names`.
         skipped: the reason for each file that was wanted and left out, by its index into `listing.names`.
     """
 
@@ -221,8 +221,8 @@ class Account:
     Attributes:
         found: how many files there are, counted while listing them.
         used: how many of them each split uses; a file that two splits use counts for the first.
-        skipped: the pictures that are left out because they cannot be decoded.
-        others: the files that are none of the pictures: other endings, outside of every class, not chosen. A
+        skipped: the images that are left out because they cannot be decoded.
+        others: the files that are none of the images: other endings, outside of every class, not chosen. A
             folder that was not entered is one of them.
     """
 
@@ -241,7 +241,7 @@ class Account:
         return f"{self.found} files: {used}; {len(self.skipped)} skipped, {len(self.others)} other files"
 
     def write(self, path: str | os.PathLike[str]) -> None:
-        """Writes what is left out as CSV (split, path, reason), pictures first; only a header if all is used."""
+        """Writes what is left out as CSV (split, path, reason), images first; only a header if all is used."""
         partial = f"{os.fspath(path)}.partial"
         with open(partial, "w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file, lineterminator="\n")

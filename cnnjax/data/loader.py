@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 import numpy as np
 
 from cnnjax.data.order import LastBatch, Order
-from cnnjax.data.source import THREADS, rows_of, targets_of, undivided
+from cnnjax.data.source import THREADS, rows_of, single_threaded, targets_of
 from cnnjax.runtime import preemption
 
 if TYPE_CHECKING:
@@ -217,7 +217,7 @@ def _outlast(worker: int, workers: int) -> None:
 
 
 def _reading(source: Any, indices: Sequence[np.ndarray], start: int, stop: int, threads: int) -> Any:
-    import grain  # brings JAX and Orbax along, which a process that only reads pictures does not need
+    import grain  # brings JAX and Orbax along, which a process that only reads images does not need
 
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=READ_AHEAD * threads)
     return grain.MapDataset.range(start, stop).map(_Read(source, indices)).to_iter_dataset(options)
@@ -270,5 +270,5 @@ class _Read:
         self._source, self._indices = source, indices
 
     def __call__(self, step: int) -> np.ndarray:
-        with undivided():
+        with single_threaded():
             return self._source.read(self._indices[int(step)])

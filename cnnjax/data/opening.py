@@ -20,13 +20,13 @@ def open_data(
     resizing: Resizing = "bilinear",
     scale: str | Sequence[float] | None = None,
 ) -> dict[str, Any]:
-    """Open pictures, and split them if they are not split yet.
+    """Open images, and split them if they are not split yet.
 
     Args:
         data: A folder SPLIT/CLASS/FILE or CLASS/FILE, what `cnnjax pack` made of one, or "tfds:NAME[:CONFIG]".
         image_size: Height and width that `read` gives.
         parts: Slices of a TFDS data set in its own syntax: `{"train": "train[:80%]", "test": "train[80%:]"}`.
-        on_error: "refuse" raises for a picture that cannot be decoded, "skip" leaves it out and lists it.
+        on_error: "refuse" raises for an image that cannot be decoded, "skip" leaves it out and lists it.
         resizing: As for `Folder`.
         scale: As for `Folder`.
 

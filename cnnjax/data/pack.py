@@ -1,8 +1,8 @@
-"""A folder of pictures packed into a TFDS data set on disk: the same bytes, in a few large files.
+"""A folder of images packed into a TFDS data set on disk: the same bytes, in a few large files.
 
-Measured on 2026-11-23 with 2,000 JPEGs of 10 kB, two shared cores, local disk; bytes alone, pictures a second, medians
+Measured on 2026-11-23 with 2,000 JPEGs of 10 kB, two shared cores, local disk; bytes alone, images a second, medians
 of runs in turn. "Evicted" means that the files' pages had left the page cache; directories and inodes had not, so a
-cold start from a disk or over a network will gain more than this shows. The first time that a process reads a picture
+cold start from a disk or over a network will gain more than this shows. The first time that a process reads an image
 it also hashes it. Decoding and resizing take so much longer that a set in the page cache trains no faster packed, but
 where the pixels are kept as well: 1.4 times as fast as the folder decoded, 5 times decoded and resized
 (`scripts/benchmark.py data`, two threads, at 160x160).
@@ -29,25 +29,25 @@ import numpy as np
 from rich.console import Console
 from tyro.conf import Positional, arg
 
-from cnnjax.data.decoded import Kept, decoded_files, has_decoded, write_decoded
+from cnnjax.data.decoded import DecodedFormat, decoded_files, has_decoded, write_decoded
 from cnnjax.data.entries import BESIDE, Entries, decoder, holds_records, path_beside, save_entries, write_synced
 from cnnjax.data.folder import Folder, open_splits, splits
 from cnnjax.data.listing import Account, account, existing_folder, shown
 from cnnjax.data.pack_plan import KEYS, METADATA, Part, begin, claimed, file_state, list_states
-from cnnjax.data.pixels import PictureError, Resizing, checked_scale, decode, read_bytes
+from cnnjax.data.pixels import ImageError, Resizing, checked_scale, decode, read_bytes
 from cnnjax.data.source import map_threaded
 from cnnjax.runtime.progress import Bars
 
 _CHUNK_BYTES, _CHUNK_FILES = 64 << 20, 512
 _SHOWN = 20
 
-OnBad = Literal["refuse", "skip"]
+OnError = Literal["refuse", "skip"]
 Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
 class Pack:
-    """Pack a folder of pictures into one data set on disk that is faster to read.
+    """Pack a folder of images into one data set on disk that is faster to read.
 
     The files' bytes are kept as they are, with the names of classes and files. Give the result to --data like a
     folder; plain TFDS reads it too (tfds.builder_from_directory). Kill it and start it again with the same command:
@@ -55,11 +55,11 @@ class Pack:
     """
 
     folder: Annotated[Positional[Path], arg(metavar="FOLDER")]
-    """Folder of pictures, SPLIT/CLASS/FILE or CLASS/FILE."""
+    """Folder of images, SPLIT/CLASS/FILE or CLASS/FILE."""
     out: Path | None = None
     """Where the data set is written; FOLDER-packed, beside the folder, if not given."""
-    on_bad: Literal["refuse", "skip"] = "refuse"
-    """What to do with a picture that cannot be decoded: refuse names them all and stops, skip leaves them out and
+    on_error: Literal["refuse", "skip"] = "refuse"
+    """What to do with an image that cannot be decoded: refuse names them all and stops, skip leaves them out and
     lists them in skipped.csv."""
     decoded: bool = False
     """Also keep the pixels as they are decoded, whole: faster to read, about ten times the size of JPEGs. The same
@@ -90,9 +90,9 @@ def pack(config: Pack) -> Path:
     console = Console(soft_wrap=True, highlight=False)
     with Bars(console) as bars:
         size = None if config.image_size is None else (config.image_size, config.image_size)
-        kept = Kept(size, config.resizing) if config.decoded else None
+        kept = DecodedFormat(size, config.resizing) if config.decoded else None
         packed = pack_folder(
-            config.folder, config.out, config.on_bad, bars.bar("packing", "pictures"), decoded=kept, scale=config.scale
+            config.folder, config.out, config.on_error, bars.bar("packing", "images"), decoded=kept, scale=config.scale
         )
     files = list(packed.out.glob("*.array_record-*"))
     size, pixels = (sum(file.stat().st_size for file in some) / 1e6 for some in (files, decoded_files(packed.out)))
@@ -107,16 +107,16 @@ def pack(config: Pack) -> Path:
 def pack_folder(
     folder: str | os.PathLike[str],
     out: str | os.PathLike[str] | None = None,
-    on_bad: OnBad = "refuse",
+    on_error: OnError = "refuse",
     progress: Progress | None = None,
     *,
-    decoded: Kept | None = None,
+    decoded: DecodedFormat | None = None,
     scale: str | Sequence[float] | None = None,
 ) -> Packed:
     """Packs SPLIT/CLASS/FILE or CLASS/FILE (one split, "train") into a TFDS data set of ArrayRecord files.
 
-    Classes, files and their order are `Folder`'s; every picture's bytes are stored as they are, with its label and
-    its name below the split's folder. Every picture is decoded once, to know that it can be: those that cannot are
+    Classes, files and their order are `Folder`'s; every image's bytes are stored as they are, with its label and
+    its name below the split's folder. Every image is decoded once, to know that it can be: those that cannot are
     left out, as are all other files; `skipped.csv` lists each with its reason.
 
     Killed at any time, the same call finishes what was begun and gives the same bytes: a record file gets its name
@@ -125,18 +125,18 @@ def pack_folder(
     change, is refused.
 
     Args:
-        folder: of the pictures.
+        folder: of the images.
         out: the folder that is written; `folder` with "-packed" by default.
-        on_bad: "refuse" raises for pictures that cannot be decoded when all are seen (the others are packed by
+        on_error: "refuse" raises for images that cannot be decoded when all are seen (the others are packed by
             then, so the same call with "skip" is short); "skip" leaves them out.
-        progress: called with (pictures done, all).
-        decoded: also keep every picture's pixels beside the records: `Kept()` as they are decoded,
-            `Kept((160, 160))` resized (see `cnnjax.data.decoded`); may be added later.
+        progress: called with (images done, all).
+        decoded: also keep every image's pixels beside the records: `DecodedFormat()` as they are decoded,
+            `DecodedFormat((160, 160))` resized (see `cnnjax.data.decoded`); may be added later.
         scale: which values of 16-bit files become 0 and 255, as for `Folder`: decides which files can be decoded, and
             the pixels that are kept. Open the data set with the same one.
 
     Raises:
-        PictureError: names the pictures that cannot be decoded (up to 20, and their number), with reasons.
+        ImageError: names the images that cannot be decoded (up to 20, and their number), with reasons.
         ValueError: `out` holds another folder's pack or something else, `folder` changed since it was begun, or
             it holds splits or classes that `open_splits` and `Folder` refuse.
         OSError: a folder that cannot be read or written.
@@ -151,8 +151,8 @@ def pack_folder(
     ('pets-packed', '2 files: 2 train; 0 skipped, 0 other files')
     >>> place.cleanup()
     """
-    if on_bad not in ("refuse", "skip"):
-        raise ValueError(f"on_bad: expected 'refuse' or 'skip', found {on_bad!r}")
+    if on_error not in ("refuse", "skip"):
+        raise ValueError(f"on_error: expected 'refuse' or 'skip', found {on_error!r}")
     root = existing_folder(Path(folder)).resolve()
     target = Path(out).resolve() if out is not None else root.with_name(f"{root.name}-packed")
     if target.is_relative_to(root) or root.is_relative_to(target):
@@ -178,13 +178,15 @@ def pack_folder(
             done += len(part.rows)
             if progress:
                 progress(done, total)
-        found = _finish(target, root, sources, parts, on_bad)
+        found = _finish(target, root, sources, parts, on_error)
         if decoded is not None:
             _add_decoded(parts, sources, decoded._replace(scale=checked_scale(scale)), progress)
         return Packed(target, found)
 
 
-def _add_decoded(parts: Sequence[Part], sources: Mapping[str, Folder], kept: Kept, progress: Progress | None) -> None:
+def _add_decoded(
+    parts: Sequence[Part], sources: Mapping[str, Folder], kept: DecodedFormat, progress: Progress | None
+) -> None:
     """Writes the pixels of every record file that has none yet."""
     done, total = 0, sum(len(part.rows) for part in parts)
     for part in parts:
@@ -212,7 +214,7 @@ def _write_part(part: Part, source: Folder, states: np.ndarray) -> Generator[int
         try:
             content = read_bytes(path)
             decode(content, source.scale)
-        except PictureError as error:
+        except ImageError as error:
             reason = str(error)
         if file_state(path) != tuple(states[row].tolist()) or (content and len(content) != states[row, 0]):
             raise ValueError(f"{shown(path)} was changed while its folder was packed; pack it when it is at rest")
@@ -222,7 +224,7 @@ def _write_part(part: Part, source: Folder, states: np.ndarray) -> Generator[int
     bad: dict[int, str] = {}
     kept: list[int] = []
     hashes: list[bytes] = []
-    # Pictures are compressed already. One record a group, since they are read one by one.
+    # Images are compressed already. One record a group, since they are read one by one.
     writer = ArrayRecordWriter(os.fspath(partial), "group_size:1,uncompressed")
     for rows in _chunks(part.rows, states):
         for row, (content, digest, reason) in zip(rows, map_threaded(read, rows), strict=True):
@@ -269,7 +271,9 @@ def _chunks(rows: range, states: np.ndarray) -> Generator[range]:
             start, size = row + 1, 0
 
 
-def _finish(target: Path, root: Path, sources: Mapping[str, Folder], parts: Sequence[Part], on_bad: OnBad) -> Account:
+def _finish(
+    target: Path, root: Path, sources: Mapping[str, Folder], parts: Sequence[Part], on_error: OnError
+) -> Account:
     """Accounts for every file, and makes a data set of the record files."""
     used: dict[str, Folder] = {}
     lengths: dict[str, list[int]] = {split: [] for split in sources}
@@ -285,19 +289,19 @@ def _finish(target: Path, root: Path, sources: Mapping[str, Folder], parts: Sequ
         used[split] = source.take(np.delete(np.arange(len(source)), sorted(bad)))
         used[split].selection = replace(used[split].selection, skipped=bad)
     found = account(used)
-    if on_bad == "refuse" and found.skipped:
+    if on_error == "refuse" and found.skipped:
         lines = [f"{shown(row.path)}: {shown(row.reason)}" for row in found.skipped]
         more = f"\n  ... and {len(lines) - _SHOWN} more" if len(lines) > _SHOWN else ""
-        raise PictureError(
-            f"{len(lines)} of {found.found} files of {root} cannot be decoded; --on-bad skip leaves such out (what is "
-            f"packed so far is kept), or mend them, delete {target} and pack anew:\n  "
+        raise ImageError(
+            f"{len(lines)} of {found.found} files of {root} cannot be decoded; --on-error skip leaves such out (what "
+            f"is packed so far is kept), or mend them, delete {target} and pack anew:\n  "
             + "\n  ".join(lines[:_SHOWN])
             + more
         )
     for source in used.values():
         counts = np.bincount(source.labels, minlength=len(source.class_names))
         if lost := [source.class_names[label] for label in np.flatnonzero(counts == 0)]:
-            raise PictureError(f"no picture of class {', '.join(map(repr, lost))} in {source.root} can be decoded")
+            raise ImageError(f"no image of class {', '.join(map(repr, lost))} in {source.root} can be decoded")
     found.write(target / "skipped.csv")
     if not holds_records(target):
         _write_metadata(target, root, parts, lengths, next(iter(sources.values())).class_names)
@@ -318,7 +322,7 @@ def _write_metadata(
     features = (tfds.features.Image(), tfds.features.ClassLabel(names=class_names), tfds.features.Text())
     info = tfds.core.DatasetInfo(
         builder=identity,
-        description=f"{sum(map(sum, lengths.values()))} pictures of the folder {shown(root.name)}, packed by cnnjax.",
+        description=f"{sum(map(sum, lengths.values()))} images of the folder {shown(root.name)}, packed by cnnjax.",
         features=tfds.features.FeaturesDict(dict(zip(KEYS, features, strict=True))),
         supervised_keys=KEYS[:2],
         disable_shuffling=True,

@@ -1,4 +1,4 @@
-"""From the bytes of a picture file to the pixels Keras would train on.
+"""From the bytes of an image file to the pixels Keras would train on.
 
 JPEGs are decoded with the accurate integer transform, as Pillow does and Keras wherever it reads through Pillow.
 Keras on TensorFlow takes TensorFlow's fast one: measured on 2026-11-23 against TensorFlow 2.21 on 1,000
@@ -43,10 +43,10 @@ Scale = tuple[float, float]
 """Two values, the lower first, that become 0 and 255; what lies between follows linearly."""
 
 _DARK = 4096
-"""16-bit pictures with nothing above this are taken for 12-bit data, which would come out nearly black."""
+"""16-bit images with nothing above this are taken for 12-bit data, which would come out nearly black."""
 
 MAX_PIXELS = 89_478_485
-"""The most pixels a picture may declare, Pillow's own limit too: a few bytes can declare gigabytes, so more is
+"""The most pixels an image may declare, Pillow's own limit too: a few bytes can declare gigabytes, so more is
 refused before anything is decoded. The lower of this and `PIL.Image.MAX_IMAGE_PIXELS` holds: raise both."""
 
 MAX_BYTES = 1 << 30
@@ -55,30 +55,30 @@ MAX_BYTES = 1 << 30
 _LOCK = threading.Lock()
 
 
-class PictureError(ValueError):
-    """One or more pictures cannot be decoded; the message names each and says why."""
+class ImageError(ValueError):
+    """One or more images cannot be decoded; the message names each and says why."""
 
 
 def read_bytes(path: str) -> bytes:
     """Returns the content of a regular file; never waits for a pipe and never reads without an end.
 
     Raises:
-        PictureError: the file cannot be read, is no regular file, or is larger than `MAX_BYTES`.
+        ImageError: the file cannot be read, is no regular file, or is larger than `MAX_BYTES`.
 
     >>> read_bytes(os.devnull)
     Traceback (most recent call last):
-    cnnjax.data.pixels.PictureError: is no file but a device
+    cnnjax.data.pixels.ImageError: is no file but a device
     """
     try:
         status = os.stat(path)
         if not stat.S_ISREG(status.st_mode):
-            raise PictureError(f"is no file but {_KINDS.get(stat.S_IFMT(status.st_mode), 'a device')}")
+            raise ImageError(f"is no file but {_KINDS.get(stat.S_IFMT(status.st_mode), 'a device')}")
         if status.st_size > MAX_BYTES:
-            raise PictureError(f"has {status.st_size} bytes, more than the {MAX_BYTES} of cnnjax.data.pixels.MAX_BYTES")
+            raise ImageError(f"has {status.st_size} bytes, more than the {MAX_BYTES} of cnnjax.data.pixels.MAX_BYTES")
         with open(path, "rb") as file:
             return file.read()
     except OSError as error:
-        raise PictureError(f"cannot be read: {error.strerror or error}") from error
+        raise ImageError(f"cannot be read: {error.strerror or error}") from error
 
 
 _KINDS = {stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFDIR: "a folder"}
@@ -127,12 +127,12 @@ def scaled(values: np.ndarray, scale: Scale) -> np.ndarray:
 
 
 def decode(data: bytes, scale: Scale | None = None) -> np.ndarray:
-    """Decodes the first frame of a picture to u8[H, W, 3], as Keras's `image_dataset_from_directory` does.
+    """Decodes the first frame of an image to u8[H, W, 3], as Keras's `image_dataset_from_directory` does.
 
     Greyscale is repeated over the channels, an alpha channel is dropped and not blended, palettes are looked
     up, CMYK is converted by subtraction (JPEGs that carry Adobe's mark are stored inverted and are inverted
     back first), 16-bit values keep their high byte as TensorFlow does (or follow `scale`), and the EXIF orientation
-    is ignored: a picture turned only by its EXIF tag stays as its sensor stored it, since Keras leaves it so.
+    is ignored: an image turned only by its EXIF tag stays as its sensor stored it, since Keras leaves it so.
 
     Args:
         data: the whole content of a BMP, GIF, JPEG, PNG or WebP file.
@@ -140,15 +140,15 @@ def decode(data: bytes, scale: Scale | None = None) -> np.ndarray:
             they are.
 
     Raises:
-        PictureError: the bytes are no such picture, are cut short, or declare more than `MAX_PIXELS` pixels; or a
+        ImageError: the bytes are no such image, are cut short, or declare more than `MAX_PIXELS` pixels; or a
             16-bit file holds values outside of `scale`, or none above 4095 without one.
 
     >>> decode(b"")
     Traceback (most recent call last):
-    cnnjax.data.pixels.PictureError: the file is empty
+    cnnjax.data.pixels.ImageError: the file is empty
     """
     if not data:
-        raise PictureError("the file is empty")
+        raise ImageError("the file is empty")
     try:
         return _decode(data, scale)
     except Warning:
@@ -169,23 +169,23 @@ def _decode(data: bytes, scale: Scale | None) -> np.ndarray:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             limit = min(MAX_PIXELS, Image.MAX_IMAGE_PIXELS or MAX_PIXELS)
             if image.width * image.height > limit:
-                raise PictureError(f"declares {image.width} x {image.height} pixels, more than {limit}; {_LIMIT}")
+                raise ImageError(f"declares {image.width} x {image.height} pixels, more than {limit}; {_LIMIT}")
             image.load()
             return _from_16_bits(_values(image, data), scale) if _has_16_bits(data) else _rgb(image)
-    except (PictureError, Warning):
+    except (ImageError, Warning):
         raise
     except Image.UnidentifiedImageError:
         kinds = ", ".join(FORMATS)
         start = f"it starts with {data[:12]!r}"
-        raise PictureError(f"not a picture: its content is none of {kinds} ({start})") from None
+        raise ImageError(f"not an image: its content is none of {kinds} ({start})") from None
     except Image.DecompressionBombError as error:
         # Pillow raises this while opening, at twice its own limit.
-        raise PictureError(f"declares too many pixels ({error}); {_LIMIT}") from None
+        raise ImageError(f"declares too many pixels ({error}); {_LIMIT}") from None
     except MemoryError:
-        raise PictureError("too large to decode in memory") from None
+        raise ImageError("too large to decode in memory") from None
     # Pillow's plugins raise whatever their parser met: OSError, SyntaxError, struct.error, EOFError, ...
     except Exception as error:
-        raise PictureError(f"damaged: {str(error) or type(error).__name__}") from error
+        raise ImageError(f"damaged: {str(error) or type(error).__name__}") from error
 
 
 _LIMIT = "the limit is the lower of cnnjax.data.pixels.MAX_PIXELS and PIL.Image.MAX_IMAGE_PIXELS"
@@ -226,7 +226,7 @@ def _values(image: Any, data: bytes) -> np.ndarray:
     # Pillow keeps the high bytes of colours alone.
     found = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     if found is None or found.dtype != np.uint16:
-        raise PictureError("damaged: its 16-bit values cannot be read")
+        raise ImageError("damaged: its 16-bit values cannot be read")
     return found[:, :, 2::-1].astype(np.int32) if found.ndim == 3 else found[:, :, None].astype(np.int32)
 
 
@@ -235,10 +235,10 @@ def _from_16_bits(values: np.ndarray, scale: Scale | None) -> np.ndarray:
         try:
             pixels = np.rint(scaled(values, scale)).astype(np.uint8)
         except ValueError as error:
-            raise PictureError(str(error)) from None
+            raise ImageError(str(error)) from None
     else:
         if 0 < (most := int(values.max())) < _DARK:
-            raise PictureError(
+            raise ImageError(
                 f"holds values {values.min()} to {most} of 16 bits: looks like 12-bit data, and would be nearly black; "
                 "give the scale 0:4095 (or 0:65535 to take it as it is)"
             )
@@ -256,17 +256,17 @@ def _rgb(image: Any) -> np.ndarray:
 
 
 def resize(image: np.ndarray, size: tuple[int, int], resizing: Resizing = "bilinear") -> np.ndarray:
-    """Resizes a picture in one of four ways, all linear interpolation with half-pixel centres.
+    """Resizes an image in one of four ways, all linear interpolation with half-pixel centres.
 
     Args:
         image: u8[H, W, C] or f32[H, W, C].
         size: height and width of the result.
         resizing: "bilinear" stretches to `size` without antialiasing, as `tf.image.resize` and Keras's
             `image_dataset_from_directory` do. "antialias" does so with antialiasing, as
-            `keras.ops.image.resize(antialias=True)`: where a picture shrinks, every pixel of it counts.
+            `keras.ops.image.resize(antialias=True)`: where an image shrinks, every pixel of it counts.
             "crop_to_aspect_ratio" cuts the largest centred part of the shape of `size` and stretches that
             without antialiasing, as Keras with `crop_to_aspect_ratio=True`. "center_crop" is how ImageNet
-            models are evaluated: antialiased with the aspect ratio kept, until the picture just covers 8/7
+            models are evaluated: antialiased with the aspect ratio kept, until the image just covers 8/7
             of `size` (shorter side 256 for 224), then the centre.
 
     Returns:
@@ -288,7 +288,7 @@ def resize(image: np.ndarray, size: tuple[int, int], resizing: Resizing = "bilin
 
 
 def keeps_as_is(own: Sequence[int], size: Sequence[int], resizing: Resizing) -> bool:
-    """Whether `resize` leaves a picture of its own size as it is: "center_crop" cuts something off even so.
+    """Whether `resize` leaves an image of its own size as it is: "center_crop" cuts something off even so.
 
     >>> keeps_as_is((4, 9), (4, 9), "bilinear"), keeps_as_is((4, 9), (4, 9), "center_crop")
     (True, False)
@@ -313,7 +313,7 @@ def _crop_to_aspect_ratio(shape: tuple[int, int], size: tuple[int, int]) -> tupl
 
 
 def _covering(shape: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:
-    """Returns the shape with the picture's aspect ratio that just covers 8/7 of `size`, in whole numbers."""
+    """Returns the shape with the image's aspect ratio that just covers 8/7 of `size`, in whole numbers."""
     (height, width), (rows, columns) = shape, (round(length * 8 / 7) for length in size)
     if rows * width >= columns * height:
         return rows, width * rows // height
@@ -381,7 +381,7 @@ def _antialiased(image: np.ndarray, size: tuple[int, int], whole: tuple[int, int
 def _filter(length: int, whole: int, target: int) -> tuple[np.ndarray, np.ndarray]:
     """Returns source indices and weights f32, both [taps, target], of the middle `target` of `whole` positions.
 
-    The triangle is as wide as two steps, and at least as two pixels; what falls outside the picture is left out
+    The triangle is as wide as two steps, and at least as two pixels; what falls outside the image is left out
     and the rest weighs more, as in `jax.image.resize`.
     """
     step = length / whole
@@ -396,5 +396,5 @@ def _filter(length: int, whole: int, target: int) -> tuple[np.ndarray, np.ndarra
 
 
 def load(data: bytes, size: tuple[int, int], resizing: Resizing = "bilinear", scale: Scale | None = None) -> np.ndarray:
-    """Decodes and resizes one picture to f32[*size, 3] in 0..255; raises `PictureError` like `decode`."""
+    """Decodes and resizes one image to f32[*size, 3] in 0..255; raises `ImageError` like `decode`."""
     return resize(decode(data, scale), size, resizing)

@@ -87,7 +87,7 @@ def data_source(builder: Any, split: str) -> Any:
 
 
 def make_record(content: bytes, label: int, name: str, keys: Sequence[str]) -> bytes:
-    """Returns the record of an encoded picture, its label and name, as TFDS writes it, under the feature names `keys`.
+    """Returns the record of an encoded image, its label and name, as TFDS writes it, under the feature names `keys`.
 
     TFDS's own writer lets the order of the features in a record differ from process to process.
     """
@@ -101,15 +101,15 @@ def make_record(content: bytes, label: int, name: str, keys: Sequence[str]) -> b
 
 
 def parse_record(record: bytes, keys: Sequence[str]) -> tuple[bytes, int, str]:
-    """Returns a record's encoded picture, label and name ("" where `keys` names no such feature).
+    """Returns a record's encoded image, label and name ("" where `keys` names no such feature).
 
     Parsed as what it is, a `tf.train.Example`: TFDS with `SkipDecoding` gives the same and takes ten times as
     long, longer than it takes to read a small file.
     """
     values = _example.Example.FromString(record).features.feature
-    picture, label, *name = keys
+    image, label, *name = keys
     text = os.fsdecode(values[name[0]].bytes_list.value[0]) if name else ""
-    return values[picture].bytes_list.value[0], values[label].int64_list.value[0], text
+    return values[image].bytes_list.value[0], values[label].int64_list.value[0], text
 
 
 def _allow_open_files(count: int) -> None:
@@ -126,16 +126,16 @@ def _allow_open_files(count: int) -> None:
 
 
 def feature_names(builder: Any) -> tuple[str, ...]:
-    """Returns the names of the features that are the picture, its label and, if there is one, its name.
+    """Returns the names of the features that are the image, its label and, if there is one, its name.
 
-    They are those of `supervised_keys`, or else the only picture and the only class label.
+    They are those of `supervised_keys`, or else the only image and the only class label.
 
     Raises:
         ValueError: neither says; the message lists the features.
     """
     features = builder.info.features
     known = dict(features.items()) if isinstance(features, tfds.features.FeaturesDict) else {}
-    pictures = [
+    images = [
         name
         for name, f in known.items()
         if isinstance(f, tfds.features.Image)
@@ -145,7 +145,7 @@ def feature_names(builder: Any) -> tuple[str, ...]:
     labels = [name for name, f in known.items() if isinstance(f, tfds.features.ClassLabel)]
     keys = [key for key in builder.info.supervised_keys or () if isinstance(key, str)]
     chosen = []
-    for kind, names in (("picture (Image of uint8 or uint16)", pictures), ("label (ClassLabel)", labels)):
+    for kind, names in (("image (Image of uint8 or uint16)", images), ("label (ClassLabel)", labels)):
         supervised = [key for key in keys if key in names] or names
         if len(supervised) != 1:
             held = ", ".join(f"{name}: {type(f).__name__}" for name, f in known.items()) or type(features).__name__

@@ -1,4 +1,4 @@
-"""The pictures in TFDS record files, read by index."""
+"""The images in TFDS record files, read by index."""
 
 import copy
 import hashlib
@@ -10,14 +10,14 @@ from typing import Any, Self, TypeVar
 
 import numpy as np
 
-from cnnjax.data.decoded import Decoded, Kept, Shard
+from cnnjax.data.decoded import Decoded, DecodedFormat, Shard
 from cnnjax.data.entries import BESIDE, Entries, decoder, find_entries, keep_entries, records_cache, verified_mark
 from cnnjax.data.folder import OnError
 from cnnjax.data.listing import shown
 from cnnjax.data.pixels import (
     PIXEL_CHOICES,
     RESIZINGS,
-    PictureError,
+    ImageError,
     Resizing,
     checked_resizing,
     checked_scale,
@@ -36,34 +36,34 @@ _Result = TypeVar("_Result")
 
 
 class Records:
-    """The pictures of a prepared TFDS data set, one split or slice of it, read by index.
+    """The images of a prepared TFDS data set, one split or slice of it, read by index.
 
-    What the record files hold (labels, names, a hash of every picture) is found by reading them through once,
-    and is then kept in the cache, or beside the files of a packed folder. The first time that a process reads a
-    picture it is compared with its hash: what is read is what the digest speaks of, also if files were exchanged.
+    What the record files hold (labels, names, a hash of every image) is found by reading them through once,
+    and is then kept in the cache, or beside the files of a packed folder. The first time that a process reads an
+    image it is compared with its hash: what is read is what the digest speaks of, also if files were exchanged.
 
-    A picture's name is the text that the data set gives it (a feature `file_name`, `image/filename`, `filename` or
-    `name`) where that tells the pictures apart, with its split before it if several are read, as in
+    A image's name is the text that the data set gives it (a feature `file_name`, `image/filename`, `filename` or
+    `name`) where that tells the images apart, with its split before it if several are read, as in
     `train+test`; otherwise its split and position, as in `train/17`.
 
     Args:
         directory: of the prepared data set: it holds `dataset_info.json`.
         split: a split or slice in TFDS's syntax: "train", "train[:80%]", "train[10:20]+test".
         image_size: height and width that `read` resizes to.
-        on_error: "refuse" raises `PictureError` for pictures that cannot be decoded; "skip" decodes all of them
+        on_error: "refuse" raises `ImageError` for images that cannot be decoded; "skip" decodes all of them
             here, leaves such out and lists them in `skipped`.
         resizing: see `cnnjax.data.pixels.resize`.
-        progress: called with (pictures done, all) while record files are read through.
-        scale: which values of 16-bit pictures become 0 and 255, as for `Folder`.
+        progress: called with (images done, all) while record files are read through.
+        scale: which values of 16-bit images become 0 and 255, as for `Folder`.
 
     Attributes:
         directory: of the data set.
         split: as given.
-        places: i64[N], where each picture stands among all of the data set.
+        places: i64[N], where each image stands among all of the data set.
 
     Raises:
-        ValueError: no such split, a slice without pictures, pictures without labels, or features that do not
-            say which is the picture and which the label.
+        ValueError: no such split, a slice without images, images without labels, or features that do not
+            say which is the image and which the label.
         OSError: `directory` holds no data set, or a damaged one.
 
     >>> import tempfile; from PIL import Image; from cnnjax.data import pack_folder
@@ -103,7 +103,7 @@ class Records:
         labels, self._hashes, self.places, self.names = self._list(builder, progress)
         if unlabelled := int((labels < 0).sum()):
             raise ValueError(
-                f"{unlabelled} of {len(labels)} pictures of {split!r} in {self.directory} have no label; choose others "
+                f"{unlabelled} of {len(labels)} images of {split!r} in {self.directory} have no label; choose others "
                 f"of the splits {described(builder)}"
             )
         self.labels = as_labels(labels, len(labels), len(self.class_names))
@@ -116,56 +116,56 @@ class Records:
         return len(self.names)
 
     def __repr__(self) -> str:
-        shape = f"{len(self)} pictures, {len(self.class_names)} classes, {self.image_size}"
+        shape = f"{len(self)} images, {len(self.class_names)} classes, {self.image_size}"
         return f"Records({str(self.directory)!r}, {self.split!r}, {shape})"
 
     def __getstate__(self) -> dict[str, Any]:
         return vars(self) | {"_opened": None, "_spans": _unseen(len(self))}
 
     def read(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
-        """Returns the pictures at `indices` as f32[n, H, W, 3] in 0..255, decoded by a few threads.
+        """Returns the images at `indices` as f32[n, H, W, 3] in 0..255, decoded by a few threads.
 
         Raises:
             IndexError: an index outside 0..N-1.
-            PictureError: names every picture among them that cannot be decoded, with the reason.
+            ImageError: names every image among them that cannot be decoded, with the reason.
             OSError: a record that cannot be read, or is not the one that was listed.
         """
         wanted = as_indices(indices, len(self))
-        pictures = np.empty((len(wanted), *self.image_size, 3), np.float32)
+        images = np.empty((len(wanted), *self.image_size, 3), np.float32)
 
         def one(slot: int) -> str | None:
             index = int(wanted[slot])
             place, digest = int(self.places[index]), self._hashes[index].tobytes()
             if (resized := self._resized.get(place, digest)) is not None:
-                pictures[slot] = resized
+                images[slot] = resized
                 return None
             pixels = self._decoded.get(place, digest)
             try:
                 if pixels is None:
-                    pixels = decode(self._picture(self._records(), index), self.scale)
-                pictures[slot] = resize(pixels, self.image_size, self.resizing)
-            except PictureError as error:
+                    pixels = decode(self._image(self._records(), index), self.scale)
+                images[slot] = resize(pixels, self.image_size, self.resizing)
+            except ImageError as error:
                 return str(error)
             return None
 
         self._refuse(_reasons(wanted, map_threaded(one, range(len(wanted)))))
-        return pictures
+        return images
 
     def verify(self) -> None:
-        """Reads and decodes every picture once, so that a bad one is known before long work starts.
+        """Reads and decodes every image once, so that a bad one is known before long work starts.
 
         That all of them can be decoded is noted in the cache, under a hash of their bytes and Pillow's version:
         the next call decodes nothing. Neither does the first call for a packed folder, which notes it itself.
 
         Raises:
-            PictureError: names the pictures that cannot be decoded (up to 20, and their number), with reasons.
+            ImageError: names the images that cannot be decoded (up to 20, and their number), with reasons.
             OSError: a record that cannot be read, or is not the one that was listed.
         """
         self._refuse(self._inspect())
 
     @property
     def digest(self) -> str:
-        """SHA-256 (hex) of the pictures' bytes in order, the size and the pixel choices.
+        """SHA-256 (hex) of the images' bytes in order, the size and the pixel choices.
 
         The same as a `Folder` of the same files has, so features that were stored for one serve the other.
         """
@@ -177,7 +177,7 @@ class Records:
         return self._digest
 
     def take(self, indices: Sequence[int] | np.ndarray) -> Self:
-        """Returns a source of the pictures at `indices` alone, in that order, with the same classes."""
+        """Returns a source of the images at `indices` alone, in that order, with the same classes."""
         chosen = as_indices(indices, len(self))
         part = copy.copy(self)
         part.names = tuple(self.names[i] for i in chosen)
@@ -189,7 +189,7 @@ class Records:
         return part
 
     def content(self, index: int) -> bytes:
-        """Returns a picture's bytes as they are stored.
+        """Returns an image's bytes as they are stored.
 
         Raises:
             OSError: the record cannot be read, or is not the one that was listed.
@@ -199,22 +199,22 @@ class Records:
         return found[0]
 
     def _each(self, wanted: np.ndarray, use: Callable[[int, bytes], object]) -> dict[int, str]:
-        """Calls `use` with every wanted picture's place and bytes; returns by index why it could not use one."""
+        """Calls `use` with every wanted image's place and bytes; returns by index why it could not use one."""
         records = self._records()
 
         def one(slot: int) -> str | None:
             index = int(wanted[slot])
-            content = self._picture(records, index)
+            content = self._image(records, index)
             try:
                 use(slot, content)
-            except PictureError as error:
+            except ImageError as error:
                 return str(error)
             return None
 
         return _reasons(wanted, map_threaded(one, range(len(wanted))))
 
-    def _picture(self, records: Any, index: int) -> bytes:
-        """A picture's bytes: at first by parsing its record and comparing, later from the same place in it."""
+    def _image(self, records: Any, index: int) -> bytes:
+        """A image's bytes: at first by parsing its record and comparing, later from the same place in it."""
         row, (start, end) = int(self._rows[index]), self._spans[index].tolist()
         if end:
             return self._use(records, row, lambda record: record[start:end])
@@ -251,7 +251,7 @@ class Records:
     def _list(
         self, builder: Any, progress: Progress | None
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, tuple[str, ...]]:
-        """Returns the labels i64[N], hashes u8[N, 32], places i64[N] and names of the split's pictures."""
+        """Returns the labels i64[N], hashes u8[N, 32], places i64[N] and names of the split's images."""
         instructions = self._instructions(builder)
         shards: dict[str, tuple[str, str, int, int, int]] = {}
         start = 0
@@ -262,8 +262,8 @@ class Records:
                 first += count
             start += first
         held = [Shard(path, before, count) for path, _, _, before, count in shards.values()]
-        self._decoded = Decoded(held, Kept(scale=self.scale))
-        self._resized = Decoded(held, Kept(self.image_size, self.resizing, self.scale))
+        self._decoded = Decoded(held, DecodedFormat(scale=self.scale))
+        self._resized = Decoded(held, DecodedFormat(self.image_size, self.resizing, self.scale))
         total, done = sum(part.examples_in_shard for part in instructions), 0
         several = len({shards[os.path.basename(part.filename)][1] for part in instructions}) > 1
         labels, hashes, places, decoders = [], [], [], set[str]()
@@ -285,7 +285,7 @@ class Records:
             self._faults = {}
         place = np.concatenate(places)
         if len(np.unique(place)) < len(place):
-            raise ValueError(f"{self.split!r} takes some pictures of {self.directory} twice")
+            raise ValueError(f"{self.split!r} takes some images of {self.directory} twice")
         if len(set(named)) < len(place):
             named = [f"{split}/{i}" for split, chosen in numbers for i in chosen]
         return np.concatenate(labels), np.concatenate(hashes), place, tuple(named)
@@ -300,7 +300,7 @@ class Records:
                 f"no split {self.split!r} in {self.directory} ({reason}); the splits are {described(builder)}"
             ) from error
         if not found:
-            raise ValueError(f"{self.split!r} of {self.directory} has no pictures; the splits are {described(builder)}")
+            raise ValueError(f"{self.split!r} of {self.directory} has no images; the splits are {described(builder)}")
         for part in found:
             if not os.path.isfile(part.filename):
                 raise FileNotFoundError(f"damaged data set in {self.directory}: {part.filename} is missing")
@@ -324,7 +324,7 @@ class Records:
         return entries
 
     def _inspect(self) -> dict[int, str]:
-        """Returns by index why a picture cannot be decoded."""
+        """Returns by index why an image cannot be decoded."""
         if self._faults is None:
             faults: dict[int, str] = {}
             mark = verified_mark(self._hashes, self.scale)
@@ -343,17 +343,17 @@ class Records:
         if faults:
             lines = self._lines(faults)
             more = f"\n  ... and {len(lines) - _SHOWN} more" if len(lines) > _SHOWN else ""
-            count = "1 picture" if len(lines) == 1 else f"{len(lines)} pictures"
-            raise PictureError(
+            count = "1 image" if len(lines) == 1 else f"{len(lines)} images"
+            raise ImageError(
                 f"{count} of {self.split!r} in {self.directory} cannot be decoded (on_error='skip' leaves such out):"
                 "\n  " + "\n  ".join(lines[:_SHOWN]) + more
             )
 
     def skip_undecodable(self) -> None:
-        """Decodes every picture once and leaves out those that cannot be, listed in `skipped`.
+        """Decodes every image once and leaves out those that cannot be, listed in `skipped`.
 
         Raises:
-            PictureError: a class of which no picture is left.
+            ImageError: a class of which no image is left.
         """
         faults = self._inspect()
         skipped = tuple(self._lines(faults))
@@ -361,8 +361,8 @@ class Records:
         lost = np.setdiff1d(self.labels, kept.labels)
         if lost.size:
             gone = ", ".join(repr(self.class_names[c]) for c in lost)
-            raise PictureError(
-                f"no picture of class {gone} of {self.split!r} in {self.directory} can be decoded:\n  "
+            raise ImageError(
+                f"no image of class {gone} of {self.split!r} in {self.directory} can be decoded:\n  "
                 + "\n  ".join(skipped[:_SHOWN])
             )
         vars(self).update(vars(kept), skipped=skipped)
@@ -373,5 +373,5 @@ def _reasons(wanted: np.ndarray, found: Sequence[str | None]) -> dict[int, str]:
 
 
 def _unseen(count: int) -> np.ndarray:
-    """Where each picture starts and ends in its record, i32[count, 2]; 0 and 0 until it was compared with its hash."""
+    """Where each image starts and ends in its record, i32[count, 2]; 0 and 0 until it was compared with its hash."""
     return np.zeros((count, 2), np.int32)

@@ -64,7 +64,7 @@ class ShapesConfig(tfds.core.BuilderConfig):
     Attributes:
         kind: "source" (six classes to pretrain on) or "target" (four others, for transfer).
         size: height and width in pixels.
-        per_class: pictures a class in every split; the kind's own numbers by default.
+        per_class: images a class in every split; the kind's own numbers by default.
         seed: of everything drawn.
     """
 
@@ -82,7 +82,7 @@ class ShapesConfig(tfds.core.BuilderConfig):
         self.per_class = dict(self.per_class or _PER_CLASS[self.kind])
         if set(self.per_class) != set(SPLITS) or min(self.per_class.values()) < 1:
             raise ValueError(f"per_class: expected a positive number for {', '.join(SPLITS)}, found {self.per_class}")
-        # All that decides the pictures is in the name: another choice is another folder in the cache.
+        # All that decides the images is in the name: another choice is another folder in the cache.
         counts = "-".join(str(self.per_class[split]) for split in SPLITS)
         self.name = f"{self.kind}-{self.size}px-{counts}-seed{self.seed}"
         self.description = f"{len(self.classes)} classes of textured shapes, {self.size} pixels square."
@@ -129,8 +129,8 @@ class Shapes(tfds.core.GeneratorBasedBuilder):
             for index in range(config.per_class[split]):
                 place = [config.seed, list(_CLASSES).index(config.kind), SPLITS.index(split), label, index]
                 name = f"{class_name}/{index:05d}"
-                picture = draw(class_name, config.size, np.random.default_rng(place))
-                yield name, {"image": _png(picture), "label": label, "name": name}
+                image = draw(class_name, config.size, np.random.default_rng(place))
+                yield name, {"image": _png(image), "label": label, "name": name}
 
 
 def open_shapes(
@@ -146,7 +146,7 @@ def open_shapes(
         cache_dir: where prepared data sets are kept, as TFDS's `data_dir`.
 
     Returns:
-        The splits "train", "validation" and "test", their pictures in memory as uint8.
+        The splits "train", "validation" and "test", their images in memory as uint8.
 
     Raises:
         ValueError: an unknown `config`.
@@ -185,7 +185,7 @@ def _in_memory(builder: Shapes, split: str, config: ShapesConfig) -> InMemory:
         # Left to itself TFDS decodes with whatever it finds installed.
         records = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
         if len(records) != count:
-            raise ValueError(f"expected {count} pictures, found {len(records)}")
+            raise ValueError(f"expected {count} images, found {len(records)}")
         images = np.empty((count, config.size, config.size, 3), np.uint8)
         labels, names = np.empty(count, np.int32), []
         for i, record in enumerate(records):
@@ -213,7 +213,7 @@ def _quiet() -> Generator[None]:
 
 
 def draw(class_name: str, size: int, rng: np.random.Generator) -> np.ndarray:
-    """Draws one picture of a class named "texture_shape" as u8[size, size, 3].
+    """Draws one image of a class named "texture_shape" as u8[size, size, 3].
 
     Only uniform draws and arithmetic are used, which NumPy keeps stable from version to version.
 
@@ -235,9 +235,9 @@ def draw(class_name: str, size: int, rng: np.random.Generator) -> np.ndarray:
     ramp, across = turned(between(0, 2 * math.pi), x, y)
     mix = np.clip(0.5 + 0.5 * ramp + between(0, 0.25) * _wave(between(0.3, 0.8) * across + rng.random()), 0, 1)
     first, second = 0.25 + 0.5 * rng.random((2, 3))
-    picture = first + (second - first) * mix[:, :, None]
+    image = first + (second - first) * mix[:, :, None]
     for _ in range(2):
-        picture = _blend(picture, rng.random(3), _blob(x, y, between), size)
+        image = _blend(image, rng.random(3), _blob(x, y, between), size)
 
     scale = between(0.5, 0.8)
     reach = max(0.0, 0.95 - scale)
@@ -248,11 +248,11 @@ def draw(class_name: str, size: int, rng: np.random.Generator) -> np.ndarray:
     weave = np.clip(0.5 + 1.5 * _TEXTURES[texture](tx * pitch + rng.random(), ty * pitch + rng.random()), 0, 1)
     light, dark = 0.6 + 0.4 * rng.random(3), 0.4 * rng.random(3)
     fill = light + (dark - light) * weave[:, :, None]
-    picture = _blend(picture, fill, _SHAPES[shape](x, y) * scale, size)
+    image = _blend(image, fill, _SHAPES[shape](x, y) * scale, size)
 
     noise = between(0.05, 0.2)
-    picture = picture + noise * (rng.random((size, size, 3)) + rng.random((size, size, 3)) - 1)
-    return np.floor(np.clip(picture, 0, 1) * 255 + 0.5).astype(np.uint8)
+    image = image + noise * (rng.random((size, size, 3)) + rng.random((size, size, 3)) - 1)
+    return np.floor(np.clip(image, 0, 1) * 255 + 0.5).astype(np.uint8)
 
 
 def _blob(x: np.ndarray, y: np.ndarray, between: Callable[[float, float], float]) -> np.ndarray:
@@ -261,16 +261,16 @@ def _blob(x: np.ndarray, y: np.ndarray, between: Callable[[float, float], float]
     return np.sqrt(across * across + down * down) - between(0.08, 0.25)
 
 
-def _blend(picture: np.ndarray, colour: np.ndarray, distance: np.ndarray, size: int) -> np.ndarray:
+def _blend(image: np.ndarray, colour: np.ndarray, distance: np.ndarray, size: int) -> np.ndarray:
     """Paints `colour` where `distance` is negative, with an edge of one pixel."""
     cover = np.clip(0.5 - distance * (size / 2), 0, 1)[:, :, None]
-    return picture + (colour - picture) * cover
+    return image + (colour - image) * cover
 
 
-def _png(picture: np.ndarray) -> bytes:
-    """Encodes a picture: TFDS asks TensorFlow to encode arrays, and takes bytes as they are."""
+def _png(image: np.ndarray) -> bytes:
+    """Encodes an image: TFDS asks TensorFlow to encode arrays, and takes bytes as they are."""
     from PIL import Image
 
     buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, "PNG", compress_level=1)
+    Image.fromarray(image).save(buffer, "PNG", compress_level=1)
     return buffer.getvalue()

@@ -168,7 +168,7 @@ class Recording(NamedTuple):
 
 
 class SoundFolder(Folder):
-    """The sounds of a folder, one subfolder a class: `root/split/class/*.wav`, listed as `Folder` lists pictures.
+    """The sounds of a folder, one subfolder a class: `root/split/class/*.wav`, listed as `Folder` lists images.
 
     Args:
         root: the folder that holds the classes, or the splits if `split` is named.

@@ -1,4 +1,4 @@
-"""What a source of labelled pictures is, and the one that holds its pictures in memory."""
+"""What a source of labelled images is, and the one that holds its images in memory."""
 
 import functools
 import hashlib
@@ -26,7 +26,7 @@ from cnnjax.data.pixels import (
 )
 
 THREADS = min(4, max(2, os.cpu_count() or 2))
-"""Threads of a process that read pictures."""
+"""Threads of a process that read images."""
 _CHUNK = 512
 _READ = 64
 _HERE = threading.local()
@@ -36,15 +36,15 @@ _Result = TypeVar("_Result")
 
 @runtime_checkable
 class Source(Protocol):
-    """A fixed, ordered set of labelled pictures that are read by index.
+    """A fixed, ordered set of labelled images that are read by index.
 
     Attributes:
         class_names: the classes, in the order of their labels.
-        labels: i32[N], an index into `class_names` for every picture.
-        names: one name a picture, unique within the source (a folder's pictures: the path below its root,
+        labels: i32[N], an index into `class_names` for every image.
+        names: one name an image, unique within the source (a folder's images: the path below its root,
             with `/`).
         image_size: height and width of what `read` returns; of sounds the number of samples.
-        skipped: the pictures left out, each as "name: reason".
+        skipped: the images left out, each as "name: reason".
 
     Two attributes more may be there: `targets`, a tree of arrays with a row an example, which stands for the labels
     where what is learned is no class; and `weights`, f32[N], how much each example counts in losses and metrics.
@@ -63,7 +63,7 @@ class Source(Protocol):
 
     @property
     def digest(self) -> str:
-        """SHA-256 (hex) of the pictures' contents in order and of every choice that decides a pixel.
+        """SHA-256 (hex) of the images' contents in order and of every choice that decides a pixel.
 
         Labels, names and places are left out: features computed from a source depend on its pixels alone.
         """
@@ -72,29 +72,29 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def read(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
-        """Returns the pictures at `indices`, in that order, as f32[n, H, W, 3] in 0..255."""
+        """Returns the images at `indices`, in that order, as f32[n, H, W, 3] in 0..255."""
         ...
 
 
 class InMemory:
-    """A source of pictures given as arrays.
+    """A source of images given as arrays.
 
     Args:
         images: u8[N, H, W, C] or a float array in 0..255 of that shape; RGB, if C is 3. Kept as it is (floats as
             float32), not copied.
         labels: int[N], indices into `class_names`; None where there are `targets` instead.
         class_names: the classes, in the order of their labels.
-        names: one name a picture; their positions by default.
-        image_size: resize to this height and width while reading; the pictures' own size by default.
+        names: one name an image; their positions by default.
+        image_size: resize to this height and width while reading; the images' own size by default.
         resizing: how; see `cnnjax.data.pixels.resize`.
         scale: which values of `images` become 0 and 255, such as (0, 1), "-1:1" or (0, 4095): then they may be of
             any real type, and a copy is kept as float32.
-        targets: what is learned, where that is no class: a tree of arrays with a row a picture.
-        weights: f32[N], how much each picture counts in losses and metrics; all the same if not given.
+        targets: what is learned, where that is no class: a tree of arrays with a row an image.
+        weights: f32[N], how much each image counts in losses and metrics; all the same if not given.
 
     Attributes:
         images: the array itself.
-        selection: which files the pictures were read from, where `in_memory` read them from a folder.
+        selection: which files the images were read from, where `in_memory` read them from a folder.
 
     Raises:
         ValueError: shapes, types or ranges that do not fit; the message names the argument.
@@ -154,7 +154,7 @@ class InMemory:
         self.weights = None if weights is None else np.asarray(weights)
         self.names = tuple(str(i) for i in range(len(images))) if names is None else tuple(names)
         if len(self.names) != len(images):
-            raise ValueError(f"names: expected {len(images)}, one a picture, found {len(self.names)}")
+            raise ValueError(f"names: expected {len(images)}, one an image, found {len(self.names)}")
         size, channels = as_size(images.shape[1:3] if image_size is None else image_size), images.shape[-1]
         self.image_size: tuple[int, ...] = size if channels == 3 else (*size, channels)
         self.resizing = checked_resizing(resizing)
@@ -167,11 +167,11 @@ class InMemory:
 
     def __repr__(self) -> str:
         classes = f"{len(self.class_names)} classes, " if self.class_names else ""
-        return f"InMemory({len(self)} pictures, {classes}{self.image_size})"
+        return f"InMemory({len(self)} images, {classes}{self.image_size})"
 
     @functools.cached_property
     def digest(self) -> str:
-        """SHA-256 (hex) of the pictures in order, their shape and type, and the pixel choices."""
+        """SHA-256 (hex) of the images in order, their shape and type, and the pixel choices."""
         choices = PIXEL_CHOICES + RESIZINGS[self.resizing]
         found = hashlib.sha256(f"{choices}; {self.image_size}; {self.images.shape} {self.images.dtype}".encode())
         for start in range(0, len(self), _CHUNK):
@@ -183,15 +183,15 @@ class InMemory:
         return self.read_kept(indices).astype(np.float32, copy=False)
 
     def read_kept(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
-        """As `read`, but as uint8 where the pictures are kept so and not resized: a quarter of the bytes."""
+        """As `read`, but as uint8 where the images are kept so and not resized: a quarter of the bytes."""
         wanted = as_indices(indices, len(self))
         size = as_size(self.image_size[:2])
         if keeps_as_is(self.images.shape[1:3], size, self.resizing):
             return self.images[wanted]
-        pictures = np.empty((len(wanted), *size, self.images.shape[-1]), np.float32)
+        images = np.empty((len(wanted), *size, self.images.shape[-1]), np.float32)
         for slot, index in enumerate(wanted):
-            pictures[slot] = resize(self.images[index], size, self.resizing)
-        return pictures
+            images[slot] = resize(self.images[index], size, self.resizing)
+        return images
 
 
 @dataclass(frozen=True)
@@ -211,25 +211,25 @@ def as_kept(source: Any, dtype: Any) -> tuple[Any, Any]:
 
 
 def in_memory(source: Source, budget: int, progress: Callable[[int, int], None] | None = None) -> InMemory | None:
-    """Reads a source once and keeps its pictures as uint8, if they fit: a quarter of what floats take.
+    """Reads a source once and keeps its images as uint8, if they fit: a quarter of what floats take.
 
     Every value is rounded to the nearest whole number, so it differs from what `source.read` gives by at most
-    0.5 of 255; where nothing is resized it does not differ. The digest is that of the rounded pictures: features
+    0.5 of 255; where nothing is resized it does not differ. The digest is that of the rounded images: features
     stored for `source` itself do not serve here.
 
     Args:
-        source: any source of pictures.
-        budget: bytes that the pictures may take, N * H * W * 3.
-        progress: called with (pictures done, pictures in all).
+        source: any source of images.
+        budget: bytes that the images may take, N * H * W * 3.
+        progress: called with (images done, images in all).
 
     Returns:
-        A source with the same labels, classes, names and skipped pictures; None where they do not fit.
+        A source with the same labels, classes, names and skipped images; None where they do not fit.
 
     Raises:
-        PictureError: a picture that cannot be decoded; nothing is kept.
+        ImageError: an image that cannot be decoded; nothing is kept.
 
-    >>> pictures = InMemory(np.full((2, 4, 4, 3), 99.6, np.float32), [0, 1], ("cat", "dog"))
-    >>> in_memory(pictures, budget=96).images[0, 0, 0].tolist(), in_memory(pictures, budget=95)
+    >>> images = InMemory(np.full((2, 4, 4, 3), 99.6, np.float32), [0, 1], ("cat", "dog"))
+    >>> in_memory(images, budget=96).images[0, 0, 0].tolist(), in_memory(images, budget=95)
     ([100, 100, 100], None)
     """
     shape = (len(source), *image_shape(source.image_size))
@@ -289,7 +289,7 @@ def as_labels(labels: Sequence[int] | np.ndarray, count: int, classes: int) -> n
     """Returns `labels` as i32[count]; raises `ValueError` where their number, type or range does not fit."""
     found = np.asarray(labels)
     if found.shape != (count,):
-        raise ValueError(f"labels: expected shape [{count}], one a picture, found {list(found.shape)}")
+        raise ValueError(f"labels: expected shape [{count}], one an image, found {list(found.shape)}")
     if count and not np.issubdtype(found.dtype, np.integer):
         raise ValueError(f"labels: expected whole numbers, found {found.dtype}")
     if count and (found.min() < 0 or found.max() >= classes):
@@ -312,24 +312,24 @@ def as_indices(indices: Sequence[int] | np.ndarray, count: int) -> np.ndarray:
 
 
 @contextmanager
-def undivided() -> Generator[None]:
+def single_threaded() -> Generator[None]:
     """In this block the thread it is in shares no work out: others of its kind do the same for other batches."""
-    before = getattr(_HERE, "undivided", False)
-    _HERE.undivided = True
+    before = getattr(_HERE, "single_threaded", False)
+    _HERE.single_threaded = True
     try:
         yield
     finally:
-        _HERE.undivided = before
+        _HERE.single_threaded = before
 
 
 def map_threaded(function: Callable[[_Item], _Result], items: Sequence[_Item]) -> list[_Result]:
     """Maps over a few threads, results in the items' order.
 
     Decoding, hashing and reading leave Python's lock, so threads do run side by side. Items are handed over
-    in runs rather than one by one: two million futures would weigh more than the pictures' names. Within
-    `undivided` the calling thread does all by itself.
+    in runs rather than one by one: two million futures would weigh more than the images' names. Within
+    `single_threaded` the calling thread does all by itself.
     """
-    if getattr(_HERE, "undivided", False):
+    if getattr(_HERE, "single_threaded", False):
         return [function(item) for item in items]
     run = max(1, min(_CHUNK, -(-len(items) // (THREADS * 4))))
     starts = range(0, len(items), run)

@@ -48,7 +48,7 @@ def open_tfds(
 
     Raises:
         LookupError: no such data set or configuration; the message names the nearest.
-        ValueError: an unknown split or slice, splits that share pictures, or as `Records`.
+        ValueError: an unknown split or slice, splits that share images, or as `Records`.
         OSError: the data set cannot be prepared here; the message gives the command that prepares it elsewhere.
 
     >>> import tempfile; from PIL import Image; from cnnjax.data import pack_folder
@@ -87,7 +87,7 @@ def open_tfds(
         for other in list(found)[i + 1 :]:
             if shared := len(np.intersect1d(found[one].places, found[other].places)):
                 raise ValueError(
-                    f"{one} ({chosen[one]!r}) and {other} ({chosen[other]!r}) of {directory} share {shared} pictures"
+                    f"{one} ({chosen[one]!r}) and {other} ({chosen[other]!r}) of {directory} share {shared} images"
                 )
     return found
 
@@ -117,12 +117,12 @@ def split_records(whole: Records, fractions: Mapping[str, float] = FRACTIONS, se
     """Splits by chance, each class in the same proportions, as `split_by_fraction` splits a folder.
 
     Args:
-        whole: all pictures.
+        whole: all images.
         fractions: the share of every split; they sum to 1.
         seed: of the draw.
 
     Raises:
-        ValueError: a class with fewer pictures than splits.
+        ValueError: a class with fewer images than splits.
     """
     ends = np.cumsum(list(fractions.values()))[:-1]
     chosen: dict[str, list[np.ndarray]] = {key: [] for key in fractions}
@@ -142,5 +142,5 @@ def split_records(whole: Records, fractions: Mapping[str, float] = FRACTIONS, se
             for key, part in zip(fractions, np.split(rng.permutation(members), cuts), strict=True):
                 chosen[key].append(part)
     if few:
-        raise ValueError(f"{whole.directory}: too few pictures for {len(fractions)} splits: class {some(few)}")
+        raise ValueError(f"{whole.directory}: too few images for {len(fractions)} splits: class {some(few)}")
     return {key: whole.take(np.sort(np.concatenate(parts))) for key, parts in chosen.items()}

@@ -1,4 +1,4 @@
-"""Augmented views of pictures, drawn once."""
+"""Augmented views of images, drawn once."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -15,19 +15,19 @@ if TYPE_CHECKING:
 
 
 class Views:
-    """K augmented views of each picture of a source, drawn once: what Method 1 1/2 makes features of.
+    """K augmented views of each image of a source, drawn once: what Method 1 1/2 makes features of.
 
-    View k of picture i is row `i * views + k`. It depends on the seed, i and k alone, so it is the same in
-    every process; the digest tells the source's pictures, the augmentation, the seed and K apart.
+    View k of image i is row `i * views + k`. It depends on the seed, i and k alone, so it is the same in
+    every process; the digest tells the source's images, the augmentation, the seed and K apart.
 
     Args:
-        source: The pictures.
+        source: The images.
         augment: What is drawn.
-        views: How many of each picture.
+        views: How many of each image.
         seed: Of the draws.
 
     Raises:
-        ValueError: There is to be no view, or the augmentation mixes pictures (which needs their labels).
+        ValueError: There is to be no view, or the augmentation mixes images (which needs their labels).
 
     >>> from cnnjax.augment import Augmentation
     >>> from cnnjax.data import InMemory
@@ -39,9 +39,9 @@ class Views:
 
     def __init__(self, source: Any, augment: "Augmentation", views: int, seed: int = 0):
         if views < 1:
-            raise ValueError(f"views: expected at least 1 of each picture, found {views}")
+            raise ValueError(f"views: expected at least 1 of each image, found {views}")
         if augment.mixup or augment.cutmix:
-            raise ValueError("mixup and cutmix mix pictures anew in every step; they cannot be stored as views")
+            raise ValueError("mixup and cutmix mix images anew in every step; they cannot be stored as views")
         self.source, self.augment, self.views, self.seed = source, augment, views, seed
         self.image_size, self.class_names = source.image_size, source.class_names
         self._draw = jax.jit(jax.vmap(self._one))
@@ -53,19 +53,19 @@ class Views:
 
     @property
     def digest(self) -> str:
-        """SHA-256 (hex) of the pictures and of all that decides their views."""
+        """SHA-256 (hex) of the images and of all that decides their views."""
         return digest(self.source.digest, self.augment.digest, str(self.views), str(self.seed))
 
     def __len__(self) -> int:
         return len(self.source) * self.views
 
     def read(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
-        """The views at `indices` as f32[n, H, W, 3]; a picture is read once for all its views among them."""
+        """The views at `indices` as f32[n, H, W, 3]; an image is read once for all its views among them."""
         wanted = np.asarray(indices)
         if not len(wanted):
             return np.zeros((0, *image_shape(self.image_size)), np.float32)
-        pictures, which = np.unique(wanted // self.views, return_inverse=True)
-        images = self.source.read(pictures)[which]
+        places, which = np.unique(wanted // self.views, return_inverse=True)
+        images = self.source.read(places)[which]
         return np.asarray(self._draw(jnp.asarray(wanted, jnp.uint32), images))
 
     def _one(self, index: jax.Array, image: jax.Array) -> jax.Array:

@@ -48,7 +48,7 @@ def mapped(path: Path, dtype: Any, shape: tuple[int, ...]) -> np.ndarray:
     return np.memmap(path, dtype, "r", len(header), shape)
 
 
-class Half:
+class PartialFile:
     """A feature that this process is making.
 
     Attributes:
@@ -120,7 +120,7 @@ class Half:
 @contextmanager
 def claimed(
     target: Path, dtype: Any, shape: tuple[int, ...], waiting: Callable[[int], None] = lambda rows: None
-) -> Generator[Half]:
+) -> Generator[PartialFile]:
     """The half-made feature of a finished file's name, kept from all other processes.
 
     Waits while another process makes it: two that make the same rows only share the machine's cores, and the system
@@ -145,7 +145,7 @@ def claimed(
     with file:
         for left in path.parent.glob(f"{_count(path).name}.*"):  # by a process killed while it wrote its count
             left.unlink(missing_ok=True)
-        half = Half(target, dtype, shape, path, file)
+        half = PartialFile(target, dtype, shape, path, file)
         try:
             yield half
         finally:
@@ -193,7 +193,7 @@ class DiskWriter:
         done: how many rows of each are written.
     """
 
-    def __init__(self, halves: Sequence[Half], made_by: str):
+    def __init__(self, halves: Sequence[PartialFile], made_by: str):
         self.done = min(half.rows if half.made_by == made_by else 0 for half in halves)
         self._halves = halves
         for half in halves:

@@ -16,7 +16,7 @@ import numpy as np
 
 from cnnjax.data.loader import read_batches
 from cnnjax.data.source import as_kept
-from cnnjax.features.partial import DiskWriter, Half, MemoryWriter, claimed, clear, discard, mapped
+from cnnjax.features.partial import DiskWriter, MemoryWriter, PartialFile, claimed, clear, discard, mapped
 from cnnjax.ops.onednn import takes
 from cnnjax.ops.spread import cpu_threads
 from cnnjax.runtime import preemption
@@ -26,15 +26,15 @@ from cnnjax.staging.trace import digest
 Progress = Callable[[int, int], None]
 GIB = 1 << 30
 PASS_BATCH = 32
-# On CPU a pass is fastest while its values stay in the caches. Two cores, pictures a second with all made for 8 at a
+# On CPU a pass is fastest while its values stay in the caches. Two cores, images a second with all made for 8 at a
 # time, and with large values made for 2: MobileNet at 160x160 259 and 278, at 224x224 126 and 138, VGG16 at 96x96 39
-# and 48, at 180x180 (where two pictures' values leave the caches too) 13 and 13. With oneDNN, which writes a value once
+# and 48, at 180x180 (where two images' values leave the caches too) 13 and 13. With oneDNN, which writes a value once
 # where there were three operations, 4, 8, 16 and 64 MiB a core: MobileNet at 160x160 310, 342, 364 and 359.
 _CORE_BYTES, _ONEDNN_BYTES, _MOST_CORES, _ROUND = 4 << 20, 16 << 20, 8, 8
 _PROGRAMS = 4  # compiled passes that are kept at hand
 
 
-class Pictures(Protocol):
+class Images(Protocol):
     """What the store asks of a data source (see `cnnjax.data.Source`)."""
 
     @property
@@ -49,10 +49,10 @@ class Pass:
 
     Attributes:
         images: how many images went through, in this process.
-        decoded: whether the pictures themselves were read (False: made from other stored features).
+        decoded: whether the images themselves were read (False: made from other stored features).
         equations: how many equations of the model ran for each batch.
         seconds: wall-clock time, compilation included.
-        waited: how much of it was spent waiting for pictures to be read.
+        waited: how much of it was spent waiting for images to be read.
     """
 
     images: int
@@ -70,7 +70,7 @@ class FeatureStore:
     """Features by key, on disk or (without a folder) in memory.
 
     A feature's file is named by the digest of the program and weights that made it, the digest of the
-    pictures, the platform and the versions of the libraries: a wrong hit is impossible. A pass that was killed
+    images, the platform and the versions of the libraries: a wrong hit is impossible. A pass that was killed
     goes on where it stopped, when the same features are asked for again in the same way (on CPU: with as many cores),
     and gives the same bits as an unbroken one; features in memory are made anew. A process that asks for what another
     is making waits for it. Where the budget is exceeded, the features not used for the longest time are removed,
@@ -103,7 +103,7 @@ class FeatureStore:
         self,
         staged: Staged,
         fixed: Any,
-        source: Pictures,
+        source: Images,
         batch: int = PASS_BATCH,
         progress: Progress | None = None,
         workers: int = 0,
@@ -113,10 +113,10 @@ class FeatureStore:
         Args:
             staged: the cut program.
             fixed: its frozen leaves.
-            source: the pictures.
+            source: the images.
             batch: images a step of the pass, at most; on CPU they are fewer where their values would leave the cache.
             progress: called with (images done, images in all); done begins at what a killed pass has left.
-            workers: processes that read pictures; 0 reads in threads of this one.
+            workers: processes that read images; 0 reads in threads of this one.
 
         Returns:
             One array `[N, ...]` for each of `staged.features`, and whether all of them were found: no pass was made.
@@ -134,7 +134,7 @@ class FeatureStore:
         """Say that the features given out so far are no longer read: they may be removed to make room."""
         self._in_use.clear()
 
-    def _missing(self, features: Iterable[Feature], source: Pictures) -> list[Feature]:
+    def _missing(self, features: Iterable[Feature], source: Images) -> list[Feature]:
         once = {f.key: f for f in features}
         return [f for f in once.values() if self._load(f, source) is None]
 
@@ -143,7 +143,7 @@ class FeatureStore:
         staged: Staged,
         missing: list[Feature],
         fixed: Any,
-        source: Pictures,
+        source: Images,
         batch: int,
         progress: Progress,
         workers: int,
@@ -166,9 +166,9 @@ class FeatureStore:
         self,
         staged: Staged,
         missing: list[Feature],
-        halves: Mapping[str, Half],
+        halves: Mapping[str, PartialFile],
         fixed: Any,
-        source: Pictures,
+        source: Images,
         batch: int,
         progress: Progress,
         workers: int,
@@ -178,7 +178,7 @@ class FeatureStore:
         at_hand = [f for f in staged.intermediates if self._load(f, source) is not None]
         maker, batch = _maker(staged, missing, batch, at_hand)
         stored = [_present(self._load(f, source)) for f in maker.reads]
-        pictures, kind = as_kept(source, staged.image.dtype)
+        source_images, kind = as_kept(source, staged.image.dtype)
         # Rows of two programs may differ in their last bits: only what this very pass has made is gone on with.
         made, read_from = ([self._name(f, source) for f in some] for some in (missing, maker.reads))
         made_by = digest(
@@ -198,7 +198,7 @@ class FeatureStore:
         def features(rows: np.ndarray) -> tuple[Any, ...]:
             return tuple(_padded(x[rows], batch) for x in stored)
 
-        read = read_batches(pictures, batches, workers=workers) if maker.reads_images else None
+        read = read_batches(source_images, batches, workers=workers) if maker.reads_images else None
         waited = 0.0
         with closing(read) if read else nullcontext(), ThreadPoolExecutor(1) as beside, writer:
             # Reading begins, and its worker processes start, while the program is compiled.
@@ -240,8 +240,8 @@ class FeatureStore:
         return self._programs[key]
 
     def _claim(
-        self, missing: Sequence[Feature], source: Pictures, progress: Progress, claims: ExitStack
-    ) -> dict[str, Half]:
+        self, missing: Sequence[Feature], source: Images, progress: Progress, claims: ExitStack
+    ) -> dict[str, PartialFile]:
         """The files of what is to be made, for this process alone; waits while another process makes some of it."""
         if self.root is None:
             return {}
@@ -255,7 +255,7 @@ class FeatureStore:
         return halves
 
     def _writer(
-        self, features: Sequence[Feature], halves: Mapping[str, Half], source: Pictures, made_by: str
+        self, features: Sequence[Feature], halves: Mapping[str, PartialFile], source: Images, made_by: str
     ) -> DiskWriter | MemoryWriter:
         if halves:
             return DiskWriter([halves[f.key] for f in features], made_by)
@@ -263,16 +263,16 @@ class FeatureStore:
         arrays = [np.empty((len(source), *f.shape), f.dtype) for f in features]
         return MemoryWriter(arrays, lambda made: self._memory.update(zip(names, made, strict=True)))
 
-    def _name(self, feature: Feature, source: Pictures) -> str:
+    def _name(self, feature: Feature, source: Images) -> str:
         # All that decides a bit of the result and does not stand in the program.
         lowering = (jax.default_backend(), str(takes(jnp.float32)), jax.__version__, _precision())
         return digest(feature.key, source.digest, *lowering)[:40]
 
-    def _path(self, feature: Feature, source: Pictures) -> Path:
+    def _path(self, feature: Feature, source: Images) -> Path:
         assert self.root is not None
         return self.root / f"{self._name(feature, source)}.npy"
 
-    def _load(self, feature: Feature, source: Pictures) -> np.ndarray | None:
+    def _load(self, feature: Feature, source: Images) -> np.ndarray | None:
         name = self._name(feature, source)
         self._in_use.add(name)
         if self.root is None:
@@ -290,7 +290,7 @@ class FeatureStore:
             os.utime(path)
         return array
 
-    def _make_room(self, features: Sequence[Feature], source: Pictures) -> None:
+    def _make_room(self, features: Sequence[Feature], source: Images) -> None:
         """Remove what was not used for the longest time until the features fit."""
         wanted = sum(f.nbytes for f in features) * len(source)
         if self.root is None:

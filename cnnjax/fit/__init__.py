@@ -3,6 +3,6 @@
 from cnnjax.fit.finder import RateTest, find_rate
 from cnnjax.fit.fitter import Fitted, Fitter
 from cnnjax.fit.recipe import Phase, Recipe, phases
-from cnnjax.fit.run import Keeping
+from cnnjax.fit.run import CheckpointConfig
 
-__all__ = ["Fitted", "Fitter", "Keeping", "Phase", "RateTest", "Recipe", "find_rate", "phases"]
+__all__ = ["CheckpointConfig", "Fitted", "Fitter", "Phase", "RateTest", "Recipe", "find_rate", "phases"]

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from cnnjax.optim import with_rate
-from cnnjax.train.dataset import Rows
+from cnnjax.train.dataset import FeatureDataset
 from cnnjax.train.trainer import Trainer
 
 _SMOOTH = 0.9
@@ -31,11 +31,11 @@ class RateTest(NamedTuple):
 
 
 def find_rate(
-    trainer: Trainer, rows: Rows, *, low: float = 1e-6, high: float = 1.0, steps: int = 100, seed: int = 0
+    trainer: Trainer, rows: FeatureDataset, *, low: float = 1e-6, high: float = 1.0, steps: int = 100, seed: int = 0
 ) -> RateTest:
     """Train from the model's own weights while the rate grows by the same factor in every step.
 
-    It ends early where the smoothed loss is four times its lowest or no number any more. Rates are numbers in the
+    It ends early where the smoothed loss is four times its lowest or NaN or Inf. Rates are numbers in the
     optimizer's state: one program runs all steps. The trainer and its model stay as they are.
 
     Args:
@@ -53,8 +53,8 @@ def find_rate(
     >>> from cnnjax.data import InMemory
     >>> from cnnjax.freeze import Freeze
     >>> model = nnx.Sequential(lambda x: x.mean((1, 2)) / 255, nnx.Linear(3, 1, rngs=nnx.Rngs(0)))
-    >>> pictures = np.concatenate([np.zeros((20, 4, 4, 3), np.uint8), np.full((20, 4, 4, 3), 255, np.uint8)])
-    >>> data = InMemory(pictures, np.arange(40) // 20, ("dark", "bright"))
+    >>> images = np.concatenate([np.zeros((20, 4, 4, 3), np.uint8), np.full((20, 4, 4, 3), 255, np.uint8)])
+    >>> data = InMemory(images, np.arange(40) // 20, ("dark", "bright"))
     >>> trainer = Trainer(model, Freeze.none().resolve(model), (4, 4), batch_size=8, optimizer="sgd")
     >>> found = find_rate(trainer, trainer.rows(data), low=1e-3, high=100.0, steps=40)
     >>> 0.01 < found.suggested < 10
@@ -92,7 +92,7 @@ def find_rate(
 
 
 def _steepest(rates: np.ndarray, smoothed: np.ndarray) -> float | None:
-    """The rate of the steepest fall over the logarithm of the rate; the first steps and the explosion do not count."""
+    """The rate of the steepest fall over its logarithm; the first steps and the explosion do not count."""
     stop = int(np.nanargmin(smoothed)) + 1 if np.isfinite(smoothed).any() else 0
     if stop <= _EDGE + 1:
         return None

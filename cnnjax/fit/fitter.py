@@ -11,14 +11,14 @@ from cnnjax.data.order import epoch_steps
 from cnnjax.data.source import targets_of
 from cnnjax.features import FeatureStore, Progress
 from cnnjax.fit.recipe import Phase, Recipe, phases
-from cnnjax.fit.run import Keeping, Record, Run
+from cnnjax.fit.run import CheckpointConfig, Record, Run
 from cnnjax.freeze import layer_names
 from cnnjax.functional import Leaves, lasting_leaves, names_of
 from cnnjax.metrics import Journal
 from cnnjax.optim import by_depth, by_groups, make_optimizer, warmup_cosine, warmup_linear
 from cnnjax.order import Example
 from cnnjax.runtime.precision import Precision
-from cnnjax.train.dataset import LabelledPictures, Rows
+from cnnjax.train.dataset import FeatureDataset, LabelledImages
 from cnnjax.train.tasks import Classification, Task
 from cnnjax.train.trainer import Trainer
 
@@ -36,7 +36,7 @@ class Fitted(NamedTuple):
         leaves: every leaf by path, random keys left out.
         history: one record an epoch: phase, epoch, train_loss, train_accuracy, validation_loss, validation_accuracy
             (or whatever metrics the task has), learning_rate (the phase's, before schedule and factors), seconds
-            (training alone), compile_seconds (of those), pictures_per_second.
+            (training alone), compile_seconds (of those), images_per_second.
         seconds: wall-clock time by what took it: "features", "training", "evaluation".
         best: the epoch whose weights the last phase ended with; of an earlier phase where none of its own was better.
         task: what was minimised, with what it took from the training targets (balanced weights, a scale), and without
@@ -59,13 +59,13 @@ class Fitter:
     """Trains one model by one recipe, for any number of seeds: programs and features are made once.
 
     Args:
-        model: any NNX module from pictures to logits, or to what the task takes; it is not changed.
+        model: any NNX module from images to logits, or to what the task takes; it is not changed.
         recipe: how to train.
-        example: height and width of the pictures (or a sound's samples), as `image_size` of `Trainer`.
+        example: height and width of the images (or a sound's samples), as `image_size` of `Trainer`.
         store: where features are kept; in memory if not given.
         within: the part of the model that the recipe freezes.
-        workers: processes that read pictures.
-        stream: read the pictures anew in every epoch, as `Trainer` does with it.
+        workers: processes that read images.
+        stream: read the images anew in every epoch, as `Trainer` does with it.
         precision: what is computed with, as for `Trainer`.
         devices: what the batches are spread over; one device if not given.
         task: what is minimised and reported, as for `Trainer`; `label_smoothing` of the recipe is added to it.
@@ -84,8 +84,8 @@ class Fitter:
     >>> rngs = nnx.Rngs(0)
     >>> backbone = lecture_cnn((32, 32, 3), (4, 8), include_top=False, rngs=rngs)
     >>> model = Classifier(backbone, linear_head(backbone.output_shape(), 2, rngs=rngs), "unit")
-    >>> pictures = np.random.default_rng(0).integers(0, 255, (20, 32, 32, 3), np.uint8)
-    >>> data = InMemory(pictures, np.arange(20) % 2, ("a", "b"))
+    >>> images = np.random.default_rng(0).integers(0, 255, (20, 32, 32, 3), np.uint8)
+    >>> data = InMemory(images, np.arange(20) % 2, ("a", "b"))
     >>> fitter = Fitter(model, Recipe("finetune", unfreeze_from="conv2d_2", epochs=2, tune_epochs=1), (32, 32))
     >>> [(record["phase"], record["epoch"]) for record in fitter.fit(data).history]
     [('head', 0), ('head', 1), ('tune', 2)]
@@ -113,17 +113,17 @@ class Fitter:
         self._example, self._workers = example, workers
         self._factors = _factors(recipe, model, example)
         self._trainers: dict[tuple[int, int, Task], Trainer] = {}
-        self._rows: dict[tuple[int, int, bool], tuple[LabelledPictures, Rows]] = {}
+        self._rows: dict[tuple[int, int, bool], tuple[LabelledImages, FeatureDataset]] = {}
 
-    def resolve(self, train: LabelledPictures) -> None:
+    def resolve(self, train: LabelledImages) -> None:
         """Take from the training targets what the task needs of them; `fit` does it."""
         self._known = self._asked.resolved(targets_of(train))
         self.task = self._known.smoothed(self.recipe.label_smoothing)
 
-    def trainer(self, phase: int, pictures: int) -> Trainer:
-        """The trainer of a phase, for a training set of this many pictures; made once."""
+    def trainer(self, phase: int, images: int) -> Trainer:
+        """The trainer of a phase, for a training set of this many images; made once."""
         recipe, found = self.recipe, self.phases[phase]
-        batches = epoch_steps(pictures, recipe.batch_size, recipe.last_batch)
+        batches = epoch_steps(images, recipe.batch_size, recipe.last_batch)
         if (phase, batches, self.task) not in self._trainers:
             optimizer = make_optimizer(
                 recipe.optimizer, found.learning_rate, schedule=_schedule(recipe, found, batches), clip=recipe.clip,
@@ -143,15 +143,15 @@ class Fitter:
         factor = 1.0 if schedule is None else float(np.asarray(schedule(step // self.recipe.accumulate)))
         return self.phases[phase].learning_rate * factor
 
-    def check(self, pictures: int, *, validated: bool) -> None:
-        """Refuse, before anything is trained, what the recipe cannot do with so many training pictures.
+    def check(self, images: int, *, validated: bool) -> None:
+        """Refuse, before anything is trained, what the recipe cannot do with so many training images.
 
         Args:
-            pictures: their number.
-            validated: whether there are validation pictures.
+            images: their number.
+            validated: whether there are validation images.
 
         Raises:
-            ValueError: it goes by validation pictures and there are none, a phase would not have a step, batches cannot
+            ValueError: it goes by validation images and there are none, a phase would not have a step, batches cannot
                 be spread over the devices, or views are to be stored and nothing is.
         """
         if self.devices is not None:
@@ -159,39 +159,39 @@ class Fitter:
         if self._stream and self.recipe.views:
             raise ValueError("views are stored, and stream stores nothing: give one of them")
         if not validated and (self.recipe.patience is not None or self.recipe.keep == "best"):
-            raise ValueError("patience and keep='best' go by the validation loss: give validation pictures as well")
-        batches = epoch_steps(pictures, self.recipe.batch_size, self.recipe.last_batch)
+            raise ValueError("patience and keep='best' go by the validation loss: give validation images as well")
+        batches = epoch_steps(images, self.recipe.batch_size, self.recipe.last_batch)
         for phase in self.phases:
             _schedule(self.recipe, phase, batches)
 
     def fit(
         self,
-        train: LabelledPictures,
-        validation: LabelledPictures | None = None,
+        train: LabelledImages,
+        validation: LabelledImages | None = None,
         *,
         leaves: Leaves | None = None,
         seed: int = 0,
         journal: Journal | None = None,
         report: Report = silent,
-        keeping: Keeping | None = None,
+        checkpointing: CheckpointConfig | None = None,
     ) -> Fitted:
         """Train.
 
         Args:
-            train: labelled pictures.
+            train: labelled images.
             validation: others, evaluated after each epoch.
             leaves: values to start from where they differ from the model's (another seed's head, say); only of
                 leaves that train in the first phase.
-            seed: of the order of the pictures, dropout and augmentation.
+            seed: of the order of the images, dropout and augmentation.
             journal: takes each epoch's record as it ends.
             report: shows progress.
-            keeping: checkpoints; a run that finds one of its own goes on from there, and ends as if it had never been
-                interrupted: the same weights, records and optimizer state to the last bit.
+            checkpointing: checkpoints; a run that finds one of its own goes on from there, and ends as if it had never
+                been interrupted: the same weights, records and optimizer state to the last bit.
 
         Raises:
             NotFinite: a loss was NaN or infinite: step, rate and files are named.
             CorruptCheckpoint: the newest checkpoint is damaged, and `keeping` does not say to fall back.
-            ValueError: the recipe needs validation pictures and there are none, pictures do not fit the model, or
+            ValueError: the recipe needs validation images and there are none, images do not fit the model, or
                 leaves differ that are frozen at first.
         """
         if seed < 0:
@@ -206,25 +206,25 @@ class Fitter:
             )
         # Rows of other sources, such as another seed's subset, make room.
         self._rows = {key: kept for key, kept in self._rows.items() if kept[0] is train or kept[0] is validation}
-        run = Run(self, train, validation, seed, journal, report, keeping)
+        run = Run(self, train, validation, seed, journal, report, checkpointing)
         own = run.all_phases(dict(leaves or {}))
         return Fitted({**lasting_leaves(self._model), **own}, run.at.history, run.at.seconds, run.at.best, self._known)
 
-    def outputs(self, fitted: Fitted, source: LabelledPictures, pictures: int, report: Report = silent) -> Any:
+    def outputs(self, fitted: Fitted, source: LabelledImages, images: int, report: Report = silent) -> Any:
         """The outputs, such as logits f32[N, 1 or classes], of a source, from features of what the last phase froze.
 
         Args:
             fitted: from `fit`.
-            source: pictures.
-            pictures: how many the training set had.
+            source: images.
+            images: how many the training set had.
             report: shows progress.
         """
         last = len(self.phases) - 1
-        trainer = self.trainer(last, pictures)
+        trainer = self.trainer(last, images)
         rows = self.rows(trainer, last, source, False, report)
         return trainer.predict(trainer.init(fitted.leaves), rows)[1]
 
-    def rows(self, trainer: Trainer, phase: int, source: LabelledPictures, train: bool, report: Report) -> Rows:
+    def rows(self, trainer: Trainer, phase: int, source: LabelledImages, train: bool, report: Report) -> FeatureDataset:
         """Features of a source for a phase, kept for other seeds."""
         key = (phase, id(source), train)
         if key not in self._rows:

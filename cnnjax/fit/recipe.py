@@ -10,7 +10,7 @@ from flax import nnx
 
 from cnnjax.augment import Augmentation
 from cnnjax.data.order import LastBatch
-from cnnjax.freeze import Freeze, Frozen, deepest, layer_names
+from cnnjax.freeze import Freeze, Frozen, layer_names, num_weighted_layers
 from cnnjax.functional import leaves_of
 from cnnjax.optim import make_optimizer
 from cnnjax.order import Example
@@ -33,10 +33,10 @@ class Recipe:
     """How to train a classifier on a backbone.
 
     The methods: "features" (the lecture's Method 1: everything frozen, features once, then the head), "views" (its
-    pictures are `views` augmented ones of each, drawn once), "augment" (Method 2: augmentation, the frozen backbone
-    inside the step), "finetune" (Method 1, then what `unfreeze_from` or `freeze` leaves free, at a tenth of the rate),
-    "lp-ft" (the head first, then everything: Kumar et al. 2022), "gradual" (the head, then stage by stage deeper, the
-    optimizer's state kept: Howard & Ruder 2018), "scratch" (everything trains from the start).
+    images are `views` augmented ones of each, drawn once), "augment" (Method 2: augmentation, the frozen backbone
+    inside the step), "finetune" (Method 1, then what `unfreeze_from` or `freeze` leaves free, at a tenth of the
+    learning rate), "lp-ft" (the head first, then everything: Kumar et al. 2022), "gradual" (the head, then stage by
+    stage deeper, the optimizer's state kept: Howard & Ruder 2018), "scratch" (everything trains from the start).
 
     >>> Recipe("finetune", unfreeze_from="block5_conv1", epochs=5).tune_epochs
     10
@@ -51,11 +51,11 @@ class Recipe:
     stages: tuple[str, ...] = ()
     """gradual: what is frozen in each stage after the head's; three of even depth down to none if not given."""
     epochs: int = 30
-    """Passes over the training pictures, for the head (or the only phase)."""
+    """Passes over the training images, for the head (or the only phase)."""
     tune_epochs: int = 10
     """The same for each phase after the head's."""
     batch_size: int = 20
-    """Pictures a step."""
+    """Images a step."""
     last_batch: LastBatch = "pad"
     """pad: an epoch's short last batch is filled up with rows that count nowhere, also in no statistics of BatchNorm.
     drop: it is left out, for models with a normalisation over the batch that is not BatchNorm's."""
@@ -64,11 +64,12 @@ class Recipe:
     learning_rate: float = 1e-3
     """Of the head's phase, or the only one."""
     tuning_factor: float = 0.1
-    """Later phases train at this part of the rate."""
+    """Later phases train at this part of the learning rate."""
     layer_factor: float = 1.0
     """Each layer before the last trains at this part of the next one's rate (discriminative rates; 1/2.6 in ULMFiT)."""
     rate_groups: dict[str, float] | None = None
-    """Factors of the rate by group instead: 'backbone/block5*' 0.3 head 1.0 (the first match counts, 1 without any)."""
+    """Factors of the learning rate by group instead: 'backbone/block5*' 0.3 head 1.0 (the first match counts, 1 without
+    any)."""
     schedule: Literal["constant", "cosine", "linear"] = "constant"
     """How the rate falls within a phase."""
     warmup: float = 0.0
@@ -89,7 +90,7 @@ class Recipe:
     """lecture: random flips, rotations by 0.1 and zooms by 0.2; imagenet: flips, and parts of half of each side and
     more. The methods views and augment take the lecture's if none is given."""
     views: int = 0
-    """Stored views of each picture, the same for every seed; 4 for the method views, otherwise with augment only."""
+    """Stored views of each image, the same for every seed; 4 for the method views, otherwise with augment only."""
     patience: int | None = None
     """Stop a phase after so many epochs without a lower validation loss, and go back to the best weights. Those that a
     phase starts from, the best of the phase before, count among them, as Keras's `EarlyStopping(baseline=...)` does."""
@@ -130,7 +131,7 @@ class Recipe:
             self._set(augment=self._augmented(), views=self.views or 4)
         if self.method == "augment":
             if self.views:
-                raise ValueError("augment changes the pictures in every step; stored views are the method 'views'")
+                raise ValueError("augment changes the images in every step; stored views are the method 'views'")
             self._set(augment=self._augmented())
         if self.views < 0 or (self.views and self.augment == "none"):
             raise ValueError(f"views: expected 0 or more, and an augmentation to draw them with, found {self.views}")
@@ -160,7 +161,7 @@ class Recipe:
 
     @property
     def augmentation(self) -> Augmentation | None:
-        """What happens to each training picture."""
+        """What happens to each training image."""
         return AUGMENTATIONS[self.augment]
 
 
@@ -173,15 +174,15 @@ class Phase:
         frozen: what is frozen.
         epochs: at most.
         learning_rate: at its peak.
-        carries: whether the optimizer goes on from the phase before, by path; otherwise it starts anew, as Keras's
-            does when a model is compiled again.
+        keeps_optimizer: whether the optimizer goes on from the phase before, by path; otherwise it starts anew, as
+            Keras's does when a model is compiled again.
     """
 
     name: str
     frozen: Frozen
     epochs: int
     learning_rate: float
-    carries: bool = False
+    keeps_optimizer: bool = False
 
 
 def phases(
@@ -226,7 +227,7 @@ def phases(
         stages = [Freeze.parse(text) for text in recipe.stages] or _even(part)
         found = [head]
         for number, stage in enumerate(stages, 1):
-            found.append(Phase(f"stage {number}", frozen(stage), recipe.tune_epochs, rate, carries=True))
+            found.append(Phase(f"stage {number}", frozen(stage), recipe.tune_epochs, rate, keeps_optimizer=True))
             if not trained(found[-2]) < trained(found[-1]):
                 raise ValueError(f"stage {number} of {len(stages)} ({stage}) unfreezes nothing more: order them deeper")
         return tuple(found)
@@ -253,7 +254,7 @@ def _before(layer: str, names: Sequence[str]) -> Freeze:
 
 def _even(part: nnx.Module) -> list[Freeze]:
     """Depths that fall evenly to none."""
-    kernels = deepest(part)
+    kernels = num_weighted_layers(part)
     # Below `kernels`: of one layer two thirds would be all.
     depths = {max(0, min(kernels - 1, round(kernels * (_STAGES - 1 - k) / _STAGES))) for k in range(_STAGES)}
     return [Freeze.depth(depth) for depth in sorted(depths, reverse=True)]

@@ -14,10 +14,10 @@ from cnnjax.data.order import epoch_steps
 from cnnjax.fit.recipe import Phase
 from cnnjax.functional import Leaves
 from cnnjax.metrics import Journal
-from cnnjax.optim import averaged, carry, with_rate
+from cnnjax.optim import averaged, transfer_optimizer_state, with_rate
 from cnnjax.optim.average import with_average
 from cnnjax.runtime import preemption
-from cnnjax.train.dataset import LabelledPictures, Rows
+from cnnjax.train.dataset import FeatureDataset, LabelledImages
 from cnnjax.train.state import State
 from cnnjax.train.task import Metrics
 from cnnjax.train.trainer import NotFinite, Trainer
@@ -27,12 +27,12 @@ if TYPE_CHECKING:
     from cnnjax.fit.fitter import Fitter, Report
 
 Record = dict[str, Any]
-_TIMES = ("seconds", "compile_seconds", "pictures_per_second")
+_TIMES = ("seconds", "compile_seconds", "images_per_second")
 _TOGETHER = 8  # steps between two agreements of all hosts
 
 
 @dataclass(frozen=True)
-class Keeping:
+class CheckpointConfig:
     """How a run is kept, so that it can be killed at any moment.
 
     Attributes:
@@ -51,7 +51,7 @@ class Keeping:
 
 
 @dataclass
-class Standing:
+class TrainingProgress:
     """Where a run stands, besides its arrays.
 
     Attributes:
@@ -86,12 +86,12 @@ class Run:
     """One call of `Fitter.fit`."""
 
     def __init__(
-        self, fitter: "Fitter", train: LabelledPictures, validation: LabelledPictures | None, seed: int,
-        journal: Journal | None, report: "Report", keeping: Keeping | None,
+        self, fitter: "Fitter", train: LabelledImages, validation: LabelledImages | None, seed: int,
+        journal: Journal | None, report: "Report", checkpointing: CheckpointConfig | None,
     ) -> None:  # fmt: skip
         self.fitter, self.train, self.validation, self.seed = fitter, train, validation, seed
-        self.journal, self.report, self.keeping = journal, report, keeping
-        self.at = Standing()
+        self.journal, self.report, self.checkpointing = journal, report, checkpointing
+        self.at = TrainingProgress()
         self._best: Leaves | None = None
         self._latest: _Latest | None = None
         self._saved = time.monotonic()
@@ -105,8 +105,8 @@ class Run:
         for number in range(self.at.phase, len(self.fitter.phases)):
             before = self._phase(number, leaves, before, resumed)
             leaves, resumed = before[1], None
-        if self.keeping:
-            self._guarded(self.keeping.checkpoints.wait)
+        if self.checkpointing:
+            self._guarded(self.checkpointing.checkpoints.wait)
         return leaves
 
     # One phase.
@@ -141,7 +141,13 @@ class Run:
         return state, kept
 
     def _train(
-        self, trainer: Trainer, state: State, rows: Rows, held_out: Rows | None, epochs: int, so_far: Metrics
+        self,
+        trainer: Trainer,
+        state: State,
+        rows: FeatureDataset,
+        held_out: FeatureDataset | None,
+        epochs: int,
+        so_far: Metrics,
     ) -> State:
         phase = self.fitter.phases[self.at.phase]
 
@@ -155,14 +161,14 @@ class Run:
                 between=self._between, so_far=so_far,
             )[0]  # fmt: skip
         except preemption.Preempted:
-            if self.keeping is not None and not self._save(wait=True):
+            if self.checkpointing is not None and not self._save(wait=True):
                 raise preemption.Preempted(saved=False) from None
             raise
         except NotFinite as error:
             raise self._explained(error) from None
 
     def _end_epoch(
-        self, trainer: Trainer, phase: Phase, state: State, record: dict[str, float], held_out: Rows | None
+        self, trainer: Trainer, phase: Phase, state: State, record: dict[str, float], held_out: FeatureDataset | None
     ) -> None:
         """Evaluate, and write the epoch's line."""
         at = self.at
@@ -171,14 +177,14 @@ class Run:
             **{f"train_{name}": record[name] for name in trainer.task.metric_names},
             "learning_rate": phase.learning_rate,
             "seconds": record["seconds"], "compile_seconds": record["compile_seconds"],
-            "pictures_per_second": min(len(self.train), self._steps * trainer.batch_size) / record["seconds"],
+            "images_per_second": min(len(self.train), self._steps * trainer.batch_size) / record["seconds"],
         }  # fmt: skip
         if "skipped_steps" in record:
             line["skipped_steps"] = int(record["skipped_steps"])
         if math.isnan(record["loss"]) and line.get("skipped_steps"):
             raise ValueError(
                 f"no step of epoch {line['epoch']} had finite numbers: all {line['skipped_steps']} were left out. "
-                "A lower rate or clip=1.0 often helps"
+                "A lower learning rate or clip=1.0 often helps"
             )
         improved = False
         if held_out is not None:
@@ -208,7 +214,7 @@ class Run:
         """Whether the validation loss has not fallen for as long as the recipe waits."""
         return self.fitter.recipe.patience is not None and self.at.since >= self.fitter.recipe.patience
 
-    def _rows(self, trainer: Trainer, number: int) -> tuple[Rows, Rows | None]:
+    def _rows(self, trainer: Trainer, number: int) -> tuple[FeatureDataset, FeatureDataset | None]:
         start = time.perf_counter()
         rows = self.fitter.rows(trainer, number, self.train, True, self.report)
         held_out = None
@@ -222,8 +228,10 @@ class Run:
         state = trainer.init(leaves)
         if before is None:
             return state
-        if phase.carries:
-            moved, _ = carry(before[0].optimizer, before[0].trainable, trainer.optimizer, state.trainable, restart=True)
+        if phase.keeps_optimizer:
+            moved, _ = transfer_optimizer_state(
+                before[0].optimizer, before[0].trainable, trainer.optimizer, state.trainable, restart=True
+            )
             state = state._replace(optimizer=with_rate(with_average(moved, state.trainable), phase.learning_rate))
         # Epochs are counted on, so that each phase draws orders and augmentations of its own.
         return state._replace(step=jnp.array(before[0].step))
@@ -235,12 +243,12 @@ class Run:
         step = error.epoch * steps + error.step
         rate = self.fitter.rate(self.at.phase, step - self.at.begun * steps, steps)
         shown = [str(names[i]) if names else str(i) for i in dict.fromkeys(error.examples.tolist())]
-        kept = self.keeping.checkpoints.latest() if self.keeping else None
+        kept = self.checkpointing.checkpoints.latest() if self.checkpointing else None
         error.args = (
-            f"the loss of step {step} (step {error.step} of epoch {error.epoch}) is no finite number; the learning "
+            f"the loss of step {step} (step {error.step} of epoch {error.epoch}) is not finite; the learning "
             f"rate was {rate:.3g}, the batch {', '.join(shown)}. "
             + ("" if kept is None else f"The last good checkpoint is that of step {kept}. ")
-            + "A lower rate or clip=1.0 often helps; not_finite='skip' leaves such steps out and counts them",
+            + "A lower learning rate or clip=1.0 often helps; not_finite='skip' leaves such steps out and counts them",
         )
         return error
 
@@ -272,16 +280,16 @@ class Run:
         return flags if self.fitter.devices is None else self.fitter.devices.agree(*flags)
 
     def _due(self, share: float = 1.0) -> bool:
-        return self.keeping is not None and time.monotonic() - self._saved >= share * self.keeping.every
+        return self.checkpointing is not None and time.monotonic() - self._saved >= share * self.checkpointing.every
 
     def _save(self, *, wait: bool) -> bool:
         """Save the latest state; whether it is saved."""
-        if self.keeping is None or self._latest is None:
+        if self.checkpointing is None or self._latest is None:
             return False
         state, so_far, step, metric = self._latest
         if not bool(_finite([so_far.loss, *state.trainable.values()])):
             return False  # the loop will say so; what was good stays the newest
-        checkpoints, about = self.keeping.checkpoints, {**self.keeping.about, "standing": asdict(self.at)}
+        checkpoints, about = self.checkpointing.checkpoints, {**self.checkpointing.about, "standing": asdict(self.at)}
         # What failed in the background before must not keep this one from being tried.
         self._guarded(checkpoints.wait)
         place = (step, len(self.at.history))
@@ -299,20 +307,20 @@ class Run:
         """Does what may fail for want of room: the run goes on, says so, and tries again later."""
         from cnnjax.checkpoints import SaveFailed
 
-        assert self.keeping is not None
+        assert self.checkpointing is not None
         try:
             action()
         except SaveFailed as error:
             self._stored = None
-            self.keeping.tell(f"not saved: {error}")
+            self.checkpointing.tell(f"not saved: {error}")
             return False
         return True
 
     def _found(self) -> tuple[State, Metrics] | None:
         """State and sums to go on from; takes over where the run stood there."""
-        if self.keeping is None:
+        if self.checkpointing is None:
             return None
-        if not (steps := self.keeping.checkpoints.steps()):
+        if not (steps := self.checkpointing.checkpoints.steps()):
             if self.journal:  # an attempt that ended before its first checkpoint may have written lines
                 self.journal.restart([])
             return None
@@ -320,24 +328,24 @@ class Run:
 
         for step in reversed(steps):
             try:
-                self.at = Standing(**self.keeping.checkpoints.about(step)["standing"])
+                self.at = TrainingProgress(**self.checkpointing.checkpoints.about(step)["standing"])
                 found = self._restore(self.fitter.trainer(self.at.phase, len(self.train)), step)
             except CorruptCheckpoint as error:
-                if not self.keeping.fall_back or step == steps[0]:
+                if not self.checkpointing.fall_back or step == steps[0]:
                     raise
-                self.keeping.tell(f"passed over: {error}")
+                self.checkpointing.tell(f"passed over: {error}")
                 continue
             self._stored = (step, len(self.at.history))
             if step != steps[-1]:
-                self.keeping.checkpoints.rewind(step)  # saves count upwards
+                self.checkpointing.checkpoints.rewind(step)  # saves count upwards
             if self.journal:
                 self.journal.restart([_untimed(line) for line in self.at.history])
-            self.keeping.tell(f"goes on from the run's own checkpoint of step {step}")
+            self.checkpointing.tell(f"goes on from the run's own checkpoint of step {step}")
             return found
         return None
 
     def _restore(self, trainer: Trainer, step: int) -> tuple[State, Metrics]:
-        assert self.keeping is not None
+        assert self.checkpointing is not None
         state = trainer.abstract_state()
         like: dict[str, Any] = {"state": state, "so_far": _as_arrays(trainer.no_metrics()), "key": self._key()}
         if self._keeps_best and self.at.best_loss is not None:
@@ -351,7 +359,7 @@ class Run:
                 for name, part in like.items()
                 if name in ("state", "best")
             }
-        found = self.keeping.checkpoints.restore(like, step)
+        found = self.checkpointing.checkpoints.restore(like, step)
         if not np.array_equal(found["key"], self._key()):
             raise ValueError(f"the checkpoint of step {step} has another seed's random key")
         self._best = found.get("best")

@@ -67,7 +67,7 @@ class Backbone(nnx.Module):
         input_shape: The shape of one example, (H, W, C) for images; None where any size will do.
         inputs: By layer, the names of the layers that it reads ("" is the backbone's own input). A chain if not given.
         alpha: The width multiplier, for architectures that have one.
-        name: What it is called in tables and pictures.
+        name: What it is called in tables and images.
 
     Attributes:
         layer_names: The layers' names in Keras's order (`depth_order`), input and weightless layers included.

@@ -53,7 +53,7 @@ class Graph:
     Args:
         input_shape: Of one example, (H, W, C) for images; None for any height or width.
         rngs: Keys for weights and dropout.
-        name: What the network is called in tables and pictures.
+        name: What the network is called in tables and images.
         input_layer: The input's name, which Keras counts as a layer; None where it does not (Sequential).
 
     Attributes:

@@ -1,4 +1,4 @@
-"""The lecture's own small networks: one for cats and dogs, and a pair for pictures of 32x32."""
+"""The lecture's own small networks: one for cats and dogs, and a pair for images of 32x32."""
 
 import difflib
 from collections import Counter

@@ -30,7 +30,7 @@ def is_path(name: str) -> bool:
 
 
 @dataclass(frozen=True)
-class Own:
+class ImportedBackbone:
     """What `registry.entry` is for an architecture, for a network of the user's; nothing is imported to make one.
 
     Attributes:

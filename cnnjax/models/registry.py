@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from cnnjax.models.own import Own, is_path
+from cnnjax.models.own import ImportedBackbone, is_path
 from cnnjax.models.preprocessing import OF_RGB
 from cnnjax.weights.published import Published
 
@@ -208,16 +208,16 @@ def entries() -> dict[str, Entry]:
     return dict(_entries)
 
 
-def entry_or_own(name: str) -> Entry | Own:
+def entry_or_own(name: str) -> Entry | ImportedBackbone:
     """The same, or what stands for a network of the user's; its code is not imported yet.
 
     Raises:
         LookupError: It is neither an architecture's name nor an import path.
 
     >>> entry_or_own("networks.py:vit")
-    Own(name='networks.py:vit', code=None)
+    ImportedBackbone(name='networks.py:vit', code=None)
     """
-    return Own(name) if is_path(name) else entry(name)
+    return ImportedBackbone(name) if is_path(name) else entry(name)
 
 
 def entry(name: str) -> Entry:

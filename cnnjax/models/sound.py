@@ -1,4 +1,4 @@
-"""Waveforms to log-mel pictures as a module, and the classifier of sounds built on it."""
+"""Waveforms to log-mel images as a module, and the classifier of sounds built on it."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ from cnnjax.ops import spectrogram
 
 
 class LogMel(nnx.Module):
-    """Waveforms to grey pictures that a backbone's preprocessing takes. It holds no weights.
+    """Waveforms to grey images that a backbone's preprocessing takes. It holds no weights.
 
     Time runs to the right, frequency upwards on the mel scale; the loudest band is white, and black is
     `top_db` decibels below it. The same settings serve a file and a device: all of it runs inside the step.
@@ -30,7 +30,7 @@ class LogMel(nnx.Module):
         top_db: Decibels from white to black.
         loudest: What is white, in decibels; each clip's loudest band if not given. For one scaling of a whole
             set, measure it with the method `level`.
-        size: Height and width to resize the pictures to; one pixel a band and a frame if not given.
+        size: Height and width to resize the images to; one pixel a band and a frame if not given.
 
     Raises:
         ValueError: The settings do not fit one another; see `cnnjax.ops.spectrogram.mel_filters`.
@@ -65,13 +65,13 @@ class LogMel(nnx.Module):
         jax.eval_shape(self, jax.ShapeDtypeStruct((1, frame), jnp.float32))  # settings that do not fit fail here
 
     def __call__(self, waveforms: ArrayLike) -> jax.Array:
-        """Turn f32[N, T] in -1..1 into pictures f32[N, H, W, 3] in 0..255.
+        """Turn f32[N, T] in -1..1 into images f32[N, H, W, 3] in 0..255.
 
         Raises:
             ValueError: The waveforms are no floats, or shorter than a frame.
         """
         levels = spectrogram.to_decibels(self._power(waveforms), top_db=self.top_db, loudest=self.loudest)
-        return spectrogram.as_picture(levels, top_db=self.top_db, size=self.size)
+        return spectrogram.as_image(levels, top_db=self.top_db, size=self.size)
 
     def level(self, waveforms: ArrayLike) -> float:
         """Return the decibels of the loudest band of f32[N, T]; the maximum over a set serves as `loudest`.
@@ -97,13 +97,13 @@ class LogMel(nnx.Module):
 
 
 class SoundClassifier(nnx.Module):
-    """Waveforms to logits: log-mel pictures, then a classifier of pictures.
+    """Waveforms to logits: log-mel images, then a classifier of images.
 
     Leaves have the paths they have in `Classifier` (`backbone/...`, `head/...`), so weights, freezing and
-    everything built on them work alike. The front depends on no weight: the trainer makes each picture once.
+    everything built on them work alike. The front depends on no weight: the trainer makes each image once.
 
     Attributes:
-        front: Waveforms to pictures, of the size that the backbone takes.
+        front: Waveforms to images, of the size that the backbone takes.
         backbone, head, preprocessing: As in `Classifier`.
 
     >>> from cnnjax.models import lecture_cnn, linear_head

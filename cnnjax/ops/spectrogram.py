@@ -1,4 +1,4 @@
-"""Waveforms to log-mel pictures: pure functions that run under jit, vmap and grad.
+"""Waveforms to log-mel images: pure functions that run under jit, vmap and grad.
 
 Frames are cut by slices rather than gathered, so the gradient needs no scatter, and transformed by XLA's FFT:
 on two shared CPU cores 3 to 8 times faster than the same transform as a matrix product or a convolution
@@ -252,8 +252,8 @@ def to_decibels(power: ArrayLike, *, top_db: float = 80.0, loudest: float | None
     return 10 * jnp.log10(jnp.clip(share, 10 ** (-top_db / 10), 1.0))
 
 
-def as_picture(levels: ArrayLike, *, top_db: float = 80.0, size: tuple[int, int] | None = None) -> jax.Array:
-    """What `log_mel` gives as a grey picture of three equal channels, as a backbone's preprocessing takes it.
+def as_image(levels: ArrayLike, *, top_db: float = 80.0, size: tuple[int, int] | None = None) -> jax.Array:
+    """What `log_mel` gives as a grey image of three equal channels, as a backbone's preprocessing takes it.
 
     Time runs to the right and frequency upwards; -`top_db` is black (0), 0 is white (255).
 
@@ -265,7 +265,7 @@ def as_picture(levels: ArrayLike, *, top_db: float = 80.0, size: tuple[int, int]
     Returns:
         f32[..., H, W, 3] in 0..255.
 
-    >>> as_picture(jnp.array([[-80.0, 0.0]]))[..., 0].tolist()
+    >>> as_image(jnp.array([[-80.0, 0.0]]))[..., 0].tolist()
     [[255.0], [0.0]]
     """
     x = jnp.flip(jnp.swapaxes(jnp.asarray(levels), -1, -2), -2)

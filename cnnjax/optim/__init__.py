@@ -12,12 +12,23 @@ that rates share one compiled program; a schedule is a factor 0 to 1 of it.
 """
 
 from cnnjax.optim.average import averaged
-from cnnjax.optim.carry import Moved, carry
 from cnnjax.optim.factors import Factors, by_depth, by_groups
 from cnnjax.optim.optimizer import OPTIMIZERS, decays, make_optimizer, with_rate
 from cnnjax.optim.schedules import constant, warmup_cosine, warmup_linear
+from cnnjax.optim.transfer import Moved, transfer_optimizer_state
 
 __all__ = [
-    "OPTIMIZERS", "Factors", "Moved", "averaged", "by_depth", "by_groups", "carry", "constant", "decays",
-    "make_optimizer", "warmup_cosine", "warmup_linear", "with_rate",
+    "OPTIMIZERS",
+    "Factors",
+    "Moved",
+    "averaged",
+    "by_depth",
+    "by_groups",
+    "constant",
+    "decays",
+    "make_optimizer",
+    "transfer_optimizer_state",
+    "warmup_cosine",
+    "warmup_linear",
+    "with_rate",
 ]  # fmt: skip

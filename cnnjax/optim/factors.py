@@ -1,4 +1,4 @@
-"""Discriminative learning rates: each leaf's own factor of the rate (Howard & Ruder 2018, ULMFiT)."""
+"""Discriminative learning rates: each leaf's own factor of the learning rate (Howard & Ruder 2018, ULMFiT)."""
 
 import difflib
 import fnmatch
@@ -66,7 +66,7 @@ def by_depth(paths: Sequence[str], factor: float) -> Callable[[str], float]:
     Args:
         paths: leaf paths of the whole model, layer by layer from the input to the output.
         factor: above 0, at most 1. ULMFiT has 1/2.6 for 4 layers; over MobileNet's 27 that leaves the first
-            layer 1e-11 of the rate, 0.8 leaves it 0.003.
+            layer 1e-11 of the learning rate, 0.8 leaves it 0.003.
 
     Raises:
         ValueError: if the factor is none, or no leaf is a kernel. The function given back raises it for a leaf

@@ -103,8 +103,8 @@ def make_optimizer(
 
     Args:
         name: one of `OPTIMIZERS`; hyperparameters default to those of `keras.optimizers`.
-        learning_rate: the base rate (`with_rate` sets another); Keras's default where it is not given.
-        schedule: a factor of the base rate, 0 to 1, for each optimizer step, such as `warmup_cosine(1000, 50)`.
+        learning_rate: the base learning rate (`with_rate` sets another); Keras's default where it is not given.
+        schedule: a factor of the base learning rate, 0 to 1, for each optimizer step: `warmup_cosine(1000, 50)`.
         weight_decay: decoupled, of the leaves that `decays` names (Loshchilov & Hutter 2019; times the rate, as
             in Keras). Not given, `adamw` decays every leaf by 4e-3 as Keras's does, the others none.
         clip: largest global norm of the gradient of all leaves that train.
@@ -132,7 +132,7 @@ def make_optimizer(
     decay = (keras_decay, _every_leaf) if weight_decay is None else (weight_decay, _decaying_leaves)
 
     def steps(learning_rate: Any) -> optax.GradientTransformation:
-        # Always seven places, so that `carry` finds its way from one choice of options to another.
+        # Always seven places, so that `transfer_optimizer_state` finds its way from one choice of options to another.
         return optax.chain(
             optax.identity() if clip is None else optax.clip_by_global_norm(clip),
             direction(),

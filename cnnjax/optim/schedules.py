@@ -1,4 +1,4 @@
-"""Schedules: the factor, 0 to 1, that a step's learning rate is of the base rate.
+"""Schedules: the factor, 0 to 1, that a step's learning rate is of the base learning rate.
 
 Steps are optimizer steps: with gradient accumulation, one for every `accumulate` batches.
 """
@@ -70,4 +70,4 @@ def _check(steps: int, warmup: int, end: float) -> None:
             f"such as a tenth: {steps // 10}"
         )
     if not 0 <= end <= 1:
-        raise ValueError(f"end: expected a factor of the base rate from 0 to 1, found {end}")
+        raise ValueError(f"end: expected a factor of the base learning rate from 0 to 1, found {end}")

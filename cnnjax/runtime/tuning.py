@@ -23,7 +23,7 @@ def tune_cpu() -> bool:
     full where no thread of NumPy's or JAX's has begun before.
 
     glibc's malloc then keeps blocks of up to 2 GiB that are freed, and all that is free at the heap's end. XLA's CPU
-    backend allocates the temporary memory of a program (half a GiB for a step of MobileNet with 16 pictures) each time
+    backend allocates the temporary memory of a program (half a GiB for a step of MobileNet with 16 images) each time
     it runs. By default glibc gets blocks of that size from the kernel and gives them back, and each of their pages is
     then zeroed at its first use: 136,000 page faults a step, a third of its time. No limit at the heap's end: where
     what lay beyond 2 GiB was given back, an epoch of MobileNet 0.75 in batches of 32 took an eighth longer. One arena,

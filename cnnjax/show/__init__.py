@@ -1,4 +1,4 @@
-"""Pictures of networks, and tables and pictures of what was measured.
+"""Images of networks, and tables and images of what was measured.
 
 Functions give NumPy arrays; `draw_...` put them on a `Sheet`, which `save(path)` writes as PNG.
 
@@ -13,9 +13,9 @@ from cnnjax.show.draw import draw_activations, draw_edges, draw_filters
 from cnnjax.show.edges import EdgeDetector, edge_detectors, edge_responses, step_edges
 from cnnjax.show.fields import Box, cell_box, effective_field, middle_part, neighbour_boxes
 from cnnjax.show.filters import Convolution, convolution, filter_images
+from cnnjax.show.images import open_image
 from cnnjax.show.looks import draw_cam, draw_field
 from cnnjax.show.maps import activation_maps, visible_maps
-from cnnjax.show.pictures import open_picture
 from cnnjax.show.sheet import Sheet
 
 __all__ = [
@@ -40,7 +40,7 @@ __all__ = [
     "grad_cam",
     "middle_part",
     "neighbour_boxes",
-    "open_picture",
+    "open_image",
     "placed",
     "step_edges",
     "visible_maps",

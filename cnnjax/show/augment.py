@@ -10,11 +10,11 @@ import numpy as np
 from tyro.conf import Positional, arg
 
 from cnnjax.augment import Augmentation, Parameters
-from cnnjax.show.pictures import open_picture, resized
+from cnnjax.show.images import open_image, resized
 from cnnjax.show.sheet import FAINT, MARGIN, MOST_PIXELS, Sheet, text_width
 from cnnjax.show.tiles import fitting_grid, resampled
 
-_MOST = 400  # more small pictures than this show nothing of an augmentation
+_MOST = 400  # more small images than this show nothing of an augmentation
 _LINE, _SIZE = 14, 7.5
 _OFF = Augmentation.none()
 
@@ -26,16 +26,16 @@ class Augment:
     Where two numbers are allowed, x alone stands for -x to x.
     """
 
-    picture: Annotated[Positional[Path], arg(metavar="PICTURE")]
+    image: Annotated[Positional[Path], arg(metavar="IMAGE")]
     """A photograph: BMP, GIF, JPEG, PNG or WebP. Its middle square is used."""
     count: int = 15
     """How many changed versions."""
     seed: int = 0
     """Of the random numbers."""
     image_size: int = 224
-    """Height and width of the picture, before anything happens to it."""
+    """Height and width of the image, before anything happens to it."""
     flip: Literal["none", "horizontal", "vertical", "both"] = "horizontal"
-    """Which way pictures are flipped, each with probability one half."""
+    """Which way images are flipped, each with probability one half."""
     rotation: tuple[float, ...] = (0.1,)
     """Fraction of a full turn (0.1: -36 to 36 degrees), or low and high."""
     zoom: tuple[float, ...] = (0.2,)
@@ -49,18 +49,18 @@ class Augment:
     brightness: tuple[float, ...] = (0.0,)
     """Fraction of the value range that is added, or low and high."""
     fill_mode: Literal["reflect", "constant", "nearest", "wrap"] = "reflect"
-    """What lies outside the picture."""
+    """What lies outside the image."""
     fill_value: float = 0.0
     """The value outside, for constant."""
     out: Path | None = None
-    """The PNG file; named after the picture, in the current folder, if not given."""
+    """The PNG file; named after the image, in the current folder, if not given."""
 
     def draw(self) -> Path:
         """Draw and save.
 
         Raises:
             ValueError: A choice is out of range, or none is made.
-            OSError: The picture cannot be read.
+            OSError: The image cannot be read.
         """
         if self.out is not None and self.out.suffix.lower() != ".png":
             raise ValueError(f"--out must be a PNG file, such as {self.out.with_suffix('.png')}, not {self.out}")
@@ -69,17 +69,17 @@ class Augment:
         if self.image_size < 1:
             raise ValueError(f"image_size must be at least 1, not {self.image_size}")
         augmentation = self.augmentation()
-        picture = resized(open_picture(self.picture), (self.image_size, self.image_size))
+        image = resized(open_image(self.image), (self.image_size, self.image_size))
         parameters = augmentation.draw(jax.random.key(self.seed), self.count)
-        images = np.asarray(augmentation.apply(parameters, np.repeat(picture[None], self.count, 0)))
+        images = np.asarray(augmentation.apply(parameters, np.repeat(image[None], self.count, 0)))
         sheet = draw_augmentations(
-            picture,
+            image,
             images,
             changes(augmentation, parameters),
-            f"{self.picture.name}: augmented as in training",
+            f"{self.image.name}: augmented as in training",
             [f"{described(augmentation)}. Seed {self.seed}."],
         )
-        path = sheet.save(self.out or Path(f"augment-{self.picture.stem}.png"))
+        path = sheet.save(self.out or Path(f"augment-{self.image.stem}.png"))
         print(f"written to {path} ({sheet.width} x {sheet.height} pixels)")
         return path
 
@@ -101,33 +101,33 @@ class Augment:
 
 
 def draw_augmentations(
-    picture: np.ndarray, images: np.ndarray, labels: Sequence[str], title: str, notes: list[str]
+    image: np.ndarray, images: np.ndarray, labels: Sequence[str], title: str, notes: list[str]
 ) -> Sheet:
-    """Draw a picture and its changed versions, all in one scale, each under its number and what was drawn.
+    """Draw an image and its changed versions, all in one scale, each under its number and what was drawn.
 
     Args:
-        picture: u8[H, W, 3].
+        image: u8[H, W, 3].
         images: f32[N, h, w, 3], 0 to 255.
-        labels: What happened to each; left out where it is wider than the picture.
+        labels: What happened to each; left out where it is wider than the image.
         title: What is shown.
         notes: How to read it.
 
     Returns:
-        The picture; `save(path)` writes it.
+        The image; `save(path)` writes it.
 
     >>> sheet = draw_augmentations(np.zeros((32, 32, 3), np.uint8), np.zeros((6, 32, 32, 3)), ["+3°"] * 6, "six", [])
     >>> sheet.width, sheet.height < 1000
     (992, True)
     """
     count, shape = len(images), images.shape[1:3]
-    largest = int(min(240, 480 * max(shape) / max(picture.shape[:2])))
+    largest = int(min(240, 480 * max(shape) / max(image.shape[:2])))
     room = MOST_PIXELS - 240, MOST_PIXELS - 480 - 4 * MARGIN
     grid = fitting_grid(count, shape, room, largest=max(1, largest), aspect=1.6, label=_LINE)
     scale = grid.tile[0] / shape[0]
-    beside = resampled(picture / np.float32(255), (round(picture.shape[0] * scale), round(picture.shape[1] * scale)))
+    beside = resampled(image / np.float32(255), (round(image.shape[0] * scale), round(image.shape[1] * scale)))
     left = MARGIN + beside.shape[1] + 2 * MARGIN
     sheet = Sheet(max(720, left + grid.width + MARGIN), max(grid.height, _LINE + len(beside)), title, notes)
-    sheet.text(MARGIN, sheet.top + _LINE - 2, "the picture", size=_SIZE, va="bottom", color=FAINT)
+    sheet.text(MARGIN, sheet.top + _LINE - 2, "the image", size=_SIZE, va="bottom", color=FAINT)
     sheet.image(beside, MARGIN, sheet.top + _LINE)
     sheet.image(grid.filled(np.clip(images / 255, 0, 1)), left, sheet.top)
     texts = [f"{index + 1}  {label}" for index, label in enumerate(labels)]
@@ -163,10 +163,10 @@ def changes(augmentation: Augmentation, parameters: Parameters) -> list[str]:
 
 
 def described(augmentation: Augmentation) -> str:
-    """What the augmentation has on, and what lies outside the picture, in a line.
+    """What the augmentation has on, and what lies outside the image, in a line.
 
     >>> described(Augmentation(flip=True, rotation=0.1, fill_mode="wrap"))
-    'flip horizontal, rotation -0.1 to 0.1; outside the picture: wrap'
+    'flip horizontal, rotation -0.1 to 0.1; outside the image: wrap'
     """
     lower, upper = cast(tuple[float, float], augmentation.contrast)
     on = [
@@ -176,7 +176,7 @@ def described(augmentation: Augmentation) -> str:
     ]
     fill = augmentation.fill_mode
     value = f" {augmentation.fill_value:g}" if fill == "constant" else ""
-    return f"{', '.join(on)}; outside the picture: {fill}{value}"
+    return f"{', '.join(on)}; outside the image: {fill}{value}"
 
 
 def _text(value: Any) -> str:

@@ -26,7 +26,7 @@ class ClassActivation:
     Attributes:
         heat: f32[N, h, w], at least 0, in units of the logit: the layer's resolution, not scaled.
         layer: Path of the layer.
-        classes: i32[N], the class of each picture; 0 and 1 for a model with one logit.
+        classes: i32[N], the class of each image; 0 and 1 for a model with one logit.
         logits: f32[N, classes], or f32[N, 1].
     """
 
@@ -54,7 +54,7 @@ def grad_cam(model: nnx.Module, images: Any, layer: str | None = None, class_ind
             that gives logits (`classifier_activation=None`), your own. It is not changed.
         images: f32[N, H, W, C], as the model takes them (a `Classifier` takes pixels).
         layer: Path of a module that gives maps; the last one if not given.
-        class_index: The class; the top prediction of each picture if not given. A model with one logit has
+        class_index: The class; the top prediction of each image if not given. A model with one logit has
             class 1, for which the logit speaks, and class 0, against which it does.
 
     Returns:
@@ -116,16 +116,16 @@ def class_activation(
 
 
 def placed(heat: ArrayLike, fields: Sequence[Field | None], size: tuple[int, int]) -> np.ndarray:
-    """Spread a layer's cells over the picture: each value stands in the middle of what its cell sees.
+    """Spread a layer's cells over the image: each value stands in the middle of what its cell sees.
 
-    Stretching the map to the picture's size, as is often done, moves the heat: strides with padding on one
+    Stretching the map to the image's size, as is often done, moves the heat: strides with padding on one
     side put a cell's middle elsewhere (MobileNet's last layer at 224 pixels: by 15.5 pixels, down and right).
 
     Args:
         heat: f32[h, w].
         fields: Receptive fields of the layer's rows and columns (`receptive_fields`); where one is not known,
             the cells are spread evenly.
-        size: Height and width of the picture.
+        size: Height and width of the image.
 
     Returns:
         f32[*size], linear between the middles and constant beyond the outermost.
@@ -143,7 +143,7 @@ def placed(heat: ArrayLike, fields: Sequence[Field | None], size: tuple[int, int
 
 
 def _chosen(logits: Any, class_index: int | None) -> jax.Array:
-    """The class of each picture."""
+    """The class of each image."""
     if getattr(logits, "ndim", 0) != 2:
         raise ValueError(f"a classifier gives logits f32[N, classes], found {getattr(logits, 'shape', type(logits))}")
     classes = max(logits.shape[1], 2)

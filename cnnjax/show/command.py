@@ -1,4 +1,4 @@
-"""`cnnjax show`: pictures of a network, and of what it makes of a photograph."""
+"""`cnnjax show`: images of a network, and of what it makes of a photograph."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,9 +22,9 @@ from cnnjax.show.cam import class_activation
 from cnnjax.show.draw import draw_activations, draw_edges, draw_filters
 from cnnjax.show.fields import cell_box, checked_cell, effective_field, layer_with_field, neighbour_boxes
 from cnnjax.show.filters import Convolution, convolution, first_maps
+from cnnjax.show.images import in_channels, in_colour, middle, read_image, resized
 from cnnjax.show.looks import draw_cam, draw_field
 from cnnjax.show.maps import activation_maps, called, checked_maps
-from cnnjax.show.pictures import in_channels, in_colour, middle, read_picture, resized
 from cnnjax.show.sheet import Sheet
 from cnnjax.summaries.measure import receptive_fields
 from cnnjax.weights.hdf5 import WeightsError
@@ -32,7 +32,7 @@ from cnnjax.weights.hdf5 import WeightsError
 
 @dataclass(frozen=True, kw_only=True)
 class _Options:
-    """What all pictures share."""
+    """What all images share."""
 
     backbone: BackboneName = "mobilenet"
     """The network."""
@@ -44,9 +44,9 @@ class _Options:
     preprocessing: str | None = None
     """tf, caffe, torch, unit or none; what the network's published weights expect if not given, unit without any."""
     image_size: ImageSize | None = None
-    """Height and width of the pictures, one number for both; the network's own if not given."""
+    """Height and width of the images, one number for both; the network's own if not given."""
     channels: int | None = None
-    """Of the pictures; 3 if not given. A network of one channel sees photographs in grey."""
+    """Of the images; 3 if not given. A network of one channel sees photographs in grey."""
     layer: str | None = None
     """The layer's name; above stands which is taken if it is not given."""
     out: Path | None = None
@@ -68,7 +68,7 @@ class _Options:
                 self.layer, _names(model), self.backbone + ("" if options["include_top"] else " without its top")
             )
         if self.weights is None:
-            print("no --weights: the network is filled with random numbers, and the picture shows them")
+            print("no --weights: the network is filled with random numbers, and the image shows them")
         return model, preprocessing
 
     def shape(self, model: Any) -> Any:
@@ -85,8 +85,8 @@ class _Options:
         return f"{name}{'' if self.weights else ' (random numbers)'}, {layer}: {text}"
 
     def saved(self, sheet: Sheet, *parts: str) -> Path:
-        """Write the picture and say where."""
-        # A network of one's own is named by a path; the other parts are names of layers and of the picture's file.
+        """Write the image and say where."""
+        # A network of one's own is named by a path; the other parts are names of layers and of the image's file.
         name = "-".join([path_name(parts[0]), *parts[1:]])
         path = sheet.save(self.out or Path(f"{name}.png"))
         print(f"written to {path} ({sheet.width} x {sheet.height} pixels)")
@@ -94,14 +94,14 @@ class _Options:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _WithPicture(_Options):
-    picture: Annotated[Positional[Path], arg(metavar="PICTURE")]
+class _WithImage(_Options):
+    image: Annotated[Positional[Path], arg(metavar="IMAGE")]
     """A photograph: BMP, GIF, JPEG, PNG or WebP; or .npy, an array [H, W, C] of 0 to 255. Its middle is used, in the
-    shape of the network's pictures."""
+    shape of the network's images."""
 
-    def opened_for_picture(self, **options: Any) -> tuple[Any, str, np.ndarray, np.ndarray]:
-        """The same, the picture u8[H, W, 3], and f32[H, W, C] as the network takes it."""
-        pixels = read_picture(self.picture)
+    def opened_for_image(self, **options: Any) -> tuple[Any, str, np.ndarray, np.ndarray]:
+        """The same, the image u8[H, W, 3], and f32[H, W, C] as the network takes it."""
+        pixels = read_image(self.image)
         model, preprocessing = self.opened(**options)
         height, width, channels = self.shape(model)
         assert height is not None and width is not None and channels is not None
@@ -112,7 +112,7 @@ class _WithPicture(_Options):
 
 @dataclass(frozen=True, kw_only=True)
 class Filters(_Options):
-    """The filters of a layer, as a grid: in colour if they read the picture, otherwise slice by slice.
+    """The filters of a layer, as a grid: in colour if they read the image, otherwise slice by slice.
 
     The layer is a convolution: the first one if not given.
     """
@@ -133,8 +133,8 @@ class Filters(_Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Activations(_WithPicture):
-    """The maps that a layer gives for a picture, as a grid beside it.
+class Activations(_WithImage):
+    """The maps that a layer gives for an image, as a grid beside it.
 
     The layer is any with maps: the one that the second convolution reads, if not given.
     """
@@ -144,20 +144,20 @@ class Activations(_WithPicture):
 
     def draw(self) -> Path:
         """Draw and save."""
-        model, _, picture, inputs = self.opened_for_picture()
+        model, _, image, inputs = self.opened_for_image()
         layer = self.layer or first_maps(model, inputs.shape)
         maps = activation_maps(model, inputs[None], layer)[0]
         height, width, channels = maps.shape
         title = self.titled(layer, f"{_many(channels, 'map')} of {height} × {width}")
-        sheet = draw_activations(picture, maps, title, count=self.count)
-        return self.saved(sheet, "activations", self.backbone, layer, self.picture.stem)
+        sheet = draw_activations(image, maps, title, count=self.count)
+        return self.saved(sheet, "activations", self.backbone, layer, self.image.stem)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Edges(_WithPicture):
-    """The strongest edge detectors among the first layer's filters, put on a picture.
+class Edges(_WithImage):
+    """The strongest edge detectors among the first layer's filters, put on an image.
 
-    The layer is a convolution that reads the picture: the first one if not given.
+    The layer is a convolution that reads the image: the first one if not given.
     """
 
     count: int = 6
@@ -165,25 +165,25 @@ class Edges(_WithPicture):
 
     def draw(self) -> Path:
         """Draw and save."""
-        model, preprocessing, picture, inputs = self.opened_for_picture()
+        model, preprocessing, image, inputs = self.opened_for_image()
         found = convolution(model, self.layer, input_shape=inputs.shape)
         if found.folded.shape[2] != inputs.shape[-1] or found.folded.shape[0] < 2:
             raise ValueError(
-                f"{found.layer} has a kernel {tuple(found.folded.shape)}, which finds no edges in a picture; edges are "
-                f"found by a layer that reads the picture: {convolution(model, None, input_shape=inputs.shape).layer}"
+                f"{found.layer} has a kernel {tuple(found.folded.shape)}, which finds no edges in an image; edges are "
+                f"found by a layer that reads the image: {convolution(model, None, input_shape=inputs.shape).layer}"
             )
         kernel = _rgb(found, found.folded, preprocessing)
         text = f"the strongest edge detectors of {_many(kernel.shape[-1], 'filter')}"
         title = self.titled(found.layer, text + (f", scaled by {found.norm}" if found.norm else ""))
-        sheet = draw_edges(picture, _rgb(found, inputs, preprocessing), kernel, title, count=self.count)
-        return self.saved(sheet, "edges", self.backbone, found.layer, self.picture.stem)
+        sheet = draw_edges(image, _rgb(found, inputs, preprocessing), kernel, title, count=self.count)
+        return self.saved(sheet, "edges", self.backbone, found.layer, self.image.stem)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Field(_WithPicture):
-    """What a cell of a layer sees of a picture, what its neighbours see, and how strongly each pixel counts.
+class Field(_WithImage):
+    """What a cell of a layer sees of an image, what its neighbours see, and how strongly each pixel counts.
 
-    The layer is any with maps: if not given, the deepest whose cells see at most half of the picture's height.
+    The layer is any with maps: if not given, the deepest whose cells see at most half of the image's height.
     """
 
     cell: Annotated[tuple[int, int] | None, arg(metavar="ROW COLUMN")] = None
@@ -191,24 +191,24 @@ class Field(_WithPicture):
 
     def draw(self) -> Path:
         """Draw and save."""
-        model, _, picture, inputs = self.opened_for_picture()
+        model, _, image, inputs = self.opened_for_image()
         layer = self.layer or layer_with_field(model, inputs.shape)
         maps = checked_maps(layer, called(model, inputs.shape), model)
         row, column = checked_cell(self.cell, maps, layer)
         fields = receptive_fields(model, inputs.shape)[layer]
         title = self.titled(layer, f"cell ({row}, {column}) of {maps[0]} × {maps[1]}")
         sheet = draw_field(
-            picture,
+            image,
             cell_box(fields, (row, column), layer),
             neighbour_boxes(fields, (row, column), maps),
             effective_field(model, inputs[None], layer, (row, column)),
             title,
         )
-        return self.saved(sheet, "field", self.backbone, layer, f"{row}-{column}", self.picture.stem)
+        return self.saved(sheet, "field", self.backbone, layer, f"{row}-{column}", self.image.stem)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cam(_WithPicture):
+class Cam(_WithImage):
     """Where a trained classifier looks: class activation by gradients (Grad-CAM).
 
     The layer is any with maps: the last one if not given.
@@ -227,12 +227,12 @@ class Cam(_WithPicture):
         if self.weights is None:
             raise ValueError("cam needs --weights FILE, trained and with top: random numbers know no classes")
         try:
-            opened = self.opened_for_picture(include_top=True, classifier_activation="linear")
+            opened = self.opened_for_image(include_top=True, classifier_activation="linear")
         except WeightsError as error:
             if "no_top" not in str(self.weights) and "notop" not in str(self.weights):
                 raise
             raise WeightsError(f"{error}\ncam needs weights with top, such as mobilenet_7_5_224_tf.h5") from error
-        model, _, picture, inputs = opened
+        model, _, image, inputs = opened
         found = class_activation(model, jnp.asarray(inputs[None]), self.layer, self.class_index)
         chosen, probabilities = int(found.classes[0]), found.probabilities[0]
         order = np.argsort(-probabilities)
@@ -243,12 +243,12 @@ class Cam(_WithPicture):
         notes = [f"Grad-CAM. Class {chosen} has probability {sure} and is {place}. The most likely classes: {likely}."]
         title = self.titled(found.layer, f"what speaks for class {chosen}")
         fields = receptive_fields(model, inputs.shape).get(found.layer, (None, None))
-        sheet = draw_cam(picture, found.heat[0], title, notes, fields=fields)
-        return self.saved(sheet, "cam", self.backbone, found.layer, f"class-{chosen}", self.picture.stem)
+        sheet = draw_cam(image, found.heat[0], title, notes, fields=fields)
+        return self.saved(sheet, "cam", self.backbone, found.layer, f"class-{chosen}", self.image.stem)
 
 
 Show = Filters | Activations | Edges | Field | Cam | Augment
-"""The options: a dataclass for each kind of picture, whose name in small letters is the subcommand."""
+"""The options: a dataclass for each kind of image, whose name in small letters is the subcommand."""
 
 
 def show(config: Show) -> Path:
@@ -262,8 +262,8 @@ def _names(model: Any) -> tuple[str, ...]:
 
 def _rgb(found: Convolution, array: np.ndarray, preprocessing: str) -> np.ndarray:
     """Channels (axis 2) as red, green, blue: the first layer under "caffe" reads blue first."""
-    reads_picture = found.kernel.shape[2] == 3
-    return array[:, :, ::-1] if reads_picture and preprocessing == "caffe" else array
+    reads_image = found.kernel.shape[2] == 3
+    return array[:, :, ::-1] if reads_image and preprocessing == "caffe" else array
 
 
 def _many(count: int, what: str) -> str:

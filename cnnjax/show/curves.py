@@ -32,7 +32,7 @@ def plot(records: Sequence[Mapping[str, Any]], path: Path, title: str, units: Ma
 
     Args:
         records: One an epoch: `epoch`, and `train_accuracy`, `validation_loss` and the like.
-        path: The picture.
+        path: The image.
         title: Its title.
         units: Of the metrics, by name; "%" is drawn as per cent of 1. Accuracy in per cent if not given.
 

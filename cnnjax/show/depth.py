@@ -1,4 +1,4 @@
-"""Accuracy against frozen depth: the table, its CSV and its picture."""
+"""Accuracy against frozen depth: the table, its CSV and its plot."""
 
 import csv
 import io
@@ -34,7 +34,7 @@ class Row:
         scores: what the sweep compares by, on the test images, of each seed.
         seconds_per_step: median over its cells, without the first epoch.
         reused: whether every cell found its features in the store.
-        setting: augmentation, number of pictures and method, as far as the sweep varies them.
+        setting: augmentation, number of images and method, as far as the sweep varies them.
     """
 
     freeze: str
@@ -81,7 +81,7 @@ def _setting(line: Mapping[str, Any]) -> str:
     if "augment" in line:
         parts.append("augmented" if line["augment"] != "none" else "not augmented")
     if line.get("size"):
-        parts.append(f"{line['size']:,} pictures")
+        parts.append(f"{line['size']:,} images")
     return ", ".join(parts)
 
 
@@ -94,7 +94,7 @@ def terminal(table: Sequence[Row], title: str, measure: str = "accuracy", unit: 
     out = Table(title=title, title_justify="left")
     varied = any(row.setting for row in table)
     left = ("freeze", "first trainable", "features", "setting")
-    names = ("rate", "trained numbers", f"test {measure}", "ms a step", "features")
+    names = ("rate", "trainable parameters", f"test {measure}", "ms a step", "features")
     for name in ("freeze", "first trainable", *(["setting"] if varied else []), *names):
         out.add_column(name, justify="left" if name in left else "right")
     for row in table:

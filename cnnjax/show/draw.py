@@ -1,4 +1,4 @@
-"""The pictures of filters, activation maps and edges."""
+"""The images of filters, activation maps and edges."""
 
 import numpy as np
 from jax.typing import ArrayLike
@@ -10,7 +10,7 @@ from cnnjax.show.sheet import FAINT, MARGIN, MOST_PIXELS, Sheet, coloured, fitte
 from cnnjax.show.tiles import Grid, fitting_grid, resampled
 
 MOST_TILES = 2500
-"""A sheet shows no more small pictures."""
+"""A sheet shows no more small images."""
 _BODY = MOST_PIXELS - 240  # what a title of several lines leaves
 _NARROWEST = 720
 
@@ -24,7 +24,7 @@ def draw_filters(kernel: ArrayLike, title: str, *, count: int | None = None) -> 
         count: How many filters to show; all that there is room for, if not given.
 
     Returns:
-        The picture; `save(path)` writes it.
+        The image; `save(path)` writes it.
 
     Raises:
         ValueError: The kernel has other axes, or `count` is no number of filters.
@@ -83,17 +83,17 @@ def _draw_slices(images: np.ndarray, title: str, notes: list[str], count: int | 
     return page
 
 
-def draw_activations(picture: np.ndarray, maps: ArrayLike, title: str, *, count: int | None = None) -> Sheet:
-    """Draw a layer's maps, each under its number, beside the picture they were made of.
+def draw_activations(image: np.ndarray, maps: ArrayLike, title: str, *, count: int | None = None) -> Sheet:
+    """Draw a layer's maps, each under its number, beside the image they were made of.
 
     Args:
-        picture: u8[H, W, 3].
-        maps: f32[h, w, K], of this picture.
+        image: u8[H, W, 3].
+        maps: f32[h, w, K], of this image.
         title: What is shown.
         count: How many maps to show; all that there is room for, if not given.
 
     Returns:
-        The picture; `save(path)` writes it.
+        The image; `save(path)` writes it.
 
     Raises:
         ValueError: `count` is no number of maps.
@@ -108,7 +108,7 @@ def draw_activations(picture: np.ndarray, maps: ArrayLike, title: str, *, count:
     # What varies by less than a colour would look like a map that is full of its largest value.
     still = np.ptp(values, (0, 1)) <= np.abs(values).max((0, 1)) / 256
     if still.any():
-        notes.append(f"Light grey: {still.sum()} of {channels:,} maps, which are the same everywhere on this picture.")
+        notes.append(f"Light grey: {still.sum()} of {channels:,} maps, which are the same everywhere on this image.")
     shown = _shown(channels, count, "maps", notes)
     beside = 448 if shown > 100 else 320
     room = _BODY, MOST_PIXELS - beside - 4 * MARGIN
@@ -116,10 +116,10 @@ def draw_activations(picture: np.ndarray, maps: ArrayLike, title: str, *, count:
     colours = "RdBu_r" if signed else "magma"
     tiles = coloured(visible_maps(values[..., :shown]), colours)
     tiles[still[:shown]] = 0.85
-    small = fitted(picture, beside, 1600)
+    small = fitted(image, beside, 1600)
     body = max(grid.height, 14 + len(small) + 70)
     sheet = Sheet(max(_NARROWEST, beside + grid.width + 4 * MARGIN), body, title, notes)
-    sheet.text(MARGIN, sheet.top, "the picture", size=7.5, color=FAINT)
+    sheet.text(MARGIN, sheet.top, "the image", size=7.5, color=FAINT)
     sheet.image(small, MARGIN, sheet.top + 14)
     low, middle = ("− largest", "0") if signed else ("0", "")
     sheet.bar(MARGIN, sheet.top + 14 + len(small) + 20, beside, colours, low, "the map's largest", middle)
@@ -127,21 +127,21 @@ def draw_activations(picture: np.ndarray, maps: ArrayLike, title: str, *, count:
     return sheet
 
 
-def draw_edges(picture: np.ndarray, inputs: ArrayLike, kernel: ArrayLike, title: str, *, count: int = 6) -> Sheet:
-    """Draw the strongest edge detectors of a layer and what they give on a picture.
+def draw_edges(image: np.ndarray, inputs: ArrayLike, kernel: ArrayLike, title: str, *, count: int = 6) -> Sheet:
+    """Draw the strongest edge detectors of a layer and what they give on an image.
 
     Args:
-        picture: u8[H, W, 3].
+        image: u8[H, W, 3].
         inputs: f32[H, W, C], the same, preprocessed as the model wants it.
         kernel: f32[F, F, C, K], with a BatchNorm's scale folded in (`convolution(model).folded`).
         title: What is shown.
         count: How many detectors to show; those whose response is as good as none are left out.
 
     Returns:
-        The picture; `save(path)` writes it.
+        The image; `save(path)` writes it.
 
     Raises:
-        ValueError: The kernel is not square or does not fit the picture's channels; `count` is no number of filters.
+        ValueError: The kernel is not square or does not fit the image's channels; `count` is no number of filters.
 
     >>> sobel = np.array([[-1.0, 0, 1], [-2, 0, 2], [-1, 0, 1]])[:, :, None, None]
     >>> draw_edges(np.zeros((32, 32, 3), np.uint8), np.zeros((32, 32, 1)), sobel, "one filter").width
@@ -152,14 +152,14 @@ def draw_edges(picture: np.ndarray, inputs: ArrayLike, kernel: ArrayLike, title:
     answering = max(1, sum(edge.strength > DEAD * ranked[0].strength for edge in ranked))
     wanted = _shown(answering, count, "filters", [])
     columns, side, tile = (min(3, wanted), 336, 96) if wanted <= 6 else (min(7, -(-wanted // 2)), 250, 64)
-    large = fitted(picture, side, 2 * side)
+    large = fitted(image, side, 2 * side)
     height, strip = len(large), tile + 16
     pitch = strip + height + 24
     shown = min(wanted, columns * max(1, _BODY // pitch))
     notes = [
         "Ranked by the response to a step edge of height 1. Beside each kernel: the edge it answers to most (0° lies, "
         "90° stands).",
-        "Below: the kernel less its mean, on the picture. Red: an edge with its bright side as drawn; blue: reversed. "
+        "Below: the kernel less its mean, on the image. Red: an edge with its bright side as drawn; blue: reversed. "
         "Each map has its own scale; its strongest 0.5 % of pixels look alike.",
     ]
     if shown < wanted:
@@ -176,7 +176,7 @@ def draw_edges(picture: np.ndarray, inputs: ArrayLike, kernel: ArrayLike, title:
         images = images.mean(1)[..., None].repeat(3, -1)
     body = max(-(-shown // columns) * pitch - 24, strip + height + 48)
     sheet = Sheet(side * (columns + 1) + (columns + 3) * MARGIN, body, title, notes)
-    sheet.text(MARGIN, sheet.top + strip - 16, "the picture", size=9, color=FAINT)
+    sheet.text(MARGIN, sheet.top + strip - 16, "the image", size=9, color=FAINT)
     sheet.image(large, MARGIN, sheet.top + strip)
     sheet.bar(MARGIN, sheet.top + strip + height + 16, side, "RdBu_r", "− strongest", "strongest", "0")
     for index, edge in enumerate(edges):

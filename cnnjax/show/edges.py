@@ -83,29 +83,29 @@ def edge_detectors(kernel: ArrayLike) -> list[EdgeDetector]:
     return sorted(found, key=lambda edge: -edge.strength)
 
 
-def edge_responses(picture: ArrayLike, kernel: ArrayLike) -> np.ndarray:
-    """What filters give at every pixel of a picture: the layer at stride 1, without its bias.
+def edge_responses(image: ArrayLike, kernel: ArrayLike) -> np.ndarray:
+    """What filters give at every pixel of an image: the layer at stride 1, without its bias.
 
-    The border is repeated outwards, so that the frame of the picture is no edge.
+    The border is repeated outwards, so that the frame of the image is no edge.
 
     Args:
-        picture: f32[H, W, C], preprocessed as the model wants it.
+        image: f32[H, W, C], preprocessed as the model wants it.
         kernel: f32[F, F, C, K].
 
     Returns:
-        f32[H, W, K]; positive where the picture gets brighter in the filter's direction.
+        f32[H, W, K]; positive where the image gets brighter in the filter's direction.
 
     Raises:
-        ValueError: Picture and kernel differ in their channels.
+        ValueError: Image and kernel differ in their channels.
 
     >>> step = np.repeat([[0.0, 0.0, 1.0, 1.0]], 4, 0)[..., None]
     >>> edge_responses(step, np.array([[-1.0, 1.0]]).reshape(1, 2, 1, 1))[0, :, 0].tolist()
     [0.0, 1.0, 0.0, 0.0]
     """
-    pixels, weights = np.asarray(picture, np.float32), np.asarray(kernel, np.float32)
+    pixels, weights = np.asarray(image, np.float32), np.asarray(kernel, np.float32)
     rows, columns, channels, filters = weights.shape
     if pixels.ndim != 3 or pixels.shape[-1] != channels:
-        raise ValueError(f"the kernel reads {channels} channels, the picture is {pixels.shape}")
+        raise ValueError(f"the kernel reads {channels} channels, the image is {pixels.shape}")
     pads = [((n - 1) // 2, n // 2) for n in (rows, columns)]
     padded = np.pad(pixels, (*pads, (0, 0)), "edge")
     windows = np.lib.stride_tricks.sliding_window_view(padded, (rows, columns), (0, 1))  # [H, W, C, rows, columns]

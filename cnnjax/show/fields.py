@@ -1,4 +1,4 @@
-"""The part of a picture that a cell of a layer sees, and how much of that matters."""
+"""The part of an image that a cell of a layer sees, and how much of that matters."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,9 +20,9 @@ Cell = tuple[int, int]
 
 @dataclass(frozen=True)
 class Box:
-    """Rows `top` to `bottom` and columns `left` to `right` of a picture, ends included.
+    """Rows `top` to `bottom` and columns `left` to `right` of an image, ends included.
 
-    What is negative, or beyond the picture, lies in the padding.
+    What is negative, or beyond the image, lies in the padding.
     """
 
     top: int
@@ -36,7 +36,7 @@ class Box:
         return max(0, self.bottom - self.top + 1) * max(0, self.right - self.left + 1)
 
     def clipped(self, height: int, width: int) -> "Box":
-        """The part that lies on a picture of this size.
+        """The part that lies on an image of this size.
 
         >>> Box(-4, 10, 30, 40).clipped(32, 32)
         Box(top=0, bottom=10, left=30, right=31)
@@ -54,7 +54,7 @@ def cell_box(fields: tuple[Field | None, ...], cell: Cell, layer: str = "the lay
     Box(top=-1, bottom=1, left=9, right=11)
     """
     if len(fields) != 2 or fields[0] is None or fields[1] is None:
-        raise ValueError(f"what the cells of {layer} see of the picture is not known: its receptive field is blank")
+        raise ValueError(f"what the cells of {layer} see of the image is not known: its receptive field is blank")
     (top, bottom), (left, right) = fields[0].interval(cell[0]), fields[1].interval(cell[1])
     return Box(top, bottom, left, right)
 
@@ -92,7 +92,7 @@ def checked_cell(cell: Cell | None, maps: MapShape, layer: str) -> Cell:
 
 
 def layer_with_field(model: nnx.Module, input_shape: Sequence[int]) -> str:
-    """The deepest layer whose cells see at most half of the picture's height: large enough, and not all of it.
+    """The deepest layer whose cells see at most half of the image's height: large enough, and not all of it.
 
     Raises:
         ValueError: No layer of the model has maps and a known receptive field.
@@ -129,7 +129,7 @@ def effective_field(
         channel: One map; the sum over all of them if not given.
 
     Returns:
-        f32[H, W]: the length of the gradient over the picture's channels.
+        f32[H, W]: the length of the gradient over the image's channels.
 
     Raises:
         LookupError: There is no such layer, or it is not called; the nearest name is given.

@@ -1,4 +1,4 @@
-"""The filters of a first layer, as pictures."""
+"""The filters of a first layer, as images."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ class Convolution:
         kernel: f32[F, F, C, K], its weights.
         norm: Path of the BatchNorm that reads what the layer gives, "" if none does.
         folded: f32[F, F, C, K], the kernel times that BatchNorm's scale over its deviation: what both
-            together multiply the picture with. The kernel itself where there is no BatchNorm.
+            together multiply the image with. The kernel itself where there is no BatchNorm.
     """
 
     layer: str
@@ -47,7 +47,7 @@ def convolution(
 
     Raises:
         LookupError: There is no such layer, or it has no kernel f32[F, F, C, K]; the nearest name is given.
-        ValueError: The size of the model's pictures is not known, or it calls no convolution.
+        ValueError: The size of the model's images is not known, or it calls no convolution.
 
     >>> from cnnjax.models import lecture_cnn
     >>> found = convolution(lecture_cnn((32, 32, 3), (4, 8), rngs=nnx.Rngs(0)))
@@ -56,7 +56,7 @@ def convolution(
     """
     name, shape, leaves = model_name(model), known_shape(model, input_shape), _leaves(model)
     if shape is None:
-        raise ValueError(f"the size of {name}'s pictures is not known: give input_shape, (H, W, C)")
+        raise ValueError(f"the size of {name}'s images is not known: give input_shape, (H, W, C)")
     found = called(model, shape)
     kernels = _convolutions(model, found)
     layer = checked_layer(layer or kernels[0], kernels, f"{name}'s layers with a kernel f32[F, F, C, K]")
@@ -109,7 +109,7 @@ def filter_images(kernel: ArrayLike) -> np.ndarray:
         kernel: f32[F, F, C, K], its channels red, green, blue if there are three.
 
     Returns:
-        f32[K, F, F, 3] in colour for three channels; f32[K, C, F, F] for any other number, a picture for
+        f32[K, F, F, 3] in colour for three channels; f32[K, C, F, F] for any other number, an image for
         each filter and each of its slices, the slices of a filter scaled alike.
 
     Raises:

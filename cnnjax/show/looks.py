@@ -1,4 +1,4 @@
-"""The pictures of what a cell sees and of where a classifier looks."""
+"""The images of what a cell sees and of where a classifier looks."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -15,24 +15,24 @@ _PANEL, _HIGHEST = 640, 1600
 _HEAT = "inferno"
 
 
-def draw_field(picture: np.ndarray, box: Box, neighbours: Sequence[Box], effective: np.ndarray, title: str) -> Sheet:
-    """Draw a cell's receptive field on a picture, its neighbours' and how strongly each pixel counts.
+def draw_field(image: np.ndarray, box: Box, neighbours: Sequence[Box], effective: np.ndarray, title: str) -> Sheet:
+    """Draw a cell's receptive field on an image, its neighbours' and how strongly each pixel counts.
 
     Args:
-        picture: u8[H, W, 3].
+        image: u8[H, W, 3].
         box: What the cell sees (`cell_box`).
         neighbours: What the cells beside it see.
         effective: f32[H, W], the magnitude of the cell's gradient (`effective_field`).
         title: What is shown.
 
     Returns:
-        The picture; `save(path)` writes it.
+        The image; `save(path)` writes it.
 
     >>> small = np.zeros((32, 32, 3), np.uint8)
     >>> draw_field(small, Box(-3, 11, 4, 18), [Box(-3, 11, 8, 22)], np.ones((32, 32)), "a cell").width
     1340
     """
-    height, width, _ = picture.shape
+    height, width, _ = image.shape
     page = Box(0, height - 1, 0, width - 1)
     reach = max(box.bottom - box.top, box.right - box.left) + 1
     whole, close = _around([box, *neighbours, page], 2), _around([box, *neighbours], max(2, reach // 4))
@@ -45,13 +45,13 @@ def draw_field(picture: np.ndarray, box: Box, neighbours: Sequence[Box], effecti
     # Few pixels are far stronger than the rest: those above the limit are drawn alike, and the others by square roots.
     limit = np.quantile(effective[effective > 0], 0.995) if effective.max() > 0 else 1.0
     strength = np.sqrt(np.minimum(effective / limit, 1))[..., None]
-    grey = picture.mean(-1, keepdims=True) / 255
+    grey = image.mean(-1, keepdims=True) / 255
     overlay = grey * (1 - strength) + coloured(strength[..., 0], _HEAT) * strength
-    names = ["the picture and the receptive fields", "the effective receptive field"]
+    names = ["the image and the receptive fields", "the effective receptive field"]
     if parts[1] is close:
         rows, columns = _span(close.top, close.bottom), _span(close.left, close.right)
         names[1] += f", enlarged: rows {rows}, columns {columns}"
-    for k, pixels in enumerate((picture, overlay)):
+    for k, pixels in enumerate((image, overlay)):
         part, x = parts[k], MARGIN + k * (_PANEL + MARGIN)
         sheet.text(x, sheet.top, names[k], size=9, color=FAINT)
         axes = sheet.axes(x, sheet.top + 18, sizes[k][1], sizes[k][0])
@@ -81,11 +81,11 @@ def _field_notes(page: Box, box: Box, neighbours: Sequence[Box], effective: np.n
     if effective.max() > 0:
         side = middle_part(effective, box)
         notes.append(
-            "Right: how strongly each pixel moves the cell on this picture (magnitude of the gradient); "
+            "Right: how strongly each pixel moves the cell on this image (magnitude of the gradient); "
             f"90 % of it lies in the middle {side} × {side} pixels."
         )
     else:
-        notes.append("Right: nothing, since no pixel moves the cell on this picture (its gradient is 0).")
+        notes.append("Right: nothing, since no pixel moves the cell on this image (its gradient is 0).")
     return notes
 
 
@@ -103,7 +103,7 @@ def _around(boxes: Sequence[Box], margin: int) -> Box:
 
 
 def _outline(axes: Any, box: Box, colour: str, width: float) -> None:
-    """A frame around the box's pixels, with a dark rim so that it stands out from any picture."""
+    """A frame around the box's pixels, with a dark rim so that it stands out from any image."""
     from matplotlib.patches import Rectangle
 
     corner = (box.left - 0.5, box.top - 0.5)
@@ -113,7 +113,7 @@ def _outline(axes: Any, box: Box, colour: str, width: float) -> None:
 
 
 def draw_cam(
-    picture: np.ndarray,
+    image: np.ndarray,
     heat: np.ndarray,
     title: str,
     notes: Sequence[str] = (),
@@ -123,14 +123,14 @@ def draw_cam(
     """Draw where a classifier looks.
 
     Args:
-        picture: u8[H, W, 3].
+        image: u8[H, W, 3].
         heat: f32[h, w], at least 0 (`grad_cam`).
         title: What is shown.
-        fields: Receptive fields of the layer's rows and columns, which say where on the picture its cells are.
+        fields: Receptive fields of the layer's rows and columns, which say where on the image its cells are.
         notes: Lines below it.
 
     Returns:
-        The picture; `save(path)` writes it.
+        The image; `save(path)` writes it.
 
     >>> draw_cam(np.zeros((64, 64, 3), np.uint8), np.eye(2), "a class").width
     1340
@@ -141,14 +141,14 @@ def draw_cam(
         lines.append("Each cell's value stands in the middle of its receptive field; between cells it is interpolated.")
     if largest == 0:
         lines.append("Nothing speaks for this class here: the heat is 0 everywhere.")
-    large = fitted(picture, _PANEL, _HIGHEST)
+    large = fitted(image, _PANEL, _HIGHEST)
     height, width, _ = large.shape
     sheet = Sheet(2 * _PANEL + 3 * MARGIN, height + 60, title, lines)
-    scaled = placed(heat / (largest or 1), fields, picture.shape[:2])[..., None]
+    scaled = placed(heat / (largest or 1), fields, image.shape[:2])[..., None]
     smooth = np.clip(resize(scaled, (height, width)), 0, 1)
     cover = 0.65 * smooth**0.7
     over = large.mean(-1, keepdims=True) * (1 - cover) + cover * coloured(smooth[..., 0], _HEAT)
-    names = "the picture", f"class activation, {heat.shape[0]} × {heat.shape[1]} cells"
+    names = "the image", f"class activation, {heat.shape[0]} × {heat.shape[1]} cells"
     for k, pixels in enumerate((large, over)):
         x = MARGIN + k * (_PANEL + MARGIN)
         sheet.text(x, sheet.top, names[k], size=9, color=FAINT)

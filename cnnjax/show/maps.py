@@ -1,4 +1,4 @@
-"""Which layers of a model give maps, and what those are for a picture."""
+"""Which layers of a model give maps, and what those are for an image."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,8 +20,8 @@ class Called:
     """A module that a model calls.
 
     Attributes:
-        maps: (height, width, channels) of the maps it gives for one picture; None if it gives no maps.
-        shape: Of its output for one picture; None if that is no array.
+        maps: (height, width, channels) of the maps it gives for one image; None if it gives no maps.
+        shape: Of its output for one image; None if that is no array.
         calls: How often it is called.
         passes_on: Whether its output is another module's, passed on as it is (a container's is).
         reads: The modules whose outputs it was (last) called with, as they are.
@@ -35,7 +35,7 @@ class Called:
 
 
 def called(model: nnx.Module, input_shape: Sequence[int]) -> dict[str, Called]:
-    """Every module that the model calls for a picture, in the order in which they give their (last) output.
+    """Every module that the model calls for an image, in the order in which they give their (last) output.
 
     Nothing is run. What gives a single cell (1 x 1), as global pooling does, gives no maps.
 
@@ -79,7 +79,7 @@ def last_maps(found: dict[str, Called], model: nnx.Module) -> str:
     """
     names = [path for path, layer in found.items() if layer.maps and not layer.passes_on]
     if not names:
-        raise ValueError(f"no layer of {model_name(model)} gives maps (height, width, channels) of these pictures")
+        raise ValueError(f"no layer of {model_name(model)} gives maps (height, width, channels) of these images")
     return names[-1]
 
 
@@ -101,7 +101,7 @@ def checked_maps(layer: str, found: dict[str, Called], model: nnx.Module) -> Map
 
 
 def activation_maps(model: nnx.Module, images: Any, layer: str) -> np.ndarray:
-    """The maps that a layer gives for pictures, as the network computes them.
+    """The maps that a layer gives for images, as the network computes them.
 
     Args:
         model: Any NNX module from images to anything; it is not changed.
@@ -130,7 +130,7 @@ def visible_maps(maps: np.ndarray) -> np.ndarray:
     """Scale maps so that each can be seen: by its own largest value.
 
     Args:
-        maps: f32[h, w, K], of one picture.
+        maps: f32[h, w, K], of one image.
 
     Returns:
         f32[K, h, w]. Maps without negative values go to 0..1 (0 stays 0). If any map has negative values, all

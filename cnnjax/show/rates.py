@@ -12,7 +12,7 @@ def plot(test: "RateTest", path: Path, title: str) -> None:
 
     Args:
         test: from `cnnjax.fit.find_rate`.
-        path: The picture.
+        path: The image.
         title: Its title.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg

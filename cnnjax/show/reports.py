@@ -1,4 +1,4 @@
-"""A classifier's report as a picture: confusion matrix, ROC curves, reliability diagram."""
+"""A classifier's report as an image: confusion matrix, ROC curves, reliability diagram."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,11 +21,11 @@ def plot(report: Report, path: Path, title: str) -> None:
 
     Args:
         report: What `cnnjax.metrics.report` found.
-        path: The picture; its folder is made if it does not exist.
+        path: The image; its folder is made if it does not exist.
         title: Its title.
 
     Raises:
-        OSError: The picture cannot be written.
+        OSError: The image cannot be written.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

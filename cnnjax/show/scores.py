@@ -1,4 +1,4 @@
-"""A task's report as a picture: of classes, of several labels, of numbers, or of a task of one's own."""
+"""A task's report as an image: of classes, of several labels, of numbers, or of a task of one's own."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,11 +25,11 @@ def plot(report: Any, path: Path, title: str) -> None:
 
     Args:
         report: What the task's `report` gave.
-        path: The picture; its folder is made if it does not exist.
+        path: The image; its folder is made if it does not exist.
         title: Its title.
 
     Raises:
-        OSError: The picture cannot be written.
+        OSError: The image cannot be written.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

@@ -1,4 +1,4 @@
-"""A PNG laid out in pixels: pictures, lines and text at exact places, on Matplotlib's Agg canvas."""
+"""A PNG laid out in pixels: images, lines and text at exact places, on Matplotlib's Agg canvas."""
 
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ class Sheet:
         width: Of the sheet, in pixels.
         body: Height of what stands below the title.
         title: What is shown, in bold.
-        notes: Lines below it: how to read the picture.
+        notes: Lines below it: how to read the image.
 
     Attributes:
         top: Where the title ends and the body starts.
@@ -41,7 +41,7 @@ class Sheet:
         self.width, self.top = width, MARGIN + sum(step for _, _, step, _, _ in lines) + 12
         self.height = self.top + body + MARGIN
         if max(self.width, self.height) > MOST_PIXELS:
-            raise ValueError(f"a picture of {self.width} x {self.height} pixels is too large ({MOST_PIXELS} a side)")
+            raise ValueError(f"an image of {self.width} x {self.height} pixels is too large ({MOST_PIXELS} a side)")
         # A hundredth of a pixel more, since inches times dots an inch may fall just short of the whole number.
         inches = [(pixels + 0.01) / _DPI for pixels in (self.width, self.height)]
         self.figure = Figure(figsize=(inches[0], inches[1]), dpi=_DPI, facecolor="white")
@@ -61,7 +61,7 @@ class Sheet:
         self.figure.figimage(pixels, x, self.height - y - pixels.shape[0], origin="upper", vmin=0, vmax=1)
 
     def axes(self, x: int, y: int, width: int, height: int) -> Any:
-        """Matplotlib axes without ticks or frame, to draw over a picture."""
+        """Matplotlib axes without ticks or frame, to draw over an image."""
         box = (x / self.width, 1 - (y + height) / self.height, width / self.width, height / self.height)
         axes = self.figure.add_axes(box)
         axes.axis("off")
@@ -124,7 +124,7 @@ def coloured(values: np.ndarray, colours: str) -> np.ndarray:
 
 
 def fitted(pixels: np.ndarray, width: int, height: int) -> np.ndarray:
-    """Resize a picture smoothly, in its proportions, to the largest size that fits.
+    """Resize an image smoothly, in its proportions, to the largest size that fits.
 
     Args:
         pixels: u8[H, W, 3], or f32[H, W, 3] 0 to 1.

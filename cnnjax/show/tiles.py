@@ -1,4 +1,4 @@
-"""Many small pictures in one array: where they go, and how large they are."""
+"""Many small images in one array: where they go, and how large they are."""
 
 import math
 from dataclasses import dataclass
@@ -48,7 +48,7 @@ class Grid:
         )
 
     def filled(self, tiles: np.ndarray, background: float = 1.0) -> np.ndarray:
-        """All tiles f32[count, h, w, 3] (resized to `tile`) in one picture f32[height, width, 3]."""
+        """All tiles f32[count, h, w, 3] (resized to `tile`) in one image f32[height, width, 3]."""
         sheet = np.full((self.height, self.width, 3), background, np.float32)
         for index, tile in enumerate(tiles):
             y, x = self.place(index)
@@ -59,9 +59,9 @@ class Grid:
 def fitting_grid(
     count: int, shape: tuple[int, int], room: tuple[int, int], *, largest: int, aspect: float = 1.3, label: int = 14
 ) -> Grid:
-    """Choose a grid for `count` pictures of a shape: the largest tiles that fit.
+    """Choose a grid for `count` images of a shape: the largest tiles that fit.
 
-    Pictures smaller than their tile are enlarged by a whole number, so that every cell stays a square. Among
+    Images smaller than their tile are enlarged by a whole number, so that every cell stays a square. Among
     equally large tiles the grid is the one that comes closest to `aspect` and leaves few places empty.
 
     Args:

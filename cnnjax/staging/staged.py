@@ -310,7 +310,7 @@ class Staged:
                 return large(values | dict(zip(rows, images, strict=True)))
 
             # In a loop XLA's convolutions of so few images are as fast as of all outside it (ResNet-50 at 160x160 45
-            # and 43 pictures a second), though the lecture's CNN, whose maps are large and layers few, loses a tenth.
+            # and 43 images a second), though the lecture's CNN, whose maps are large and layers few, loses a tenth.
             parts = [values[v].reshape(batch // few, few, *values[v].shape[1:]) for v in rows]
             joined = [x.reshape(batch, *x.shape[2:]) for x in jax.lax.map(some, parts)]
             return rest(values | dict(zip(handed, joined, strict=True)))

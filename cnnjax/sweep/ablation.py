@@ -23,20 +23,20 @@ from cnnjax.runtime.preemption import watching
 from cnnjax.runtime.progress import Bars
 from cnnjax.show import depth
 from cnnjax.staging.trace import digest
-from cnnjax.sweep.bench import Bench, chosen, make_head
 from cnnjax.sweep.data import SweepData, open_sweep_data
 from cnnjax.sweep.grid import Cell, cells, groups
 from cnnjax.sweep.options import Ablation
 from cnnjax.sweep.processes import run_in_processes
+from cnnjax.sweep.runner import SweepRunner, chosen, make_head
 from cnnjax.train.dataset import digest_of
 
 
 def sweep(config: Ablation, data: SweepData, console: Console | None = None) -> Path:
-    """Run every cell that is not in the run folder yet, and write table and picture.
+    """Run every cell that is not in the run folder yet, and write table and plot.
 
     Args:
         config: the options.
-        data: pictures and backbone.
+        data: images and backbone.
         console: where the table goes.
 
     Returns:
@@ -62,12 +62,12 @@ def sweep(config: Ablation, data: SweepData, console: Console | None = None) -> 
     if any(source.skipped for source in data.splits.values()):
         account(data.splits).write(run.path / "skipped.csv")
     measure = data.task.headline
-    unit, picture = data.task.unit(measure), f"{measure}.png"
+    unit, image = data.task.unit(measure), f"{measure}.png"
     table = depth.rows(run.results, measure)
     depth.write_csv(table, run.path / "table.csv", measure)
-    depth.plot(table, run.path / picture, data.title, measure, unit)
+    depth.plot(table, run.path / image, data.title, measure, unit)
     console.print(depth.terminal(table, data.title, measure, unit))
-    console.print(f"written to {run.path}: config.json, results.jsonl, table.csv, {picture}", highlight=False)
+    console.print(f"written to {run.path}: config.json, results.jsonl, table.csv, {image}", highlight=False)
     return run.path
 
 
@@ -110,10 +110,10 @@ def _run_here(
     config: Ablation, data: SweepData, missing: list[list[Cell]], model: Classifier | SoundClassifier, store: Path,
     bars: Bars,
 ) -> Generator[dict[str, Any]]:  # fmt: skip
-    bench = Bench(config, data, model, FeatureStore(store, int(config.store_gib * GIB)), bars.bar)
-    bench.prepare([cell for group in missing for cell in group])
+    runner = SweepRunner(config, data, model, FeatureStore(store, int(config.store_gib * GIB)), bars.bar)
+    runner.prepare([cell for group in missing for cell in group])
     for group in missing:
-        yield from bench.run(group)
+        yield from runner.run(group)
 
 
 def _identity(config: Ablation, data: SweepData) -> dict[str, Any]:
@@ -124,9 +124,9 @@ def _identity(config: Ablation, data: SweepData) -> dict[str, Any]:
     } | config.target.changed()
     options |= {k: str(v) for k, v in options.items() if isinstance(v, Path)}
     options = {k: v for k, v in options.items() if v is not None or k not in ("scale", "preprocessing")}
-    pictures = {f"{name}_pictures": digest_of(source) for name, source in data.splits.items()}
+    images = {f"{name}_images": digest_of(source) for name, source in data.splits.items()}
     own = {"program": program_digest(data.backbone, data.image_shape)} if is_path(config.backbone) else {}
-    return {**options, **pictures, **own, **data.identity, "weights_digest": digest(*leaves_of(data.backbone).values())}
+    return {**options, **images, **own, **data.identity, "weights_digest": digest(*leaves_of(data.backbone).values())}
 
 
 def ablate(config: Ablation) -> Path:

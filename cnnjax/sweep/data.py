@@ -1,4 +1,4 @@
-"""What a sweep runs on: pictures, and a backbone with its weights."""
+"""What a sweep runs on: images, and a backbone with its weights."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -22,7 +22,7 @@ Splits = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class SweepData:
-    """What a sweep runs on: pictures, and a backbone with its weights.
+    """What a sweep runs on: images, and a backbone with its weights.
 
     Attributes:
         splits: sources by name; "train" and "test" at least.
@@ -30,7 +30,7 @@ class SweepData:
         preprocessing: name of the pixels' scaling.
         title: for the table.
         identity: what the run folder records besides the options.
-        front: makes pictures of sounds, where the sources hold sounds.
+        front: makes images of sounds, where the sources hold sounds.
         task: what is learned, with what it takes from the training targets; the sources' classes if not given.
     """
 
@@ -49,7 +49,7 @@ class SweepData:
 
     @property
     def example(self) -> tuple[int, ...]:
-        """Height and width of a picture, or the number of a sound's samples."""
+        """Height and width of an image, or the number of a sound's samples."""
         return tuple(self.splits["train"].image_size)
 
     @property
@@ -59,14 +59,14 @@ class SweepData:
         return own_shape(self.backbone) or (*size, 3)
 
     def classifier(self, head: Backbone) -> Classifier | SoundClassifier:
-        """The model: what makes pictures of sounds, the backbone, and this head."""
+        """The model: what makes images of sounds, the backbone, and this head."""
         if self.front is None:
             return Classifier(self.backbone, head, self.preprocessing)
         return SoundClassifier(self.front, self.backbone, head, self.preprocessing)
 
 
 def open_sweep_data(config: Ablation, console: Console) -> SweepData:
-    """The task that the options name: a folder of pictures and a backbone."""
+    """The task that the options name: a folder of images and a backbone."""
     assert config.data is not None and config.image_size is not None
     size = sides(config.image_size)
     sources, front = _open(config, config.data, size)
@@ -88,11 +88,11 @@ def open_sweep_data(config: Ablation, console: Console) -> SweepData:
 
 
 def _open(config: Ablation, data: str, size: tuple[int, int]) -> tuple[Splits, LogMel | None]:
-    """The sources, and what makes pictures of them if they are sounds."""
+    """The sources, and what makes images of them if they are sounds."""
     if config.sample_rate is None:
-        choices: dict[str, Any] = {"on_error": config.on_bad, "resizing": config.resizing, "scale": config.scale}
+        choices: dict[str, Any] = {"on_error": config.on_error, "resizing": config.resizing, "scale": config.scale}
         return config.target.open(data, size, parts=config.splits, **choices), None
     rate = config.sample_rate
     # Frames of 32 ms every 10 ms, 64 bands: the usual ones for speech.
     front = LogMel(sample_rate=rate, frame=max(2, round(0.032 * rate)), hop=max(1, rate // 100), mels=64, size=size)
-    return open_sounds(data, sample_rate=rate, seconds=config.seconds, on_error=config.on_bad), front
+    return open_sounds(data, sample_rate=rate, seconds=config.seconds, on_error=config.on_error), front

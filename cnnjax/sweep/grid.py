@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-from cnnjax.freeze import Freeze, Frozen, deepest
+from cnnjax.freeze import Freeze, Frozen, num_weighted_layers
 from cnnjax.models import Classifier, SoundClassifier
 from cnnjax.order import Example, layers, layers_in_order
 from cnnjax.sweep.options import Ablation
@@ -25,7 +25,7 @@ class Cell:
         learning_rate: of the parts that train.
         head_rate: of the head alone, where it is trained first.
         seed: of the head, the order and dropout.
-        augment: what happens to the training pictures.
+        augment: what happens to the training images.
         size: how many of them are used, None for all.
         method: "direct" or "head-first".
         axes: which of augment, size and method the sweep varies: they are part of the name.
@@ -60,7 +60,7 @@ class Cell:
 
 def default_depths(backbone: nnx.Module, count: int = 6) -> tuple[str, ...]:
     """At most `count` freezing depths, evenly from nothing to everything."""
-    kernels = deepest(backbone)
+    kernels = num_weighted_layers(backbone)
     steps = min(kernels, count - 1)
     depths = [round(k * kernels / steps) for k in range(steps)]
     return tuple(str(Freeze.depth(d)) for d in depths) + ("all",)
@@ -137,8 +137,8 @@ def subset(labels: np.ndarray, size: int) -> np.ndarray:
     classes, counts = np.unique(labels, return_counts=True)
     each, rest = divmod(size, len(classes))
     if rest or each < 1:
-        raise ValueError(f"sizes: {size} pictures are not the same number of each of {len(classes)} classes")
+        raise ValueError(f"sizes: {size} images are not the same number of each of {len(classes)} classes")
     if each > min(counts.tolist()):
-        raise ValueError(f"sizes: {size} pictures need {each} of each class, and one has {min(counts.tolist())}")
+        raise ValueError(f"sizes: {size} images need {each} of each class, and one has {min(counts.tolist())}")
     chosen = [np.random.default_rng([0, int(k)]).permutation(np.flatnonzero(labels == k))[:each] for k in classes]
     return np.sort(np.concatenate(chosen))

@@ -21,12 +21,12 @@ from cnnjax.runtime.precision import Precision
 class Ablation:
     """Train the same model with its backbone frozen to several depths, and compare.
 
-    With no option at all it makes its own pictures, pretrains the lecture's network on some classes and
+    With no option at all it makes its own images, pretrains the lecture's network on some classes and
     sweeps the frozen depth on others.
     """
 
     data: str | None = None
-    """Folder of pictures, SPLIT/CLASS/FILE or CLASS/FILE, packed or not; or tfds:NAME[:CONFIG]. Drawn shapes if not
+    """Folder of images, SPLIT/CLASS/FILE or CLASS/FILE, packed or not; or tfds:NAME[:CONFIG]. Drawn shapes if not
     given."""
     target: Annotated[TaskOptions, tyro.conf.arg(name="")] = field(default_factory=TaskOptions)
     splits: dict[str, str] | None = None
@@ -38,7 +38,7 @@ class Ablation:
     weights: Path | None = None
     """Keras HDF5 file (.h5) with the backbone's pretrained weights; .safetensors for a network of your own."""
     image_size: ImageSize | None = None
-    """Height and width the pictures are resized to, one number for both; 160 if not given."""
+    """Height and width the images are resized to, one number for both; 160 if not given."""
     freeze: tuple[str, ...] = ()
     """The depths to compare, each: none, all, a number of layers, a layer's name (up to and including),
     [start:stop] as in Keras, or a pattern. Up to six from none to all if not given."""
@@ -47,7 +47,7 @@ class Ablation:
     head: Literal["lecture", "linear"] = "lecture"
     """lecture: Flatten, Dense 256, Dropout 0.5, Dense. linear: average pooling, Dropout 0.2, Dense."""
     seeds: int = 3
-    """Number of seeds; each makes a head of its own and an order of the pictures."""
+    """Number of seeds; each makes a head of its own and an order of the images."""
     first_seed: int = 0
     """The first seed; the others follow it."""
     optimizer: str | None = None
@@ -57,39 +57,39 @@ class Ablation:
     tuning_factor: float = 1.0
     """The rates are multiplied by this where part of the backbone trains (the lecture fine-tunes at a tenth)."""
     epochs: int | None = None
-    """Passes over the training pictures; 30 if not given (12 for the drawn shapes)."""
+    """Passes over the training images; 30 if not given (12 for the drawn shapes)."""
     batch_size: int = 20
-    """Pictures a step."""
+    """Images a step."""
     last_batch: LastBatch = "pad"
     """pad: an epoch's short last batch is filled up with rows that count nowhere, also in no statistics of BatchNorm.
     drop: it is left out, for models with a normalisation over the batch that is not BatchNorm's."""
     resizing: Resizing = "bilinear"
-    """How pictures come to their size: bilinear (as Keras), antialias, crop_to_aspect_ratio or center_crop."""
+    """How images come to their size: bilinear (as Keras), antialias, crop_to_aspect_ratio or center_crop."""
     scale: str | None = None
     """LOW:HIGH, the values of 16-bit files that become black and white: 0:4095 for 12-bit data; 0:65535 if not given,
     and then files that would come out nearly black are refused."""
     sample_rate: int | None = None
-    """For sounds, SPLIT/CLASS/FILE: read at this many samples a second, and made log-mel pictures in the step."""
+    """For sounds, SPLIT/CLASS/FILE: read at this many samples a second, and made log-mel images in the step."""
     seconds: float = 1.0
     """For sounds: how long each is, cut or followed by silence."""
     augment: tuple[Literal["none", "lecture"], ...] = ("none",)
-    """lecture: random flips, rotations by 0.1 and zooms by 0.2 of the training pictures. Both: the sweep compares."""
+    """lecture: random flips, rotations by 0.1 and zooms by 0.2 of the training images. Both: the sweep compares."""
     methods: tuple[Literal["direct", "head-first"], ...] = ("direct",)
     """direct: what is not frozen trains from the start. head-first: the head alone first, at its own rate, then so."""
     sizes: tuple[int, ...] = ()
-    """Numbers of training pictures to compare, as many of each class; all of them if not given."""
+    """Numbers of training images to compare, as many of each class; all of them if not given."""
     views: int = 0
     """With --augment: 0 augments in every step, with the frozen part inside; K stores the features of K views of
-    each picture, and shows a random one in each epoch."""
+    each image, and shows a random one in each epoch."""
     precision: Precision = "auto"
     """What is computed with; parameters, statistics and the loss stay float32. auto: bfloat16 on TPUs and on GPUs from
     NVIDIA's Ampere on, float32 elsewhere."""
     workers: int = 0
-    """Processes that read pictures; 0 reads in threads of this one."""
+    """Processes that read images; 0 reads in threads of this one."""
     processes: int = 1
     """Processes that train cells beside each other, each with its share of the cores and its own memory; on CPU."""
-    on_bad: Literal["refuse", "skip"] = "refuse"
-    """What to do with a picture that cannot be decoded; what is skipped is listed in skipped.csv."""
+    on_error: Literal["refuse", "skip"] = "refuse"
+    """What to do with an image that cannot be decoded; what is skipped is listed in skipped.csv."""
     out: Path | None = None
     """The run folder; by default runs/ablate-BACKBONE-DIGEST, so that the same command goes on where it stopped."""
     store: Path | None = None
@@ -120,14 +120,14 @@ class Ablation:
                 raise ValueError(f"{name}: expected at least one")
             object.__setattr__(self, name, values)
         if any(size < 1 for size in self.sizes):
-            raise ValueError(f"sizes must be at least 1 picture, found {self.sizes}")
+            raise ValueError(f"sizes must be at least 1 image, found {self.sizes}")
         augmented = "lecture" in self.augment
         if self.data is None and (self.splits or augmented or self.resizing != "bilinear" or self.scale):
-            raise ValueError("splits, augment, resizing and scale are for pictures of your own: give --data as well")
+            raise ValueError("splits, augment, resizing and scale are for images of your own: give --data as well")
         if self.views < 0 or (self.views and not augmented):
             raise ValueError(f"views: expected 0 or more, and --augment to draw them with, found {self.views}")
         if self.target.changed() and (self.data is None or self.sample_rate is not None):
-            raise ValueError(f"{', '.join(self.target.changed())}: for pictures of your own; give --data as well")
+            raise ValueError(f"{', '.join(self.target.changed())}: for images of your own; give --data as well")
         if self.sample_rate is not None and (self.data is None or self.splits or augmented):
             raise ValueError("sample_rate is for a folder of sounds, which have no TFDS splits and no augmentation")
         if self.workers < 0:

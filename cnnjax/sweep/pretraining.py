@@ -1,4 +1,4 @@
-"""The built-in default: drawn pictures, and the lecture's network pretrained on some of their classes."""
+"""The built-in default: drawn images, and the lecture's network pretrained on some of their classes."""
 
 from dataclasses import replace
 from typing import Any
@@ -26,7 +26,7 @@ _PREPROCESSING = "unit"
 
 
 def embedded(config: Ablation, console: Console) -> tuple[Ablation, SweepData]:
-    """Pictures and a pretrained backbone that need no download.
+    """Images and a pretrained backbone that need no download.
 
     Args:
         config: the options; what depends on the data set and was not given is filled in.
@@ -42,7 +42,7 @@ def embedded(config: Ablation, console: Console) -> tuple[Ablation, SweepData]:
         config, image_size=config.image_size or SIZE, epochs=config.epochs or 12, optimizer=config.optimizer or "adam"
     )
     if config.image_size not in (SIZE, (SIZE, SIZE)):
-        raise ValueError(f"the built-in pictures are drawn at {SIZE}x{SIZE}; --image-size is for --data")
+        raise ValueError(f"the built-in images are drawn at {SIZE}x{SIZE}; --image-size is for --data")
     console.print(f"no --data: drawing textured shapes at {SIZE}x{SIZE} (kept in {cache_folder()})", highlight=False)
     splits = {
         kind: open_shapes(ShapesConfig(kind=kind, size=SIZE), cache_folder() / "tfds") for kind in ("source", "target")
@@ -51,7 +51,7 @@ def embedded(config: Ablation, console: Console) -> tuple[Ablation, SweepData]:
     target = splits["target"]
     train = len(target["train"])
     title = f"lecture_cnn pretrained on {len(splits['source']['train'].class_names)} classes of drawn shapes, "
-    title += f"trained on {train} pictures of {len(target['train'].class_names)} others, {seeds_text(config)}"
+    title += f"trained on {train} images of {len(target['train'].class_names)} others, {seeds_text(config)}"
     return config, SweepData(target, backbone, _PREPROCESSING, title)
 
 
@@ -76,7 +76,7 @@ def pretrain(splits: dict[str, Any], console: Console) -> Backbone:
             state, log = trainer.fit(trainer.init(), rows, epochs=_EPOCHS, progress=bars.bar("pretraining", "steps"))
         scores = trainer.evaluate(state, trainer.rows(splits["test"], train=False))
         seconds = sum(r["seconds"] for r in log)
-        console.print(f"pretrained in {seconds:.0f} s: {100 * scores['accuracy']:.1f} % of the source's test pictures")
+        console.print(f"pretrained in {seconds:.0f} s: {100 * scores['accuracy']:.1f} % of the source's test images")
         trained = trainer.leaves(state)
         save(folder, {path: trained[f"backbone/{path}"] for path in leaves})
     trained = restore(folder, leaves)

@@ -27,10 +27,10 @@ from cnnjax.ops.spread import cpu_threads
 from cnnjax.runtime import preemption
 from cnnjax.runtime.cache import keep_programs
 from cnnjax.runtime.progress import Bars
-from cnnjax.sweep.bench import Bench, make_head
 from cnnjax.sweep.data import SweepData
 from cnnjax.sweep.grid import Cell, tunes
 from cnnjax.sweep.options import Ablation
+from cnnjax.sweep.runner import SweepRunner, make_head
 
 Unit = list[Cell]
 """What one process does without a break: one cell, or those that are trained together."""
@@ -58,7 +58,7 @@ def run_in_processes(
 
     Args:
         config: the options.
-        data: pictures and backbone; it is sent to each process.
+        data: images and backbone; it is sent to each process.
         missing: groups of cells to train, in order.
         done: names of cells among them that are in already.
         store: folder of the features.
@@ -112,7 +112,7 @@ def run_in_processes(
             preemption.check()
     finally:
         for worker in workers:
-            # What they have done is in; a half-made pass over the pictures is gone on with, however it ended.
+            # What they have done is in; a half-made pass over the images is gone on with, however it ended.
             worker.process.kill()
         for worker in workers:
             worker.process.join()
@@ -188,14 +188,14 @@ def _work(connection: Connection, threads: int) -> None:
         data, missing, store = connection.recv()
         model = data.classifier(make_head(config, data, config.first_seed))
         features = FeatureStore(store, int(config.store_gib * GIB))
-        bench = Bench(config, data, model, features, partial(_bar, connection))
-        bench.prepare([cell for group in missing for cell in group])
+        runner = SweepRunner(config, data, model, features, partial(_bar, connection))
+        runner.prepare([cell for group in missing for cell in group])
         connection.send(("ready",))
         while True:
             unit = connection.recv()
-            bench.open(unit[0])
+            runner.open(unit[0])
             connection.send(("opened", unit[0].program))
-            connection.send(("done", bench.run(unit)))
+            connection.send(("done", runner.run(unit)))
     except (EOFError, BrokenPipeError):  # the parent has what it wanted, or is gone
         pass
     except Exception as error:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cnnjax.data.source import image_shape, in_memory, rows_of, targets_of
-from cnnjax.features import Pictures, StoreTooSmall, fits_on_device
+from cnnjax.features import Images, StoreTooSmall, fits_on_device
 from cnnjax.runtime.devices import Devices
 from cnnjax.staging.trace import digest
 from cnnjax.train.task import Labelled, Task
@@ -19,7 +19,7 @@ from cnnjax.train.task import Labelled, Task
 Kind = Literal["features", "images", "source"]
 
 
-class LabelledPictures(Pictures, Protocol):
+class LabelledImages(Images, Protocol):
     """What the trainer asks of a data source (see `cnnjax.data.Source`).
 
     Where it has `targets`, a tree of arrays with a row an example, they stand for the labels; where it has `weights`,
@@ -33,7 +33,7 @@ class LabelledPictures(Pictures, Protocol):
 
 
 @dataclass(frozen=True)
-class Rows:
+class FeatureDataset:
     """The examples of one source, ready to be trained or evaluated on.
 
     Attributes:
@@ -44,7 +44,7 @@ class Rows:
             not fit there.
         on_device: Whether `arrays` are in device memory.
         reused: Whether all of them were found in the store.
-        source: The pictures, where they are read anew.
+        source: The images, where they are read anew.
         views: How many stored views each example has, one after another.
     """
 
@@ -53,7 +53,7 @@ class Rows:
     arrays: tuple[Any, ...] = ()
     on_device: bool = False
     reused: bool = False
-    source: LabelledPictures | None = None
+    source: LabelledImages | None = None
     views: int = 1
 
     def __len__(self) -> int:
@@ -64,7 +64,7 @@ class Rows:
         """Whether it is images that a step gets, and not features."""
         return self.kind != "features"
 
-    def part(self, chosen: np.ndarray) -> "Rows":
+    def part(self, chosen: np.ndarray) -> "FeatureDataset":
         """The rows of some examples alone, with all their views, in that order."""
         if self.source is not None:
             return replace(self, labelled=self.labelled.take(chosen), source=_Part(self.source, chosen))
@@ -78,15 +78,15 @@ class Rows:
         return tuple(np.asarray(x[index]) for x in self.arrays)
 
 
-class Own:
+class HostShard:
     """A part of every batch that is read from a source: a host's own.
 
     Args:
-        source: the pictures.
+        source: the images.
         part: which of a batch's rows.
     """
 
-    def __init__(self, source: LabelledPictures, part: slice):
+    def __init__(self, source: LabelledImages, part: slice):
         self._source, self._part = source, part
         self.targets = targets_of(source)
 
@@ -94,14 +94,14 @@ class Own:
         return len(self._source)
 
     def read(self, indices: np.ndarray) -> np.ndarray:
-        """The pictures of the part alone."""
+        """The images of the part alone."""
         return self._source.read(indices[self._part])
 
 
 class _Part:
-    """Some pictures of a source."""
+    """Some images of a source."""
 
-    def __init__(self, source: LabelledPictures, chosen: np.ndarray):
+    def __init__(self, source: LabelledImages, chosen: np.ndarray):
         self._source, self._chosen = source, chosen
         self.targets, self.image_size = rows_of(targets_of(source), chosen), source.image_size
         self.digest = digest(source.digest, chosen)
@@ -113,27 +113,27 @@ class _Part:
         return self._source.read(self._chosen[np.asarray(indices)])
 
 
-def checked_labelled(source: LabelledPictures, image_size: tuple[int, ...], task: Task, outputs: Any) -> Labelled:
-    """What is known of the examples of a source that fits a model for pictures of `image_size`.
+def checked_labelled(source: LabelledImages, image_size: tuple[int, ...], task: Task, outputs: Any) -> Labelled:
+    """What is known of the examples of a source that fits a model for images of `image_size`.
 
     Args:
-        source: the pictures.
+        source: the images.
         image_size: what the model takes.
         task: what is done with them.
         outputs: shapes of the model's outputs.
 
     Raises:
-        ValueError: it does not fit, or has no pictures.
+        ValueError: it does not fit, or has no images.
     """
     if image_shape(source.image_size) != image_shape(image_size):
-        raise ValueError(f"the trainer was made for pictures of {image_size}, the source has {source.image_size}")
+        raise ValueError(f"the trainer was made for images of {image_size}, the source has {source.image_size}")
     count = len(source)
     if not count:
-        raise ValueError("the source has no pictures")
+        raise ValueError("the source has no images")
     given = targets_of(source)
     if not jax.tree.leaves(given) or any(np.shape(x)[:1] != (count,) for x in jax.tree.leaves(given)):
         found = jax.tree.map(lambda x: list(np.shape(x)), given)
-        raise ValueError(f"targets: expected arrays with a row for each of {count} pictures, found {found}")
+        raise ValueError(f"targets: expected arrays with a row for each of {count} images, found {found}")
     return Labelled(task.checked_targets(given, outputs), checked_weights(getattr(source, "weights", None), count))
 
 
@@ -156,7 +156,7 @@ def checked_weights(weights: Any, count: int) -> np.ndarray | None:
 
 
 def digest_of(source: Any) -> str:
-    """SHA-256 (hex) of a source's pictures, and of all that is known of them: what makes a run another one."""
+    """SHA-256 (hex) of a source's images, and of all that is known of them: what makes a run another one."""
     targets, weights = getattr(source, "targets", None), getattr(source, "weights", None)
     if targets is None and weights is None:
         return digest(source.digest, np.asarray(source.labels), *source.class_names)
@@ -167,16 +167,16 @@ def digest_of(source: Any) -> str:
 
 
 def image_rows(
-    source: LabelledPictures, labelled: Labelled, shape: tuple[int, ...], devices: Devices | None = None
-) -> Rows:
-    """Pictures for augmentation in the step: in memory as uint8 if they fit, read anew otherwise."""
+    source: LabelledImages, labelled: Labelled, shape: tuple[int, ...], devices: Devices | None = None
+) -> FeatureDataset:
+    """Images for augmentation in the step: in memory as uint8 if they fit, read anew otherwise."""
     nbytes = len(source) * math.prod(shape)
     if len(source.image_size) in (2, 3) and _fits(nbytes, devices):
-        pictures: Any = source
-        kept = in_memory(pictures, nbytes)
+        images: Any = source
+        kept = in_memory(images, nbytes)
         assert kept is not None
-        return Rows("images", *_on_device(labelled, (kept.images,), devices), True)
-    return Rows("source", labelled, source=source)
+        return FeatureDataset("images", *_on_device(labelled, (kept.images,), devices), True)
+    return FeatureDataset("source", labelled, source=source)
 
 
 def _fits(nbytes: int, devices: Devices | None) -> bool:
@@ -190,14 +190,14 @@ def _on_device(labelled: Labelled, arrays: tuple[np.ndarray, ...], devices: Devi
 
 
 def feature_rows(
-    get: Callable[[], tuple[tuple[np.ndarray, ...], bool]], source: LabelledPictures, labelled: Labelled, views: int,
+    get: Callable[[], tuple[tuple[np.ndarray, ...], bool]], source: LabelledImages, labelled: Labelled, views: int,
     devices: Devices | None = None,
-) -> Rows:  # fmt: skip
-    """Features from the store, on the device if they fit; the pictures themselves where they do not fit the store.
+) -> FeatureDataset:  # fmt: skip
+    """Features from the store, on the device if they fit; the images themselves where they do not fit the store.
 
     Args:
         get: gives the features, and whether they were found (`FeatureStore.get`).
-        source: the pictures.
+        source: the images.
         labelled: what is known of them.
         views: how many stored views each has.
         devices: what the rows are spread over; all hosts make the features, and do the same with them.
@@ -213,7 +213,7 @@ def feature_rows(
         if views > 1:
             raise refused
         warnings.warn(f"{refused}; the frozen part runs in every step instead", RuntimeWarning, stacklevel=3)
-        return Rows("source", labelled, source=source)
+        return FeatureDataset("source", labelled, source=source)
     if _fits(sum(x.nbytes for x in arrays), devices):
-        return Rows("features", *_on_device(labelled, arrays, devices), True, reused, views=views)
-    return Rows("features", labelled, arrays, False, reused, views=views)
+        return FeatureDataset("features", *_on_device(labelled, arrays, devices), True, reused, views=views)
+    return FeatureDataset("features", labelled, arrays, False, reused, views=views)

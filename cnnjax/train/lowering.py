@@ -1,4 +1,4 @@
-"""What a `Trainer` compiles, on abstract arguments: to lower or compile it for any platform, with no picture at hand.
+"""What a `Trainer` compiles, on abstract arguments: to lower or compile it for any platform, with no image at hand.
 
 A program here is the function that training calls; only its arguments are shapes. So it can be lowered for a TPU on a
 laptop (`jax.export`), and compiled for a slice that nobody has rented yet (`scripts/aot_tpu.py`).
@@ -25,8 +25,9 @@ PROGRAMS: dict[str, tuple[Kind, ...]] = {
     "epoch": ("images", "features"),
     "evaluate": ("source", "images", "features"),
 }
-"""Each program of a trainer, and the kinds of rows (see `cnnjax.train.dataset.Rows`) that it runs on: a step on a batch
-from the host, a step that takes its batch out of rows on the device, an epoch of these, and evaluation of a batch."""
+"""Each program of a trainer, and the kinds of rows (see `cnnjax.train.dataset.FeatureDataset`) that it runs on: a step
+on a batch from the host, a step that takes its batch out of rows on the device, an epoch of these, and evaluation of
+a batch."""
 
 
 class Program(NamedTuple):
@@ -36,7 +37,7 @@ class Program(NamedTuple):
         function: compiled by `jax.jit`; it is called with `*arguments, **how`.
         arguments: trees of `jax.ShapeDtypeStruct`, by position.
         axes: of each argument the axis along which the examples of a batch lie; None where they do not.
-        decoded: whether the rows are pictures, and not features.
+        decoded: whether the rows are images, and not features.
         trains: whether the first argument is used up, and given back changed.
         masked: whether it is told which rows count (see `Trainer.masks`).
     """
@@ -120,7 +121,7 @@ def program(
     state = trainer.abstract_state()
     constants = trainer.constants if trains else trainer.inference_constants
     context = jax.tree.map(_abstract, (constants, trainer.fixed if decoded else None))
-    if decoded:  # pictures that are kept are bytes, those that are read anew are floats
+    if decoded:  # images that are kept are bytes, those that are read anew are floats
         kinds = [(trainer.example.shape, jnp.uint8 if rows == "images" else jnp.float32)]
     else:
         kinds = [(f.shape, f.dtype) for f in (trainer.staged if trains else trainer.inference).features]

@@ -246,7 +246,7 @@ class Programs:
         return tree if self.devices is None else self.devices.keep(tree)
 
     def _spared(self, before: State, after: State, metrics: Metrics, gradients: Leaves) -> tuple[State, Metrics]:
-        """The step undone, and counted, where its loss or a gradient is no finite number."""
+        """The step undone, and counted, where its loss or a gradient is not finite."""
         numbers = (metrics.loss, *jax.tree.leaves(gradients), *jax.tree.leaves(after.trainable))
         finite = [jnp.isfinite(x).all() for x in numbers]
         good = jnp.stack(finite).all()
@@ -305,7 +305,7 @@ class Programs:
 
     @property
     def trainable_parameters(self) -> int:
-        """Number of trained numbers."""
+        """Number of trainable parameters."""
         return sum(int(self._leaves[p].size) for p in self._trainable)
 
     def init(self, leaves: Leaves | None = None, learning_rate: float | None = None) -> State:

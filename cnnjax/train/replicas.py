@@ -13,7 +13,7 @@ from jax.sharding import Mesh, PartitionSpec
 from cnnjax.features import Progress, free_bytes
 from cnnjax.runtime import preemption
 from cnnjax.runtime.compiling import compile_seconds
-from cnnjax.train.dataset import Rows
+from cnnjax.train.dataset import FeatureDataset
 from cnnjax.train.state import State
 from cnnjax.train.task import Metrics
 from cnnjax.train.trainer import Trainer
@@ -87,7 +87,7 @@ class Replicas:
     def fit(
         self,
         states: Sequence[State],
-        rows: Rows,
+        rows: FeatureDataset,
         *,
         epochs: int,
         seeds: Sequence[int],
@@ -109,7 +109,7 @@ class Replicas:
             return self._in_turn(states, rows, epochs, seeds, progress)
         if self.together and len(states) > (most := self.most()):
             raise ValueError(
-                f"{len(states)} replicas of {self.trainer.trainable_parameters:,} trained numbers do not fit into "
+                f"{len(states)} replicas of {self.trainer.trainable_parameters:,} trainable parameters do not fit into "
                 f"memory; train at most {most} together"
             )
         size = len(states) if self.together else len(self.devices)
@@ -122,7 +122,12 @@ class Replicas:
         return done, logs
 
     def _in_turn(
-        self, states: Sequence[State], rows: Rows, epochs: int, seeds: Sequence[int], progress: Progress | None
+        self,
+        states: Sequence[State],
+        rows: FeatureDataset,
+        epochs: int,
+        seeds: Sequence[int],
+        progress: Progress | None,
     ) -> tuple[list[State], list[list[dict[str, float]]]]:
         found = [
             self.trainer.fit(state, rows, epochs=epochs, seed=seed, progress=progress)
@@ -131,7 +136,12 @@ class Replicas:
         return [state for state, _ in found], [log for _, log in found]
 
     def _group(
-        self, states: Sequence[State], rows: Rows, epochs: int, seeds: Sequence[int], progress: Progress | None
+        self,
+        states: Sequence[State],
+        rows: FeatureDataset,
+        epochs: int,
+        seeds: Sequence[int],
+        progress: Progress | None,
     ) -> tuple[list[State], list[list[dict[str, float]]]]:
         trainer, count = self.trainer, len(states)
         # Every device has the same number: the last replica fills up.

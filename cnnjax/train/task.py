@@ -294,7 +294,7 @@ class Task:
         return [{"output": jax.tree.map(lambda x, k=k: np.asarray(x)[k].tolist(), found)} for k in range(count)]
 
     def report(self, outputs: Any, targets: Any, *, samples: int = 0, seed: int = 0) -> Any:
-        """Everything that is measured of labelled examples, with `text()`, `to_json()`, and a picture.
+        """Everything that is measured of labelled examples, with `text()`, `to_json()`, and an image.
 
         Args:
             outputs: the model's.

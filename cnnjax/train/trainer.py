@@ -1,7 +1,7 @@
 """State, compiled step, compiled epoch, and the loop over them.
 
 A `Trainer` takes a model and what is frozen, cuts the model at the frontier, and trains what is left on
-stored features. It knows no data set: pictures come from anything with `digest`, `labels`, `len` and `read`.
+stored features. It knows no data set: images come from anything with `digest`, `labels`, `len` and `read`.
 """
 
 import time
@@ -23,7 +23,7 @@ from cnnjax.runtime import preemption
 from cnnjax.runtime.compiling import compile_seconds
 from cnnjax.runtime.devices import Devices
 from cnnjax.runtime.precision import Precision
-from cnnjax.train.dataset import LabelledPictures, Own, Rows, checked_labelled, feature_rows, image_rows
+from cnnjax.train.dataset import FeatureDataset, HostShard, LabelledImages, checked_labelled, feature_rows, image_rows
 from cnnjax.train.programs import NotFiniteChoice, Programs
 from cnnjax.train.state import State
 from cnnjax.train.task import Metrics, Task
@@ -42,7 +42,7 @@ class NotFinite(ValueError):
     """
 
     def __init__(self, epoch: int, step: int, examples: np.ndarray):
-        super().__init__(f"the loss of step {step} of epoch {epoch} (both from 0) is no finite number")
+        super().__init__(f"the loss of step {step} of epoch {epoch} (both from 0) is not finite")
         self.epoch, self.step, self.examples = epoch, step, examples
 
 
@@ -52,16 +52,16 @@ class Trainer(Programs):
     Args:
         model: any NNX module from a batch of images to logits, or to what the task takes. It is not changed.
         frozen: `Freeze(...).resolve(model)`.
-        image_size: height and width of the pictures; one number, or three, are the shape of an example that is
-            no RGB picture (a sound's samples).
+        image_size: height and width of the images; one number, or three, are the shape of an example that is
+            no RGB image (a sound's samples).
         batch_size: examples a step.
         optimizer: a name from `cnnjax.optim.OPTIMIZERS`, or an optax transform.
         store: where features are kept; in memory if not given.
-        augment: what happens to each picture before training sees it.
+        augment: what happens to each image before training sees it.
         views: with `augment`: 0 augments in every step, with the frozen part inside (the lecture's Method 2);
-            K draws K views of each picture once, stores their features, and shows a random one in each epoch.
-        workers: processes that read pictures; 0 reads in threads of this one.
-        stream: read the pictures anew in every epoch, and keep neither them nor features: for sets that nothing holds.
+            K draws K views of each image once, stores their features, and shows a random one in each epoch.
+        workers: processes that read images; 0 reads in threads of this one.
+        stream: read the images anew in every epoch, and keep neither them nor features: for sets that nothing holds.
         task: what is minimised and reported: `Classification`, `MultiLabel`, `Regression`, or a `Task` of your own. A
             classification into as many classes as there are logits (two share one) if not given.
         not_finite: what happens where a loss is NaN or infinite: "stop" raises `NotFinite`, "skip" leaves the step out
@@ -76,15 +76,15 @@ class Trainer(Programs):
             first axis, where rows that fill up would be seen. Evaluation is of all examples.
 
     Attributes:
-        traces: how often each program was traced; 1 each after any number of epochs, seeds and rates.
+        traces: how often each program was traced; 1 each after any number of epochs, seeds and learning rates.
 
     Example:
         >>> from cnnjax.data import InMemory
         >>> from cnnjax.freeze import Freeze
         >>> model = nnx.Sequential(nnx.Conv(3, 4, (3, 3), rngs=nnx.Rngs(0)), lambda x: x.mean((1, 2)),
         ...                        nnx.Linear(4, 1, rngs=nnx.Rngs(1)))
-        >>> pictures = np.random.default_rng(0).integers(0, 255, (20, 8, 8, 3), np.uint8)
-        >>> data = InMemory(pictures, np.arange(20) % 2, ("a", "b"))
+        >>> images = np.random.default_rng(0).integers(0, 255, (20, 8, 8, 3), np.uint8)
+        >>> data = InMemory(images, np.arange(20) % 2, ("a", "b"))
         >>> trainer = Trainer(model, Freeze.depth(1).resolve(model), (8, 8), batch_size=8)
         >>> state, log = trainer.fit(trainer.init(), trainer.rows(data), epochs=2)
         >>> len(log), int(state.step), sorted(state.trainable)
@@ -121,29 +121,29 @@ class Trainer(Programs):
         )  # fmt: skip
         self.store, self.views, self.workers, self.stream = store or FeatureStore(), views, workers, stream
 
-    def rows(self, source: LabelledPictures, *, train: bool = True, progress: Progress | None = None) -> Rows:
+    def rows(self, source: LabelledImages, *, train: bool = True, progress: Progress | None = None) -> FeatureDataset:
         """The features of a source, from the store or made now.
 
         Args:
-            source: the pictures.
+            source: the images.
             train: for training (dropout may lie before the frontier) or for evaluation.
             progress: called with (images done, images in all) if there is a pass to make.
         """
         labelled = checked_labelled(source, self.image_size, self.task, self.outputs)
         self.check_scores(labelled)
         if self.stream:
-            return Rows("source", labelled, source=source)
+            return FeatureDataset("source", labelled, source=source)
         augment = self.augment if train else None
         if augment and not self.views:
             return image_rows(source, labelled, self.example.shape, self.devices)
         staged, views = (self.staged, self.views if augment else 1) if train else (self.inference, 1)
         # Views are drawn on the device, which worker processes have no part in.
-        pictures, workers = (Views(source, augment, views), 0) if augment else (source, self.workers)
-        get = partial(self.store.get, staged, self.fixed, pictures, progress=progress, workers=workers)
+        images, workers = (Views(source, augment, views), 0) if augment else (source, self.workers)
+        get = partial(self.store.get, staged, self.fixed, images, progress=progress, workers=workers)
         return feature_rows(get, source, labelled, views, self.devices)
 
     def fit(
-        self, state: State, rows: Rows, *, epochs: int, seed: int = 0, progress: Progress | None = None,
+        self, state: State, rows: FeatureDataset, *, epochs: int, seed: int = 0, progress: Progress | None = None,
         after: Callable[[State, dict[str, float]], bool | None] | None = None,
         between: Callable[[State, Metrics, int], None] | None = None, so_far: Metrics | None = None,
     ) -> tuple[State, list[dict[str, float]]]:  # fmt: skip
@@ -198,7 +198,7 @@ class Trainer(Programs):
         return state, log
 
     def _run_epoch(
-        self, state: State, rows: Rows, epoch: int, seed: np.uint32, stream: Iterator[Batch] | None,
+        self, state: State, rows: FeatureDataset, epoch: int, seed: np.uint32, stream: Iterator[Batch] | None,
         steered: "_Steered", done: int, total: Metrics,
     ) -> tuple[State, Metrics, list[Any]]:  # fmt: skip
         """The rest of an epoch; returns the losses of its last steps too, which nobody has looked at yet."""
@@ -226,7 +226,7 @@ class Trainer(Programs):
             steered.tick(k + 1)
         return state, total, losses
 
-    def _check(self, losses: list[Any], stop: int, rows: Rows, epoch: int, seed: int | np.uint32) -> None:
+    def _check(self, losses: list[Any], stop: int, rows: FeatureDataset, epoch: int, seed: int | np.uint32) -> None:
         """Waits for the losses of the steps before `stop`, and refuses to go on where one is no number."""
         found = np.concatenate([np.ravel(x) for x in jax.device_get(losses)]) if losses else np.zeros(0)
         if self.not_finite == "stop" and not np.isfinite(found).all():
@@ -234,7 +234,7 @@ class Trainer(Programs):
             raise NotFinite(epoch, bad, self._batches(rows, seed, epoch)[0][bad])
 
     def steps(
-        self, state: State, rows: Rows, *, seed: int = 0, epoch: int = 0
+        self, state: State, rows: FeatureDataset, *, seed: int = 0, epoch: int = 0
     ) -> Generator[tuple[State, Metrics], State | None]:
         """Train one epoch step by step, for those who watch or steer each step.
 
@@ -249,11 +249,11 @@ class Trainer(Programs):
         stream = to_device(loader, devices=self.devices) if loader else None
         return self._steps(self._entered(state), rows, epoch, np.uint32(seed), stream)
 
-    def _loader(self, rows: Rows, seed: int, first: int, epochs: int, done: int) -> Loader | None:
-        """Reads the pictures of rows that are not kept, from step `done` of epoch `first` to before `epochs`."""
+    def _loader(self, rows: FeatureDataset, seed: int, first: int, epochs: int, done: int) -> Loader | None:
+        """Reads the images of rows that are not kept, from step `done` of epoch `first` to before `epochs`."""
         if rows.source is None:
             return None
-        source: Any = rows.source if self.devices is None else Own(rows.source, self.devices.own(self.batch_size))
+        source: Any = rows.source if self.devices is None else HostShard(rows.source, self.devices.own(self.batch_size))
         loader = Loader(
             source, self.batch_size, epochs=epochs, seed=seed, workers=self.workers, last_batch=self.last_batch
         )
@@ -261,7 +261,13 @@ class Trainer(Programs):
         return loader
 
     def _steps(
-        self, state: State, rows: Rows, epoch: int, seed: np.uint32, stream: Iterator[Batch] | None, first: int = 0
+        self,
+        state: State,
+        rows: FeatureDataset,
+        epoch: int,
+        seed: np.uint32,
+        stream: Iterator[Batch] | None,
+        first: int = 0,
     ) -> Generator[tuple[State, Metrics], State | None]:
         context, index, weights, views = self._order(rows, epoch, seed)
         how = {"decoded": rows.decoded, "masked": self.masks(len(rows))}
@@ -281,7 +287,9 @@ class Trainer(Programs):
             sent = yield state, metrics
             state = state if sent is None else self._entered(sent)
 
-    def _order(self, rows: Rows, epoch: int, seed: np.uint32) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray]:
+    def _order(
+        self, rows: FeatureDataset, epoch: int, seed: np.uint32
+    ) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray]:
         """What an epoch's steps share, and each step's examples, their weights, and rows of them."""
         index, weights = self._batches(rows, seed, epoch)
         views = index
@@ -289,10 +297,10 @@ class Trainer(Programs):
             views = index * rows.views + epoch_views(index.shape, rows.views, int(seed), epoch)
         return self._shared(self.constants, rows), index, weights, views
 
-    def _batches(self, rows: Rows, seed: int | np.uint32, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+    def _batches(self, rows: FeatureDataset, seed: int | np.uint32, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         return epoch_batches(len(rows), self.batch_size, int(seed), epoch, self.last_batch)
 
-    def _shared(self, constants: Any, rows: Rows) -> tuple[Any, Any]:
+    def _shared(self, constants: Any, rows: FeatureDataset) -> tuple[Any, Any]:
         """What all steps read of the frozen part; on every device, where there are several."""
         context = (constants, self.fixed if rows.decoded else None)
         return context if self.devices is None else self.devices.replicate(context)
@@ -304,7 +312,7 @@ class Trainer(Programs):
     def _spread(self, batch: Any, axis: int = 0) -> Any:
         return batch if self.devices is None else self.devices.batch(batch, axis)
 
-    def _taken(self, rows: Rows, index: np.ndarray) -> tuple[Any, ...]:
+    def _taken(self, rows: FeatureDataset, index: np.ndarray) -> tuple[Any, ...]:
         """The rows at `index`, as a step takes them."""
         if self.devices is None:
             return rows.take(index)
@@ -312,11 +320,11 @@ class Trainer(Programs):
             return self.devices.batch(rows.take(index))
         return self.devices.local_batch(rows.take(index[self.devices.own(len(index))]))
 
-    def evaluate(self, state: State, rows: Rows) -> dict[str, float]:
+    def evaluate(self, state: State, rows: FeatureDataset) -> dict[str, float]:
         """Loss and the task's measures over all rows of `rows(source, train=False)`, exact to the last short batch."""
         return self.predict(state, rows)[0]
 
-    def predict(self, state: State, rows: Rows) -> tuple[dict[str, float], Any]:
+    def predict(self, state: State, rows: FeatureDataset) -> tuple[dict[str, float], Any]:
         """Loss and the task's measures, and the model's outputs of every row: logits f32[N, 1 or classes]."""
         context, state = self._shared(self.inference_constants, rows), self._entered(state)
         total, outputs = self.no_metrics(), []

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import keras
 import numpy as np
-from pieces import SIZES, VERSIONS, Clock, freeze_layers, make_head, open_base, pictures, preprocess, subset
+from pieces import SIZES, VERSIONS, Clock, freeze_layers, images, make_head, open_base, preprocess, subset
 
 DEPTHS = {
     "mobilenet": ("none", "conv_pw_4_relu", "conv_pw_7_relu", "conv_pw_10_relu", "conv_pw_12_relu", "all"),
@@ -52,9 +52,9 @@ def cell(args: argparse.Namespace, train: Path, through: str, seed: int) -> dict
     rate = TUNING_FACTOR * args.rate if first else args.rate
     clock, start = Clock(f"{through} seed {seed}"), time.perf_counter()
     model.compile(optimizer=keras.optimizers.Adam(rate), loss="binary_crossentropy", metrics=["accuracy"])
-    dataset = pictures(train, size, args.batch_size, seed)
+    dataset = images(train, size, args.batch_size, seed)
     model.fit(dataset, epochs=args.epochs, callbacks=[clock], verbose=0)
-    accuracy = model.evaluate(pictures(args.data / "test", size, args.batch_size), verbose=0)[1]
+    accuracy = model.evaluate(images(args.data / "test", size, args.batch_size), verbose=0)[1]
     seconds = time.perf_counter() - start
     count = len(dataset.file_paths)
     return {
@@ -63,7 +63,7 @@ def cell(args: argparse.Namespace, train: Path, through: str, seed: int) -> dict
         "seed": seed,
         "rate": float(f"{rate:g}"),
         "trainable_parameters": int(sum(np.prod(weight.shape) for weight in model.trainable_weights)),
-        "training_pictures": count,
+        "training_images": count,
         "epochs": args.epochs,
         "test_accuracy": round(accuracy, 4),
         "seconds": round(seconds, 2),
@@ -87,7 +87,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--rate", type=float, default=1e-3, help="of the head alone; a tenth where the base trains")
     parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--limit", type=int, metavar="N", help="the first N training pictures of each class")
+    parser.add_argument("--limit", type=int, metavar="N", help="the first N training images of each class")
     args = parser.parse_args()
     args.freeze = args.freeze or DEPTHS[args.backbone]
     return args

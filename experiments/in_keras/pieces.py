@@ -1,4 +1,4 @@
-"""What the Keras scripts beside this file share: pictures, pretrained base, heads, and the clock.
+"""What the Keras scripts beside this file share: images, pretrained base, heads, and the clock.
 
 Written as a Keras user would write it, for Keras 3 on TensorFlow (`pip install tensorflow-cpu keras h5py`). Nothing of
 cnnjax is used here.
@@ -19,23 +19,23 @@ import numpy as np
 import tensorflow as tf
 from keras import layers
 
-PICTURES = (".bmp", ".gif", ".jpeg", ".jpg", ".png")  # what Keras reads
+IMAGES = (".bmp", ".gif", ".jpeg", ".jpg", ".png")  # what Keras reads
 SIZES = {"mobilenet": 160, "vgg16": 180}
 VERSIONS = {"python": platform.python_version(), "keras": keras.__version__, keras.backend.backend(): tf.__version__}
 
 
-def subset(folder: Path, pictures: int) -> Path:
-    """A new folder of links to the first `pictures` of each class, in the order of their names."""
+def subset(folder: Path, images: int) -> Path:
+    """A new folder of links to the first `images` of each class, in the order of their names."""
     found = Path(tempfile.mkdtemp(prefix="keras-subset-"))
     for kind in sorted(path for path in folder.iterdir() if path.is_dir()):
         (found / kind.name).mkdir()
-        for picture in sorted(path for path in kind.iterdir() if path.suffix.lower() in PICTURES)[:pictures]:
-            (found / kind.name / picture.name).symlink_to(picture.resolve())
+        for image in sorted(path for path in kind.iterdir() if path.suffix.lower() in IMAGES)[:images]:
+            (found / kind.name / image.name).symlink_to(image.resolve())
     return found
 
 
-def pictures(folder: Path, size: int, batch_size: int, seed: int | None = None) -> tf.data.Dataset:
-    """Batches of pictures and labels 0 or 1: shuffled if there is a seed, in the order of the files otherwise."""
+def images(folder: Path, size: int, batch_size: int, seed: int | None = None) -> tf.data.Dataset:
+    """Batches of images and labels 0 or 1: shuffled if there is a seed, in the order of the files otherwise."""
     return keras.utils.image_dataset_from_directory(
         folder,
         image_size=(size, size),
@@ -48,13 +48,13 @@ def pictures(folder: Path, size: int, batch_size: int, seed: int | None = None) 
 
 
 def labels_of(dataset: tf.data.Dataset) -> np.ndarray:
-    """Labels f32[N, 1] of an unshuffled `pictures`, without decoding a picture."""
+    """Labels f32[N, 1] of an unshuffled `images`, without decoding an image."""
     kinds = [dataset.class_names.index(Path(path).parent.name) for path in dataset.file_paths]
     return np.asarray(kinds, np.float32)[:, None]
 
 
 def open_base(name: str, alpha: float, weights: str) -> tuple[keras.Model, int]:
-    """The base without its top, and the side of its pictures; `weights` is Keras's no-top file, or "random"."""
+    """The base without its top, and the side of its images; `weights` is Keras's no-top file, or "random"."""
     shape = (SIZES[name], SIZES[name], 3)
     if name == "mobilenet":
         base = keras.applications.MobileNet(weights=None, include_top=False, input_shape=shape, alpha=alpha)

@@ -16,7 +16,7 @@ are tested. The data folder holds train, validation and test, each with one fold
 One JSON line on stdout. `seconds` is everything but imports, making the base and reading its weights. Of these,
 `seconds_features` is the base's `predict`, `seconds_training` the training steps alone, compilation included, and
 `seconds_validation` what follows each epoch; what is left is mostly the test. `validation_accuracy` is the last
-epoch's. `pictures_per_second` is of the last phase's training: median epoch, without the first if there are more.
+epoch's. `images_per_second` is of the last phase's training: median epoch, without the first if there are more.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from pathlib import Path
 
 import keras
 from keras import layers
-from pieces import SIZES, VERSIONS, Clock, labels_of, make_head, open_base, pictures, preprocess, subset, train_from
+from pieces import SIZES, VERSIONS, Clock, images, labels_of, make_head, open_base, preprocess, subset, train_from
 
 UNFREEZE_FROM = {"mobilenet": "conv_pw_12", "vgg16": "block5_conv1"}
 TUNING_FACTOR = 0.1
@@ -40,19 +40,19 @@ class Run:
         self.args, self.train, self.base, self.size = args, train, base, size
         self.head = make_head(args.head, base.output_shape[1:])
         self.clocks: list[Clock] = []
-        self.count = 0  # of training pictures
+        self.count = 0  # of training images
         self.features_seconds = self.fit_seconds = self.validation_accuracy = 0.0
 
     def open(self, split: str, seed: int | None = None):
-        """A split's pictures, shuffled if there is a seed."""
+        """A split's images, shuffled if there is a seed."""
         folder = self.train if split == "train" else self.args.data / split
-        dataset = pictures(folder, self.size, self.args.batch_size, seed)
+        dataset = images(folder, self.size, self.args.batch_size, seed)
         if split == "train":
             self.count = len(dataset.file_paths)
         return dataset
 
     def whole(self, augment: bool = False, **call) -> keras.Model:
-        """Pictures to probability; `call` goes to the base."""
+        """Images to probability; `call` goes to the base."""
         x = inputs = keras.Input((self.size, self.size, 3))
         if augment:
             for layer in (layers.RandomFlip("horizontal"), layers.RandomRotation(0.1), layers.RandomZoom(0.2)):
@@ -75,7 +75,7 @@ class Run:
         inputs = keras.Input((self.size, self.size, 3))
         extractor = keras.Model(inputs, self.base(preprocess(self.args.backbone, inputs), training=False))
         start, dataset = time.perf_counter(), self.open(split)
-        features = extractor.predict(dataset.map(lambda images, _: images), verbose=0)
+        features = extractor.predict(dataset.map(lambda batch, _: batch), verbose=0)
         self.features_seconds += time.perf_counter() - start
         return features, labels_of(dataset)
 
@@ -86,7 +86,7 @@ class Run:
         return self.head.evaluate(*stored["test"], verbose=0)[1]
 
     def end_to_end(self, label: str, model: keras.Model, epochs: int, rate: float) -> float:
-        """Train on the pictures themselves; the test accuracy."""
+        """Train on the images themselves; the test accuracy."""
         data, validation = self.open("train", seed=self.args.seed), self.open("validation")
         self.fit(label, model, data, validation, epochs, rate)
         return model.evaluate(self.open("test"), verbose=0)[1]
@@ -122,7 +122,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--unfreeze-from", metavar="LAYER", help="this layer and the later ones are tuned")
     parser.add_argument("--rate", type=float, default=1e-3, help="learning rate; fine-tuning takes a tenth")
     parser.add_argument("--batch-size", type=int, default=20)
-    parser.add_argument("--limit", type=int, metavar="N", help="the first N training pictures of each class")
+    parser.add_argument("--limit", type=int, metavar="N", help="the first N training images of each class")
     args = parser.parse_args()
     if args.method == "scratch":
         args.weights = "random"
@@ -150,7 +150,7 @@ def main() -> None:
     training = sum(sum(clock.epochs) for clock in run.clocks)
     result = {
         "method": args.method, "backbone": args.backbone, "head": args.head, "seed": args.seed,
-        "training_pictures": run.count, "batch_size": args.batch_size, "rate": args.rate, "epochs": args.epochs,
+        "training_images": run.count, "batch_size": args.batch_size, "rate": args.rate, "epochs": args.epochs,
     }  # fmt: skip
     if args.method == "finetune":
         result |= {"tune_epochs": args.tune_epochs, "unfreeze_from": args.unfreeze_from}
@@ -162,7 +162,7 @@ def main() -> None:
         "seconds_features": run.features_seconds,
         "seconds_training": training,
         "seconds_validation": run.fit_seconds - training,
-        "pictures_per_second": run.count / run.clocks[-1].steady,
+        "images_per_second": run.count / run.clocks[-1].steady,
         "versions": VERSIONS,
     }
     rounded = {name: round(x, 4) if isinstance(x, float) and name != "rate" else x for name, x in result.items()}

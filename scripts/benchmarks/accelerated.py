@@ -1,6 +1,6 @@
 """cnnjax's side of the jobs for a GPU or TPU: `accelerated.py JOB SIZE BATCH PRECISION`, driven by `accelerator.py`.
 
-Pictures and features lie in the device's memory, and an epoch is one compiled loop. `flops` is XLA's count of a step
+Images and features lie in the device's memory, and an epoch is one compiled loop. `flops` is XLA's count of a step
 before it optimises, times the steps.
 """
 
@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from ours import Job, pictures, serve
+from ours import Job, images, serve
 
 from cnnjax import Classifier, Freeze, Trainer
 from cnnjax.augment import Augmentation
@@ -45,7 +45,7 @@ def vgg16(size: int) -> Classifier:
 def epochs(model: nnx.Module, freeze: Any, size: int, batch: int, **options: Any) -> tuple[Job, float]:
     """An epoch of `STEPS` batches; and its FLOPs."""
     trainer = Trainer(model, freeze, (size, size), batch_size=batch, precision=PRECISION, **options)
-    rows, state = trainer.rows(pictures(STEPS * batch, size)), trainer.init()
+    rows, state = trainer.rows(images(STEPS * batch, size)), trainer.init()
     if not rows.on_device:
         raise SystemExit(f"{STEPS} batches of {batch} do not fit into the device's memory; take a smaller --batch-size")
     step = program(trainer, "taking_step", rows.kind, examples=STEPS * batch).lower(PLATFORM)
@@ -64,7 +64,7 @@ def heads(size: int, batch: int, together: bool) -> tuple[Job, float]:
     model = vgg16(size)
     freeze = Freeze.all().resolve(model, "backbone")
     trainer = Trainer(model, freeze, (size, size), batch_size=batch, precision=PRECISION)
-    rows, replicas = trainer.rows(pictures(STEPS * batch, size)), Replicas(trainer)
+    rows, replicas = trainer.rows(images(STEPS * batch, size)), Replicas(trainer)
 
     rates, most = np.geomspace(1e-5, 1e-3, HEADS), min(replicas.most(), HEADS) if together else 1
 

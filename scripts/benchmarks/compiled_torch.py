@@ -1,6 +1,6 @@
 """PyTorch's side of the jobs for a GPU, compiled, channels last: `compiled_torch.py JOB SIZE BATCH PRECISION`.
 
-The same networks, shapes and optimizer (RMSprop, whose step is PyTorch's own and not compiled), pictures in the
+The same networks, shapes and optimizer (RMSprop, whose step is PyTorch's own and not compiled), images in the
 device's memory; no cnnjax is needed. Nothing is stored: `vgg16-stored` runs all of VGG16 in each step, as a later epoch
 does. It answers line by line, as the jobs of `peers.py` do.
 """

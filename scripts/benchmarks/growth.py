@@ -1,4 +1,4 @@
-"""Time and memory against pictures, depths, seeds and image size."""
+"""Time and memory against images, depths, seeds and image size."""
 
 # ruff: noqa: E402
 
@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 AXES = {
-    "pictures": (250, 500, 1000, 2000),
+    "images": (250, 500, 1000, 2000),
     "depths": (1, 3, 9, 27),
     "seeds": (1, 2, 4, 8),
     "size": (64, 96, 128, 160),
@@ -30,11 +30,11 @@ def once(axis: str, value: int) -> dict[str, float]:
     from flax import nnx
 
     from cnnjax.data import InMemory
-    from cnnjax.freeze import Freeze, deepest
+    from cnnjax.freeze import Freeze, num_weighted_layers
     from cnnjax.train.replicas import Replicas
 
-    given = {"pictures": 500, "depths": 1, "seeds": 1, "size": 96} | {axis: value}
-    size, count, random = given["size"], given["pictures"], np.random.default_rng(0)
+    given = {"images": 500, "depths": 1, "seeds": 1, "size": 96} | {axis: value}
+    size, count, random = given["size"], given["images"], np.random.default_rng(0)
     pixels = random.integers(0, 256, (count, size, size, 3), np.uint8)
     source = InMemory(pixels, random.integers(0, 2, count), ("no", "yes"))
     backbone = cnnjax.mobilenet(0.25, (size, size, 3), include_top=False, rngs=nnx.Rngs(0))
@@ -49,7 +49,7 @@ def once(axis: str, value: int) -> dict[str, float]:
 
     jax.monitoring.register_event_duration_secs_listener(count_seconds)
     # Frozen to the last layers first: each depth's features are made from those of the depth before it.
-    last = deepest(backbone)
+    last = num_weighted_layers(backbone)
     start, features = time.perf_counter(), 0.0
     for depth in range(last - given["depths"] + 1, last + 1):
         trainer = cnnjax.Trainer(model, Freeze.depth(depth).resolve(model, "backbone"), (size, size), store=store)

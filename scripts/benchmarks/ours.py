@@ -1,7 +1,7 @@
 """cnnjax's side of the jobs, through its public API: `python ours.py JOB [PRECISION]`, which `benchmark.py` drives.
 
 The process says when it is ready, then does the job once for each line it is sent, and answers with its seconds.
-Pictures are random and uint8, as cnnjax keeps them (the peers get theirs as floats, ready to be used).
+Images are random and uint8, as cnnjax keeps them (the peers get theirs as floats, ready to be used).
 """
 
 # ruff: noqa: E402
@@ -36,8 +36,8 @@ Job = tuple[Callable[[], Any], Callable[[Any], Any], int]
 """What is prepared before the clock runs, what is timed (it is given what was prepared), and of how many examples."""
 
 
-def pictures(count: int, size: int) -> InMemory:
-    """Random pictures of two classes."""
+def images(count: int, size: int) -> InMemory:
+    """Random images of two classes."""
     pixels = RANDOM.integers(0, 256, (count, size, size, 3), np.uint8)
     return InMemory(pixels, RANDOM.integers(0, 2, count), ("no", "yes"))
 
@@ -61,19 +61,19 @@ def trainer_of(model: nnx.Module, freeze: Freeze, size: int, batch: int, **optio
 
 
 def features(model: Classifier, size: int, count: int, batch: int) -> Job:
-    """The frozen backbone's features of pictures that no store has seen."""
+    """The frozen backbone's features of images that no store has seen."""
     trainer = trainer_of(model, Freeze.all(), size, batch)
 
     def work(source: InMemory) -> None:
         trainer.store.get(trainer.staged, trainer.fixed, source, batch=batch)
 
-    return lambda: pictures(count, size), work, count
+    return lambda: images(count, size), work, count
 
 
 def epochs(model: nnx.Module, freeze: Freeze, size: int, count: int, batch: int, **options: Any) -> Job:
     """An epoch on what is stored already."""
     trainer = trainer_of(model, freeze, size, batch, **options)
-    rows, state = trainer.rows(pictures(count, size)), trainer.init()
+    rows, state = trainer.rows(images(count, size)), trainer.init()
 
     def work(_: None) -> None:
         nonlocal state
@@ -83,7 +83,7 @@ def epochs(model: nnx.Module, freeze: Freeze, size: int, count: int, batch: int,
 
 
 def first_epoch(model: Classifier, freeze: Freeze, size: int, count: int, batch: int) -> Job:
-    """An epoch on pictures that no store has seen: their features, then the steps."""
+    """An epoch on images that no store has seen: their features, then the steps."""
     trainer = trainer_of(model, freeze, size, batch)
     state = trainer.init()
 
@@ -91,7 +91,7 @@ def first_epoch(model: Classifier, freeze: Freeze, size: int, count: int, batch:
         nonlocal state
         state, _log = trainer.fit(state, trainer.rows(source), epochs=1)
 
-    return lambda: pictures(count, size), work, count
+    return lambda: images(count, size), work, count
 
 
 JOBS: dict[str, Callable[[], Job]] = {

@@ -1,4 +1,4 @@
-"""Pictures a second from a folder, packed and memory, beside Keras's reading of the same files."""
+"""Images a second from a folder, packed and memory, beside Keras's reading of the same files."""
 
 import argparse
 import json
@@ -17,13 +17,13 @@ _PEER = """
 import json, sys, time, warnings
 import keras
 root, size, batch = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
-pictures = keras.utils.image_dataset_from_directory(root, image_size=(size, size), batch_size=batch, verbose=False)
+images = keras.utils.image_dataset_from_directory(root, image_size=(size, size), batch_size=batch, verbose=False)
 for line in sys.stdin:
     start, count = time.perf_counter(), 0
-    for images, labels in pictures:
+    for images, labels in images:
         count += len(labels)
         images.numpy()
-    print(json.dumps({"seconds": time.perf_counter() - start, "pictures": count}), flush=True)
+    print(json.dumps({"seconds": time.perf_counter() - start, "images": count}), flush=True)
 """
 
 
@@ -37,17 +37,15 @@ class Peer:
         )
 
     def __call__(self) -> float:
-        """Pictures a second of one pass."""
+        """Images a second of one pass."""
         assert self._process.stdin and self._process.stdout
         self._process.stdin.write("go\n")
         self._process.stdin.flush()
         line = self._process.stdout.readline()
         if not line:
-            raise SystemExit(
-                f"{self._process.args[0]} has no keras that can read pictures (exit {self._process.wait()})"
-            )
+            raise SystemExit(f"{self._process.args[0]} has no keras that can read images (exit {self._process.wait()})")
         found = json.loads(line)
-        return found["pictures"] / found["seconds"]
+        return found["images"] / found["seconds"]
 
 
 def passes(source: Any, workers: int, batch: int) -> Callable[[], float]:
@@ -72,7 +70,7 @@ def passes(source: Any, workers: int, batch: int) -> Callable[[], float]:
 
 
 def memory(source: Any, batch: int) -> Callable[[], float]:
-    """Batches of uint8 pictures that lie on the device, shuffled there."""
+    """Batches of uint8 images that lie on the device, shuffled there."""
     import jax
     import jax.numpy as jnp
 
@@ -81,7 +79,7 @@ def memory(source: Any, batch: int) -> Callable[[], float]:
 
     kept = in_memory(source, 8 << 30)
     if kept is None:
-        raise SystemExit("these pictures take more than 8 GiB of memory; give fewer or smaller ones")
+        raise SystemExit("these images take more than 8 GiB of memory; give fewer or smaller ones")
     images = jnp.asarray(kept.images)
     take = jax.jit(lambda images, index: images[index].astype(jnp.float32))
     epoch = iter(range(1_000_000))
@@ -96,7 +94,7 @@ def memory(source: Any, batch: int) -> Callable[[], float]:
 
 
 def waiting(source: Any, weights: Path, alpha: float, workers: int) -> Callable[[], float]:
-    """Share of a MobileNet feature pass that is spent waiting for pictures."""
+    """Share of a MobileNet feature pass that is spent waiting for images."""
     from flax import nnx
 
     from cnnjax import Classifier, FeatureStore, Freeze, Trainer, linear_head
@@ -132,16 +130,20 @@ def measure(jobs: dict[str, Callable[[], float]], repeats: int) -> dict[str, lis
 def data(options: argparse.Namespace) -> None:
     """The job `data`."""
     from cnnjax.data import open_data, pack_folder
-    from cnnjax.data.decoded import Kept
+    from cnnjax.data.decoded import DecodedFormat
 
     size = (options.image_size, options.image_size)
     folder = open_data(options.folder, size)["train"]
     with tempfile.TemporaryDirectory() as scratch:
         sources = {"folder": folder}
-        for name, kept in (("packed", None), ("packed, decoded", Kept()), ("packed, decoded and resized", Kept(size))):
+        for name, kept in (
+            ("packed", None),
+            ("packed, decoded", DecodedFormat()),
+            ("packed, decoded and resized", DecodedFormat(size)),
+        ):
             pack_folder(options.folder, Path(scratch) / name, decoded=kept)
             sources[name] = open_data(Path(scratch) / name, size)["train"]
-            # Also hashes each picture once, as a process does when it first reads it.
+            # Also hashes each image once, as a process does when it first reads it.
             for start in range(0, len(folder), 64):
                 rows = range(start, min(start + 64, len(folder)))
                 assert np.array_equal(folder.read(rows), sources[name].read(rows))
@@ -154,8 +156,8 @@ def data(options: argparse.Namespace) -> None:
         jobs["memory (uint8, on the device)"] = memory(folder, options.batch_size)
         found = measure(jobs, options.repeats)
         base = statistics.median(found[next(iter(jobs))])
-        print(f"{len(folder)} pictures of {folder.root} at {size[0]}x{size[1]}, batches of {options.batch_size}")
-        print(f"| read from | pictures a second, median (range) | ratio to {next(iter(jobs))} |")
+        print(f"{len(folder)} images of {folder.root} at {size[0]}x{size[1]}, batches of {options.batch_size}")
+        print(f"| read from | images a second, median (range) | ratio to {next(iter(jobs))} |")
         print("| --- | ---: | ---: |")
         for name, rates in found.items():
             middle = statistics.median(rates)
@@ -166,7 +168,7 @@ def data(options: argparse.Namespace) -> None:
                 for workers in (0, 1, 2)
                 for kind, source in list(sources.items())[:2]
             }
-            print("\n| MobileNet feature pass from | time spent waiting for pictures, median (range) |")
+            print("\n| MobileNet feature pass from | time spent waiting for images, median (range) |")
             print("| --- | ---: |")
             for name, shares in measure(jobs, max(1, options.repeats // 2)).items():
                 low, high = (100 * f(shares) for f in (min, max))

@@ -30,10 +30,10 @@ jax.monitoring.register_event_duration_secs_listener(lambda event, seconds, **kw
 imported = time.perf_counter() - start
 backbone = cnnjax.mobilenet(0.25, (96, 96, 3), include_top=False, rngs=nnx.Rngs(0))
 model = cnnjax.Classifier(backbone, cnnjax.linear_head(backbone.output_shape(), 2, rngs=nnx.Rngs(1)), "tf")
-pictures = InMemory(np.random.default_rng(0).integers(0, 256, (32, 96, 96, 3), np.uint8), np.arange(32) % 2, ("a", "b"))
+images = InMemory(np.random.default_rng(0).integers(0, 256, (32, 96, 96, 3), np.uint8), np.arange(32) % 2, ("a", "b"))
 trainer = cnnjax.Trainer(model, cnnjax.Freeze.none().resolve(model, "backbone"), (96, 96))
 built = time.perf_counter() - start
-trainer.fit(trainer.init(), trainer.rows(pictures), epochs=1)
+trainer.fit(trainer.init(), trainer.rows(images), epochs=1)
 import json, resource
 # A program that cannot be written is no miss to JAX.
 hits = events.count("/jax/compilation_cache/cache_hits")

@@ -1,4 +1,4 @@
-"""A whole sweep over frozen depth: one command of ours, and Keras, which trains every cell from the pictures."""
+"""A whole sweep over frozen depth: one command of ours, and Keras, which trains every cell from the images."""
 
 import argparse
 import json

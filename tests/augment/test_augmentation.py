@@ -174,10 +174,10 @@ def test_one_resampling_is_the_composed_map(images, keras_layers, fill_mode):
 
 
 def test_order_is_that_of_keras_layers_one_after_another(keras_layers):
-    # On a smooth picture resampling several times differs little, and in the middle nothing is filled in.
+    # On a smooth image resampling several times differs little, and in the middle nothing is filled in.
     y, x = np.mgrid[:HEIGHT, :WIDTH]
     smooth = 128 + 60 * np.sin(x / 9) + 60 * np.cos(y / 7 + x / 20)
-    pictures = np.repeat(smooth[None, :, :, None], COUNT, 0).astype(np.float32)
+    tiled = np.repeat(smooth[None, :, :, None], COUNT, 0).astype(np.float32)
     quarter = np.linspace(-0.25, 0.25, COUNT, dtype=np.float32)
     parameters = neutral(
         flip=np.tile([False, True], (COUNT, 1)),
@@ -204,10 +204,10 @@ def test_order_is_that_of_keras_layers_one_after_another(keras_layers):
             out = layer.transform_images(out, drawn[name])
         return out
 
-    ours = Augmentation(flip=True, rotation=0.5, zoom=0.5, translation=0.5).apply(parameters, pictures)
+    ours = Augmentation(flip=True, rotation=0.5, zoom=0.5, translation=0.5).apply(parameters, tiled)
     middle = (slice(None), slice(7, 12), slice(10, 16))
-    want = np.asarray(theirs(pictures))
-    assert np.abs(pictures - want)[middle].max() > 30
+    want = np.asarray(theirs(tiled))
+    assert np.abs(tiled - want)[middle].max() > 30
     assert np.abs(ours - want)[middle].max() < 1.5
 
 
@@ -314,7 +314,7 @@ def test_wrong_choices_are_told_the_right_one():
         Augmentation(flip=True)(jax.random.key(0), np.zeros((6, 9, 3), np.float32))
 
 
-def test_eight_devices_give_the_pictures_of_one(tmp_path):
+def test_eight_devices_give_the_images_of_one(tmp_path):
     script = """
         import jax, jax.numpy as jnp, numpy as np
         from jax.sharding import AxisType, NamedSharding, PartitionSpec

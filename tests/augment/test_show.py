@@ -19,8 +19,8 @@ def photograph(tmp_path, monkeypatch):
 def test_every_version_stands_on_the_sheet_in_one_scale(tmp_path):
     values = np.arange(10, 80, 10, dtype=np.float32)
     images = np.broadcast_to(values[:, None, None, None] * [1, 2, 3], (7, 20, 30, 3))
-    picture = np.full((40, 40, 3), [200, 0, 90], np.uint8)
-    path = draw_augmentations(picture, images, ["flat"] * 7, "seven", []).save(tmp_path / "sheet.png")
+    image = np.full((40, 40, 3), [200, 0, 90], np.uint8)
+    path = draw_augmentations(image, images, ["flat"] * 7, "seven", []).save(tmp_path / "sheet.png")
     pixels = np.asarray(Image.open(path).convert("RGB")).reshape(-1, 3)
     scale = np.sqrt((pixels == [200, 0, 90]).all(1).sum() / 40**2)
     assert scale == int(scale) > 1

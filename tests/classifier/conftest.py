@@ -1,4 +1,4 @@
-"""A small classifier with numbers of its own in every leaf, and real pictures."""
+"""A small classifier with numbers of its own in every leaf, and real images."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from cnnjax.classifier import ImageClassifier
 
 @pytest.fixture(scope="session")
 def small() -> ImageClassifier:
-    """Three classes at 32 pixels, decided by random numbers: every logit moves with the picture."""
+    """Three classes at 32 pixels, decided by random numbers: every logit moves with the image."""
     made = ImageClassifier("lecture_cnn", ("a", "b", "c"), image_size=32, head="linear", widths=(4, 8))
     rng = np.random.default_rng(0)
     leaves = {path: rng.normal(0, 0.5, x.shape).astype(np.float32) for path, x in made.leaves.items()}

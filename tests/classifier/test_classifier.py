@@ -8,7 +8,7 @@ from scipy.special import expit, softmax
 
 from cnnjax import Freeze, Trainer
 from cnnjax.classifier import ImageClassifier
-from cnnjax.data import Folder, InMemory, PictureError, open_splits
+from cnnjax.data import Folder, ImageError, InMemory, open_splits
 
 
 def test_published_weights_name_what_is_on_photographs(shared_data):
@@ -44,14 +44,14 @@ def test_files_are_decoded_and_resized_as_for_training(resizing, shared_data, sm
 
 
 def test_probabilities_of_more_classes_are_a_softmax(small):
-    pictures = np.random.default_rng(1).integers(0, 256, (5, 32, 32, 3), np.uint8)
-    logits = small.predict_logits(pictures)
+    images = np.random.default_rng(1).integers(0, 256, (5, 32, 32, 3), np.uint8)
+    logits = small.predict_logits(images)
     assert logits.shape == (5, 3) and logits.dtype == np.float32
-    found = small.predict(pictures)
+    found = small.predict(images)
     np.testing.assert_allclose([list(p.probabilities.values()) for p in found], softmax(logits, 1), rtol=1e-5)
     assert [p.class_name for p in found] == ["abc"[k] for k in logits.argmax(1)]
     assert [p.path for p in found] == ["0", "1", "2", "3", "4"]
-    larger = pictures.repeat(2, 1).repeat(2, 2)  # resized back by taking every other pixel's middle: the same
+    larger = images.repeat(2, 1).repeat(2, 2)  # resized back by taking every other pixel's middle: the same
     np.testing.assert_allclose(small.predict_logits(larger), logits, rtol=1e-5)
 
 
@@ -68,8 +68,8 @@ def test_batches_have_one_shape_and_change_nothing(small, photographs):
 
 
 def test_one_logit_is_a_sigmoid(stripes):
-    pictures = np.random.default_rng(1).integers(0, 256, (5, 32, 32, 3), np.uint8)
-    logits, found = stripes.predict_logits(pictures)[:, 0], stripes.predict(pictures)
+    images = np.random.default_rng(1).integers(0, 256, (5, 32, 32, 3), np.uint8)
+    logits, found = stripes.predict_logits(images)[:, 0], stripes.predict(images)
     np.testing.assert_allclose([p.probabilities["down"] for p in found], expit(logits), rtol=1e-5)
     np.testing.assert_allclose([p.probabilities["across"] for p in found], expit(-logits), rtol=1e-5)
     assert [p.class_name for p in found] == [("across", "down")[int(logit > 0)] for logit in logits]
@@ -81,7 +81,7 @@ def folder(tmp_path, photographs):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         with Image.open(photographs[0]) as image:
             image.save(tmp_path / name)
-    (tmp_path / "notes.txt").write_text("no picture")
+    (tmp_path / "notes.txt").write_text("no image")
     return tmp_path
 
 
@@ -89,41 +89,41 @@ def test_folders_are_searched_and_sorted(folder, small, photographs):
     expected = [str(folder / name) for name in ("a.jpeg", "b/1.png", "b/2.JPG", "c.webp")]
     assert [p.path for p in small.predict(folder)] == expected
     assert [p.path for p in small.predict([photographs[1], folder / "b"])] == [photographs[1], *expected[1:3]]
-    with pytest.raises(FileNotFoundError, match=r"no picture 'z\.jpg' in "):
+    with pytest.raises(FileNotFoundError, match=r"no image 'z\.jpg' in "):
         small.predict(folder / "z.jpg")
-    with pytest.raises(ValueError, match=r"no pictures \(.bmp, .*\) in "):
+    with pytest.raises(ValueError, match=r"no images \(.bmp, .*\) in "):
         small.predict((folder / "empty").mkdir() or folder / "empty")
-    with pytest.raises(ValueError, match="no pictures given"):
+    with pytest.raises(ValueError, match="no images given"):
         small.predict([])
 
 
-def test_bad_pictures_are_refused_together_or_reported_in_their_place(folder, small):
+def test_bad_images_are_refused_together_or_reported_in_their_place(folder, small):
     good = small.predict(folder)
     whole = (folder / "b/2.JPG").read_bytes()
     (folder / "b/2.JPG").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(PictureError, match="1 picture cannot be decoded"):
+    with pytest.raises(ImageError, match="1 image cannot be decoded"):
         small.predict(folder, batch_size=1)
     (folder / "a.jpeg").write_bytes(b"")
-    with pytest.raises(PictureError) as refused:
+    with pytest.raises(ImageError) as refused:
         small.predict(folder, batch_size=1)
     listed = str(refused.value).splitlines()
-    assert listed[0].startswith("2 pictures cannot be decoded") and len(listed) == 3
+    assert listed[0].startswith("2 images cannot be decoded") and len(listed) == 3
     assert listed[1].endswith("a.jpeg: the file is empty") and "2.JPG: damaged" in listed[2]
-    found = small.predict(folder, on_bad="skip", batch_size=1)
+    found = small.predict(folder, on_error="skip", batch_size=1)
     assert [p.error is None for p in found] == [False, True, False, True]
     assert [found[1].path, found[3].path] == [good[1].path, good[3].path]
     np.testing.assert_allclose([found[1].probability, found[3].probability], [good[k].probability for k in (1, 3)])
     assert found[0].class_name is None and found[0].to_json() == {"path": good[0].path, "error": "the file is empty"}
-    with pytest.raises(ValueError, match="on_bad: expected 'refuse' or 'skip', found 'ignore'"):
-        small.predict(folder, on_bad="ignore")
+    with pytest.raises(ValueError, match="on_error: expected 'refuse' or 'skip', found 'ignore'"):
+        small.predict(folder, on_error="ignore")
 
 
-def test_arrays_must_be_pictures(small):
+def test_arrays_must_be_images(small):
     with pytest.raises(ValueError, match=r"expected shape \[N, H, W, 3\], found \[32, 32, 3\]"):
         small.predict(np.zeros((32, 32, 3), np.uint8))
     with pytest.raises(ValueError, match=r"expected values in 0..255, found -1.0"):
         small.predict(np.full((1, 32, 32, 3), -1.0))
-    with pytest.raises(ValueError, match="there are no pictures"):
+    with pytest.raises(ValueError, match="there are no images"):
         small.predict(np.zeros((0, 32, 32, 3), np.uint8))
     with pytest.raises(ValueError, match="batch_size must be at least 1"):
         small.predict(np.zeros((1, 32, 32, 3), np.uint8), batch_size=0)
@@ -147,19 +147,19 @@ def test_trained_leaves_score_as_in_the_trainer(shapes_folder, stripes):
 
 
 def test_evaluation_goes_by_the_names_of_classes(small):
-    pictures = np.random.default_rng(2).integers(0, 256, (12, 32, 32, 3), np.uint8)
+    images = np.random.default_rng(2).integers(0, 256, (12, 32, 32, 3), np.uint8)
     labels = np.arange(12) % 3
-    right = np.mean(small.predict_logits(pictures).argmax(1) == labels)
-    assert small.evaluate(InMemory(pictures, labels, ("a", "b", "c"))).accuracy == pytest.approx(right)
-    turned = InMemory(pictures, np.array([1, 2, 0])[labels], ("c", "a", "b"))
+    right = np.mean(small.predict_logits(images).argmax(1) == labels)
+    assert small.evaluate(InMemory(images, labels, ("a", "b", "c"))).accuracy == pytest.approx(right)
+    turned = InMemory(images, np.array([1, 2, 0])[labels], ("c", "a", "b"))
     assert small.evaluate(turned).accuracy == pytest.approx(right)
     assert "accuracy" in small.evaluate(turned, samples=10).intervals
     with pytest.raises(ValueError, match="but it lacks b, c and it has x"):
-        small.evaluate(InMemory(pictures, np.zeros(12, int), ("a", "x")))
+        small.evaluate(InMemory(images, np.zeros(12, int), ("a", "x")))
 
 
 def test_sources_must_give_what_the_classifier_takes(small, shapes_folder):
-    with pytest.raises(ValueError, match=r"takes pictures of \(32, 32\), the source gives \(64, 64\)"):
+    with pytest.raises(ValueError, match=r"takes images of \(32, 32\), the source gives \(64, 64\)"):
         small.predict_logits(Folder(shapes_folder, "test", (64, 64)))
     with pytest.raises(ValueError, match="resized by 'bilinear', the source resizes by 'antialias'"):
         small.predict_logits(Folder(shapes_folder, "test", (32, 32), resizing="antialias"))

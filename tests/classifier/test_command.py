@@ -7,7 +7,7 @@ import tyro
 from PIL import Image
 
 from cnnjax.classifier import command
-from cnnjax.data import Folder, PictureError, open_splits
+from cnnjax.data import Folder, ImageError, open_splits
 from cnnjax.metrics import Report
 
 
@@ -72,18 +72,18 @@ def test_predict_prints_a_table(saved, stripes, shapes_folder, capsys):
         command.Predict(saved, (), top=0)
 
 
-def test_predict_prints_json_lines_and_tells_of_bad_pictures(saved, stripes, shapes_folder, tmp_path, capsys):
+def test_predict_prints_json_lines_and_tells_of_bad_images(saved, stripes, shapes_folder, tmp_path, capsys):
     bad, good = tmp_path / "a bad\none.png", shapes_folder / "test/down/1.png"
-    bad.write_bytes(b"no picture")
-    with pytest.raises(PictureError, match="1 picture cannot be decoded"):
+    bad.write_bytes(b"no image")
+    with pytest.raises(ImageError, match="1 image cannot be decoded"):
         predict(saved, bad, good)
-    predict(saved, bad, good, "--json", "--on-bad", "skip")
+    predict(saved, bad, good, "--json", "--on-error", "skip")
     first, second = map(json.loads, capsys.readouterr().out.splitlines())
-    assert first["path"] == str(bad) and "not a picture" in first["error"] and "class" not in first
+    assert first["path"] == str(bad) and "not an image" in first["error"] and "class" not in first
     assert second == stripes.predict([good])[0].to_json()
     assert set(second["probabilities"]) == {"across", "down"}
     predict(saved, good, "--json", "--top", "1")
     assert list(json.loads(capsys.readouterr().out)["probabilities"]) == [second["class"]]
-    predict(saved, bad, good, "--on-bad", "skip")
+    predict(saved, bad, good, "--on-error", "skip")
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 3 and "\\x0a" in lines[1] and "not a picture" in lines[1]
+    assert len(lines) == 3 and "\\x0a" in lines[1] and "not an image" in lines[1]

@@ -1,4 +1,4 @@
-"""`cnnjax fit` from the folder of pictures to the saved classifier, and what it refuses."""
+"""`cnnjax fit` from the folder of images to the saved classifier, and what it refuses."""
 
 import json
 import shutil
@@ -25,15 +25,15 @@ def run(shapes_folder, tmp_path_factory):
     return base / "run", command
 
 
-def test_the_run_folder_holds_classifier_metrics_and_pictures(run):
+def test_the_run_folder_holds_classifier_metrics_and_images(run):
     out, _ = run
     names = {path.name for path in out.iterdir() if not path.name.startswith(".")}
     expected = {"classifier", "checkpoints", "config.json", "metrics.jsonl", "report.json", "curves.png", "report.png"}
     assert names == expected
     assert [record["epoch"] for record in read(out / "metrics.jsonl")] == list(range(6))
     for name in ("curves.png", "report.png"):
-        with Image.open(out / name) as picture:
-            assert picture.width > 500
+        with Image.open(out / name) as image:
+            assert image.width > 500
     assert json.loads((out / "config.json").read_text())["recipe"]["ema"] == 0.9
 
 

@@ -12,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 
 from cnnjax.classifier import ImageClassifier, SavedClassifierError
 
-PICTURES = np.random.default_rng(3).integers(0, 256, (4, 32, 32, 3), np.uint8)
+IMAGES = np.random.default_rng(3).integers(0, 256, (4, 32, 32, 3), np.uint8)
 
 
 @pytest.fixture
@@ -64,8 +64,8 @@ def test_leaves_of_16_bits_stay_so(small, tmp_path):
     again = ImageClassifier.load(tmp_path / "half")
     assert {p: x.dtype for p, x in again.leaves.items()} == {p: x.dtype for p, x in half.leaves.items()}
     assert again.leaves["head/dense/kernel"].dtype == jnp.bfloat16
-    np.testing.assert_array_equal(again.predict_logits(PICTURES), half.predict_logits(PICTURES))
-    assert not np.array_equal(half.predict_logits(PICTURES), small.predict_logits(PICTURES))
+    np.testing.assert_array_equal(again.predict_logits(IMAGES), half.predict_logits(IMAGES))
+    assert not np.array_equal(half.predict_logits(IMAGES), small.predict_logits(IMAGES))
     assert load_file(tmp_path / "half/model.safetensors")["head/dense/bias"].dtype == np.float32
 
 

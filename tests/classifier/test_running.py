@@ -5,7 +5,7 @@ import pytest
 
 from cnnjax import Checkpoints, ImageClassifier
 from cnnjax.checkpoints import CheckpointMismatch
-from cnnjax.classifier.running import Running, initial_leaves
+from cnnjax.classifier.running import RuntimeConfig, initial_leaves
 
 
 def make(classes, seed):
@@ -62,6 +62,6 @@ def test_what_does_not_fit_is_listed_and_nothing_is_left_fresh(two, tmp_path):
 
 def test_numbers_out_of_range_are_refused():
     with pytest.raises(ValueError, match="checkpoint_every: expected seconds above 0, found 0"):
-        Running(checkpoint_every=0)
+        RuntimeConfig(checkpoint_every=0)
     with pytest.raises(ValueError, match="keep_checkpoints: expected 1 or more, found 0"):
-        Running(keep_checkpoints=0)
+        RuntimeConfig(keep_checkpoints=0)

@@ -73,8 +73,8 @@ def test_a_count_and_an_angle_are_learned_in_their_units(folder, tmp_path, capsy
     assert {"train_mae_count", "validation_mae_angle", "validation_rmse_angle", "validation_r2"} <= set(last)
     assert "epoch 12, all: train loss" in (out := capsys.readouterr().out) and "squares" in out
     for name in ("curves.png", "report.png"):
-        with Image.open(run / name) as picture:
-            assert picture.width > 500
+        with Image.open(run / name) as image:
+            assert image.width > 500
     # The saved model says the same, also of single files.
     classifier = ImageClassifier.load(run / "classifier")
     assert classifier.task == Regression(

@@ -1,4 +1,4 @@
-"""Pixels kept beside a packed data set: the same as decoding gives, and never another picture's."""
+"""Pixels kept beside a packed data set: the same as decoding gives, and never another image's."""
 
 import pickle
 import shutil
@@ -45,7 +45,7 @@ def test_nothing_is_decoded_and_every_pixel_is_the_folders(
     monkeypatch.setattr(pack_plan, "SHARD_BYTES", 60_000)
     if size:
         monkeypatch.setattr(records, "resize", None)  # nothing is resized either
-    out = pack_folder(photos, decoded=decoded.Kept(size, resizing if size else "bilinear")).out
+    out = pack_folder(photos, decoded=decoded.DecodedFormat(size, resizing if size else "bilinear")).out
     assert len(decoded.decoded_files(out)) > 3
     folders = open_splits(photos, image_size=(50, 40), resizing=resizing)
     for split, source in open_tfds(out, image_size=(50, 40), resizing=resizing).items():
@@ -74,7 +74,7 @@ def dying(*args):
             os.kill(os.getpid(), signal.SIGKILL)
         yield done
 pack.write_decoded = dying
-pack.pack_folder({str(photos)!r}, {str(tmp_path / "killed")!r}, decoded=decoded.Kept())
+pack.pack_folder({str(photos)!r}, {str(tmp_path / "killed")!r}, decoded=decoded.DecodedFormat())
 """
     done = subprocess.run([sys.executable, "-c", code], check=False)
     assert done.returncode == -signal.SIGKILL
@@ -84,14 +84,14 @@ pack.pack_folder({str(photos)!r}, {str(tmp_path / "killed")!r}, decoded=decoded.
     np.testing.assert_array_equal(half.read(range(15)), Folder(photos, "train", (30, 30)).read(range(15)))
     main(["pack", str(photos), "--out", str(tmp_path / "killed"), "--decoded"])
     assert "of decoded pixels beside them" in " ".join(capsys.readouterr().out.split())
-    whole = pack_folder(photos, tmp_path / "whole", decoded=decoded.Kept()).out
+    whole = pack_folder(photos, tmp_path / "whole", decoded=decoded.DecodedFormat()).out
     kept = {p.name: p.read_bytes() for p in decoded.decoded_files(tmp_path / "killed")}
     assert kept == {p.name: p.read_bytes() for p in decoded.decoded_files(whole)}
     assert len(kept) > 3 and not list((tmp_path / "killed").rglob("*.partial"))
 
 
 def test_pixels_of_another_size_are_no_use_and_no_harm(photos: Path, tmp_path: Path) -> None:
-    out = pack_folder(photos, tmp_path / "out", decoded=decoded.Kept((20, 20), "antialias")).out
+    out = pack_folder(photos, tmp_path / "out", decoded=decoded.DecodedFormat((20, 20), "antialias")).out
     for resizing, size in (("bilinear", (20, 20)), ("antialias", (20, 21))):
         source = Records(out, "train", size, resizing=resizing)
         expected = Folder(photos, "train", size, resizing=resizing).read([0, 3])
@@ -101,7 +101,7 @@ def test_pixels_of_another_size_are_no_use_and_no_harm(photos: Path, tmp_path: P
 
 
 def test_damaged_or_foreign_pixels_are_never_read(photos: Path, tmp_path: Path) -> None:
-    out = pack_folder(photos, tmp_path / "out", decoded=decoded.Kept()).out
+    out = pack_folder(photos, tmp_path / "out", decoded=decoded.DecodedFormat()).out
     file = next(p for p in decoded.decoded_files(out) if "train" in p.name)
     whole = file.read_bytes()
     file.write_bytes(bytes(100) + whole[100:])
@@ -110,12 +110,12 @@ def test_damaged_or_foreign_pixels_are_never_read(photos: Path, tmp_path: Path) 
     for content in (whole[:-1], b""):  # cut short: as if there were none
         file.write_bytes(content)
         assert Records(out, "train", (30, 30)).read([0]).shape == (1, 30, 30, 3)
-        pack_folder(photos, out, decoded=decoded.Kept())  # and mended
+        pack_folder(photos, out, decoded=decoded.DecodedFormat())  # and mended
         assert file.read_bytes() == whole
     file.unlink()
-    pack_folder(photos, out, decoded=decoded.Kept())
+    pack_folder(photos, out, decoded=decoded.DecodedFormat())
     assert file.read_bytes() == whole
-    # Pixels of other pictures, under this record file's name.
+    # Pixels of other images, under this record file's name.
     index = file.with_suffix(".pixels.npz")
     with np.load(index) as found:
         arrays = dict(found)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cnnjax.data import Folder, PictureError, Source, open_splits, split_by_fraction, splits
+from cnnjax.data import Folder, ImageError, Source, open_splits, split_by_fraction, splits
 from cnnjax.data import listing as listing_module
 from cnnjax.data.pixels import Resizing, resize
 
@@ -35,7 +35,7 @@ def paint(path: Path, value: int = 0) -> None:
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """Two splits of two classes, four pictures a class."""
+    """Two splits of two classes, four images a class."""
     for split in ("train", "test"):
         for c, name in enumerate(("cat", "dog")):
             for i in range(4):
@@ -70,7 +70,7 @@ def test_listing_is_keras_listing(tmp_path: Path) -> None:
     ]:  # fmt: skip
         paint(tmp_path / "data" / place, len(place))
     for foreign in ["b/notes.txt", "b/1.webp", "b/Thumbs.db", "readme.md", "loose.png"]:
-        (tmp_path / "data" / foreign).write_text("no picture")
+        (tmp_path / "data" / foreign).write_text("no image")
     paint(tmp_path / "linked" / "1.png")
     (tmp_path / "data" / "link").symlink_to(tmp_path / "linked")
     (tmp_path / "data" / "b" / "link").symlink_to(tmp_path / "linked")
@@ -86,9 +86,9 @@ def test_listing_is_keras_listing(tmp_path: Path) -> None:
 def test_reads_in_the_order_asked_for(root: Path) -> None:
     source = Folder(root, "train", image_size=(6, 5))
     assert isinstance(source, Source)
-    pictures = source.read([5, 0, 5, 7])
-    assert pictures.shape == (4, 6, 5, 3) and pictures.dtype == np.float32
-    assert pictures[:, 0, 0, 0].tolist() == [110, 0, 110, 130]
+    images = source.read([5, 0, 5, 7])
+    assert images.shape == (4, 6, 5, 3) and images.dtype == np.float32
+    assert images[:, 0, 0, 0].tolist() == [110, 0, 110, 130]
     assert source.read(np.array([], np.int64)).shape == (0, 6, 5, 3)
     for wrong in (np.array(value) for value in ([8], [-1], [0.5], [[0]])):
         with pytest.raises(IndexError, match="indices: expected"):
@@ -101,7 +101,7 @@ def test_impossible_sizes_are_refused(root: Path, size: tuple[int, ...]) -> None
         Folder(root, "train", image_size=size)
 
 
-# --- pictures that cannot be decoded
+# --- images that cannot be decoded
 
 
 @pytest.fixture
@@ -112,7 +112,7 @@ def damaged(root: Path) -> Path:
     whole = (train / "cat" / "cut.jpg").read_bytes()
     (train / "cat" / "cut.jpg").write_bytes(whole[: len(whole) // 2])
     (train / "cat" / "empty.png").touch()
-    (train / "dog" / "text.jpg").write_text("not a picture at all")
+    (train / "dog" / "text.jpg").write_text("not an image at all")
     (train / "dog" / "nowhere.jpg").symlink_to(root / "gone.jpg")
     return root
 
@@ -121,7 +121,7 @@ REASONS = {
     "cat/cut.jpg": "truncated",
     "cat/empty.png": "empty",
     "dog/nowhere.jpg": "cannot be read: No such file",
-    "dog/text.jpg": "not a picture",
+    "dog/text.jpg": "not an image",
 }
 
 
@@ -129,7 +129,7 @@ def test_refusing_names_all_at_once(damaged: Path) -> None:
     source = Folder(damaged, "train", image_size=(6, 5))
     assert len(source) == 12 and source.skipped == ()
     for act in (source.verify, lambda: source.read(range(12))):
-        with pytest.raises(PictureError, match="4 pictures of") as caught:
+        with pytest.raises(ImageError, match="4 images of") as caught:
             act()
         for name, reason in REASONS.items():
             (line,) = [line for line in str(caught.value).splitlines() if name in line]
@@ -140,7 +140,7 @@ def test_refusing_names_all_at_once(damaged: Path) -> None:
 def test_refusing_lists_twenty_and_counts_the_rest(root: Path) -> None:
     for i in range(30):
         (root / "train" / "cat" / f"bad{i:02d}.png").touch()
-    with pytest.raises(PictureError, match=r"30 pictures of (?s:.*)bad19\.png(?s:.*)and 10 more$") as caught:
+    with pytest.raises(ImageError, match=r"30 images of (?s:.*)bad19\.png(?s:.*)and 10 more$") as caught:
         Folder(root, "train").verify()
     assert "bad20" not in str(caught.value)
 
@@ -161,7 +161,7 @@ def test_skipping_leaves_them_out_and_counts(damaged: Path) -> None:
 def test_skipping_a_whole_class_is_refused(root: Path) -> None:
     for file in (root / "train" / "dog").iterdir():
         file.write_bytes(b"")
-    with pytest.raises(PictureError, match="no picture of class 'dog'"):
+    with pytest.raises(ImageError, match="no image of class 'dog'"):
         Folder(root, "train", on_error="skip")
 
 
@@ -181,7 +181,7 @@ def test_a_file_without_permission_is_named(root: Path, monkeypatch: pytest.Monk
 
     source = Folder(root, "train")
     monkeypatch.setattr("builtins.open", refuse)
-    with pytest.raises(PictureError, match=r"cat/0\.png: cannot be read: Permission denied"):
+    with pytest.raises(ImageError, match=r"cat/0\.png: cannot be read: Permission denied"):
         source.read([0])
 
 
@@ -350,7 +350,7 @@ def test_split_by_fraction_is_stratified_disjoint_and_repeatable(tmp_path: Path)
 def test_impossible_fractions_are_refused(root: Path) -> None:
     with pytest.raises(ValueError, match="fractions: expected positive numbers that sum to 1"):
         split_by_fraction(root / "train", {"train": 0.5, "test": 0.4})
-    with pytest.raises(ValueError, match="too few pictures for 5 splits: class 'cat' has 4, 'dog' has 4"):
+    with pytest.raises(ValueError, match="too few images for 5 splits: class 'cat' has 4, 'dog' has 4"):
         split_by_fraction(root / "train", dict.fromkeys("abcde", 0.2))
 
 

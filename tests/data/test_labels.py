@@ -60,7 +60,7 @@ def test_bad_images_are_skipped_with_their_targets(folder):
     )
     found = open_labels(folder, file, "regression", on_error="skip", image_size=(8, 8))
     assert found["train"].targets.ravel().tolist() == [0, 2, 3, 4, 5] and "1.png" in found["train"].skipped[0]
-    with pytest.raises(ValueError, match=r"1 picture .* cannot be decoded"):
+    with pytest.raises(ValueError, match=r"1 image .* cannot be decoded"):
         open_labels(folder, file, "regression", image_size=(8, 8))["train"].verify()
 
 

@@ -18,7 +18,7 @@ from cnnjax.data.order import Order
 
 @pytest.fixture(scope="module")
 def source() -> InMemory:
-    """Ten pictures, each filled with its own number."""
+    """Ten images, each filled with its own number."""
     images = np.broadcast_to(np.arange(10, dtype=np.uint8)[:, None, None, None], (10, 6, 6, 3))
     return InMemory(images, np.arange(10) % 3, ("a", "b", "c"))
 
@@ -144,8 +144,8 @@ def test_impossible_loaders_are_refused(source):
         Loader(source, 4).restore({"step": 4})
 
 
-def test_a_bad_picture_is_named_by_the_reader(shapes_folder, tmp_path):
+def test_a_bad_image_is_named_by_the_reader(shapes_folder, tmp_path):
     (tmp_path / "a").mkdir()
-    (tmp_path / "a" / "bad.png").write_bytes(b"no picture")
+    (tmp_path / "a" / "bad.png").write_bytes(b"no image")
     with pytest.raises(ValueError, match=r"bad\.png"):
         next(Loader(Folder(tmp_path, image_size=(8, 8)), 1))

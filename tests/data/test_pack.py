@@ -20,7 +20,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from cnnjax.cli import main
-from cnnjax.data import Folder, PictureError, Records, open_splits, open_tfds, pack_folder, pack_plan, split_by_fraction
+from cnnjax.data import Folder, ImageError, Records, open_splits, open_tfds, pack_folder, pack_plan, split_by_fraction
 
 
 def paint(path: Path, value: int = 0) -> None:
@@ -30,7 +30,7 @@ def paint(path: Path, value: int = 0) -> None:
 
 @pytest.fixture
 def pets(tmp_path: Path) -> Path:
-    """Two splits of two classes, 36 pictures of noise in all, names that are easily lost, and a note."""
+    """Two splits of two classes, 36 images of noise in all, names that are easily lost, and a note."""
     rng, root = np.random.default_rng(0), tmp_path / "Pets 2"
     names = ["10.png", "2.png", "sub/1.png", "é ü.png", os.fsdecode(b"caf\xe9.png"), "UPPER.PNG", "a b/c d.png"]
     for split, more in (("train", 5), ("val", 1)):
@@ -55,7 +55,7 @@ def files(folder: Path) -> dict[str, bytes]:
 def test_real_photographs_are_as_in_the_folder(
     shared_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Order, names, labels, digest and pixels; TFDS by itself reads the same pictures and labels."""
+    """Order, names, labels, digest and pixels; TFDS by itself reads the same images and labels."""
     samples = sorted((shared_data / "imagenet_samples").rglob("*.[jJ]*"))
     pets = shared_data / "cats_and_dogs_small"
     for split, step in (("train", 66), ("test", 80)):
@@ -193,7 +193,7 @@ def test_a_kill_costs_no_finished_file_and_changes_nothing(
             child = os.fork()
             if child:
                 return child
-            real, seen, plan.SHARD_BYTES = pack.decode, [], 1200  # ten record files of four pictures
+            real, seen, plan.SHARD_BYTES = pack.decode, [], 1200  # ten record files of four images
             def slow(content, scale):
                 seen.append(content)
                 time.sleep(0.02 if len(seen) < limit else 30)
@@ -230,7 +230,7 @@ def test_a_kill_costs_no_finished_file_and_changes_nothing(
 
 def test_every_step_can_be_the_last(pets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Stopped just before and just after each file gets its name, a pack is never whole too early, and is finished."""
-    (pets / "train" / "dog" / "bad.png").write_bytes(b"no picture")
+    (pets / "train" / "dog" / "bad.png").write_bytes(b"no image")
     whole = files(pack_folder(pets, tmp_path / "whole", "skip").out)
     real, count, stop = Path.replace, 0, 0
 
@@ -327,21 +327,21 @@ def test_class_names_that_tfds_cannot_keep_are_refused(pets: Path) -> None:
         pack_folder(pets)
 
 
-# --- bad pictures, and the command
+# --- bad images, and the command
 
 
 @pytest.mark.usefixtures("small_shards")
 def test_no_file_is_lost(pets: Path) -> None:
-    """Bad pictures are named, then left out; what is found is what is packed and what is listed."""
+    """Bad images are named, then left out; what is found is what is packed and what is listed."""
     dog = pets / "train" / "dog"
     (dog / "0.png").touch()
-    (dog / "text.jpg").write_text("no picture")
+    (dog / "text.jpg").write_text("no image")
     (dog / "nowhere.png").symlink_to(pets / "gone.png")
     os.mkfifo(dog / "pipe.png")
     out = pets.parent / "out"
-    with pytest.raises(PictureError, match="4 of 45 files of .* cannot be decoded; --on-bad skip") as caught:
+    with pytest.raises(ImageError, match="4 of 45 files of .* cannot be decoded; --on-error skip") as caught:
         pack_folder(pets, out)
-    reasons = {"0.png": "is empty", "text.jpg": "not a picture", "nowhere.png": "No such file", "pipe.png": "a pipe"}
+    reasons = {"0.png": "is empty", "text.jpg": "not an image", "nowhere.png": "No such file", "pipe.png": "a pipe"}
     for name, reason in reasons.items():
         (line,) = [line for line in str(caught.value).splitlines() if str(dog / name) in line]
         assert reason in line
@@ -356,16 +356,16 @@ def test_no_file_is_lost(pets: Path) -> None:
     skipping = Folder(pets, "train", (6, 6), on_error="skip")
     source = open_tfds(out, {"train": "train"}, (6, 6))["train"]
     assert (source.names, source.digest) == (skipping.names, skipping.digest)
-    with pytest.raises(PictureError, match="4 of 45 files"):
+    with pytest.raises(ImageError, match="4 of 45 files"):
         pack_folder(pets, out, "refuse")
 
 
-def test_a_class_without_any_picture_left_is_refused(pets: Path) -> None:
+def test_a_class_without_any_image_left_is_refused(pets: Path) -> None:
     for file in (pets / "val" / "dog").rglob("*.*"):
         if file.is_file():
             file.write_bytes(b"")
-    with pytest.raises(PictureError, match="no picture of class 'dog' in .*val can be decoded"):
-        pack_folder(pets, on_bad="skip")
+    with pytest.raises(ImageError, match="no image of class 'dog' in .*val can be decoded"):
+        pack_folder(pets, on_error="skip")
     with pytest.raises(OSError, match="unfinished pack"):
         open_tfds(pets.parent / "Pets 2-packed")
 
@@ -383,7 +383,7 @@ def test_the_command_says_what_became_of_the_files(pets: Path, capsys: pytest.Ca
     assert "validation, dog/0.png: is new" in capsys.readouterr().err
 
 
-def test_progress_counts_every_picture_once(pets: Path) -> None:
+def test_progress_counts_every_image_once(pets: Path) -> None:
     seen: list[tuple[int, int]] = []
     pack_folder(pets, progress=lambda done, total: seen.append((done, total)))
     assert {total for _, total in seen} == {40} and seen[-1] == (40, 40)

@@ -20,7 +20,7 @@ from PIL import Image
 from cnnjax.data.pixels import (
     PIXEL_CHOICES,
     RESIZINGS,
-    PictureError,
+    ImageError,
     Resizing,
     _crop_to_aspect_ratio,
     checked_resizing,
@@ -29,12 +29,12 @@ from cnnjax.data.pixels import (
     resize,
 )
 
-# A value in 0..255 passes through two lerps, whose weights carry a float32 position up to the picture's size.
+# A value in 0..255 passes through two lerps, whose weights carry a float32 position up to the image's size.
 TOLERANCE = 0.01
 
 
 def keras_pixels(path: Path, size: tuple[int, int]) -> np.ndarray:
-    """Reads the only picture of class `a` below `path` with `keras.utils.image_dataset_from_directory`."""
+    """Reads the only image of class `a` below `path` with `keras.utils.image_dataset_from_directory`."""
     import keras
 
     with warnings.catch_warnings():
@@ -56,7 +56,7 @@ def encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
 
 @pytest.fixture(scope="module")
 def drawing() -> Image.Image:
-    """A smooth colourful picture, 37 x 23, so that JPEG keeps it well and no two channels agree."""
+    """A smooth colourful image, 37 x 23, so that JPEG keeps it well and no two channels agree."""
     y, x = np.mgrid[0:23, 0:37]
     channels = [128 + 120 * np.sin(x / 7 + y / 11), 128 + 110 * np.cos(x / 9), 255 * y / 22]
     return Image.fromarray(np.stack(channels, -1).astype(np.uint8))
@@ -109,7 +109,7 @@ def test_every_mode_has_keras_pixels(name: str, drawing: Image.Image, tmp_path: 
 
 
 @pytest.mark.parametrize("name", MODES)
-def test_sound_pictures_give_no_warning(name: str, drawing: Image.Image) -> None:
+def test_sound_images_give_no_warning(name: str, drawing: Image.Image) -> None:
     with warnings.catch_warnings(record=True) as given:
         warnings.simplefilter("always")
         decode(modes(drawing)[name])
@@ -147,23 +147,23 @@ def png(width: int, height: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
 
 
-def noise_picture() -> Image.Image:
+def noise_image() -> Image.Image:
     return Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
 
 
 FAULTS = {
     "empty": (b"", "the file is empty"),
-    "text": (b"this is no pcture\n", "not a picture.*this is no p"),
-    "cut JPEG": (encoded(noise_picture(), "JPEG")[:-900], "truncated"),
-    "cut PNG": (encoded(noise_picture(), "PNG")[:-900], "damaged"),
-    "cut GIF": (encoded(noise_picture().quantize(64), "GIF")[:-900], "truncated"),
-    "cut BMP": (encoded(noise_picture(), "BMP")[:-900], "truncated"),
-    "cut WebP": (encoded(noise_picture(), "WEBP")[:-900], "not a picture|damaged"),
-    "JPEG's first bytes": (encoded(noise_picture(), "JPEG")[:100], "not a picture|damaged"),
+    "text": (b"this is no pcture\n", "not an image.*this is no p"),
+    "cut JPEG": (encoded(noise_image(), "JPEG")[:-900], "truncated"),
+    "cut PNG": (encoded(noise_image(), "PNG")[:-900], "damaged"),
+    "cut GIF": (encoded(noise_image().quantize(64), "GIF")[:-900], "truncated"),
+    "cut BMP": (encoded(noise_image(), "BMP")[:-900], "truncated"),
+    "cut WebP": (encoded(noise_image(), "WEBP")[:-900], "not an image|damaged"),
+    "JPEG's first bytes": (encoded(noise_image(), "JPEG")[:100], "not an image|damaged"),
     "PNG without pixels": (png(8, 8), "damaged"),
     "large PNG": (png(10_000, 10_000), "10000.*pixels|pixels.*bomb"),
     "huge PNG": (png(30_000, 30_000), "pixels"),
-    "TIFF": (encoded(Image.new("RGB", (4, 4)), "TIFF"), "not a picture"),
+    "TIFF": (encoded(Image.new("RGB", (4, 4)), "TIFF"), "not an image"),
 }
 
 
@@ -173,16 +173,16 @@ def test_faults_are_named_whatever_the_warning_filters(fault: str, filters: Lite
     data, reason = FAULTS[fault]
     with warnings.catch_warnings():
         warnings.simplefilter(filters)
-        with pytest.raises(PictureError, match=f"(?s){reason}"):
+        with pytest.raises(ImageError, match=f"(?s){reason}"):
             decode(data)
 
 
 @given(st.data())
 @settings(max_examples=60, deadline=None)
 def test_damaged_bytes_decode_or_are_refused(data: st.DataObject) -> None:
-    """Nothing but a picture or a PictureError comes of any damage."""
+    """Nothing but an image or a ImageError comes of any damage."""
     kind = data.draw(st.sampled_from(["JPEG", "PNG", "GIF", "BMP", "WEBP"]))
-    content = bytearray(encoded(noise_picture().resize((16, 16)), kind))
+    content = bytearray(encoded(noise_image().resize((16, 16)), kind))
     for _ in range(data.draw(st.integers(1, 4))):
         content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
     # A flipped size byte may ask for gigabytes, which is honest work but no test.
@@ -190,13 +190,13 @@ def test_damaged_bytes_decode_or_are_refused(data: st.DataObject) -> None:
         patch.setattr(Image, "MAX_IMAGE_PIXELS", 1_000_000)
         try:
             pixels = decode(bytes(content))
-        except PictureError:
+        except ImageError:
             return
     assert pixels.dtype == np.uint8 and pixels.ndim == 3 and pixels.shape[2] == 3
 
 
 def test_a_broken_exif_block_changes_nothing(drawing: Image.Image) -> None:
-    """Pillow warns of it while reading; the picture is sound."""
+    """Pillow warns of it while reading; the image is sound."""
     plain = encoded(drawing, "JPEG")
     # A TIFF directory that promises five entries and ends.
     exif = b"Exif\0\0II*\0\x08\0\0\0\x05\0\x12\x01"
@@ -305,7 +305,7 @@ shapes = st.tuples(st.integers(1, 90), st.integers(1, 90))
 
 
 def filtered(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Pillow's triangle filter, which is wider where a picture shrinks, in floating point."""
+    """Pillow's triangle filter, which is wider where an image shrinks, in floating point."""
     channels = [Image.fromarray(image[:, :, c].astype(np.float32)) for c in range(image.shape[2])]
     wanted = (size[1], size[0])
     return np.stack([np.asarray(c.resize(wanted, Image.Resampling.BILINEAR)) for c in channels], -1)
@@ -322,7 +322,7 @@ def test_antialias_is_pillows_triangle(shape: tuple[int, int], size: tuple[int, 
 
 @given(shapes, st.tuples(st.integers(1, 8), st.integers(1, 8)))
 @settings(max_examples=60, deadline=None)
-def test_center_crop_is_an_antialiased_picture_cut(shape: tuple[int, int], sevenths: tuple[int, int]) -> None:
+def test_center_crop_is_an_antialiased_image_cut(shape: tuple[int, int], sevenths: tuple[int, int]) -> None:
     """For sizes of whole sevenths: the sides are 8/7 of them, or longer by the aspect ratio, less than a pixel off."""
     size, least = (7 * sevenths[0], 7 * sevenths[1]), (8 * sevenths[0], 8 * sevenths[1])
     scale = max(Fraction(least[0], shape[0]), Fraction(least[1], shape[1]))
@@ -377,5 +377,5 @@ def test_every_kind_of_jpeg_has_the_pixels_that_pillow_gives(mode: str, progress
             expected = np.asarray(image.convert("RGB"))
         np.testing.assert_array_equal(decode(file.getvalue()), expected)
         np.testing.assert_array_equal(decode(file.getvalue() + b"more"), expected)
-        with pytest.raises(PictureError):
+        with pytest.raises(ImageError):
             decode(file.getvalue()[: len(file.getvalue()) // 2])

@@ -1,4 +1,4 @@
-"""Numbers that are not 0 to 255: told apart from dark pictures, and mapped where a scale says how."""
+"""Numbers that are not 0 to 255: told apart from dark images, and mapped where a scale says how."""
 
 import io
 import os
@@ -12,8 +12,8 @@ from cnnjax import ImageClassifier
 from cnnjax.classifier.command import Evaluate, Predict, evaluate, predict
 from cnnjax.classifier.fitting import Fit, fit
 from cnnjax.data import Folder, InMemory, open_data, pack_folder
-from cnnjax.data.decoded import Kept
-from cnnjax.data.pixels import PictureError, checked_scale, decode
+from cnnjax.data.decoded import DecodedFormat
+from cnnjax.data.pixels import ImageError, checked_scale, decode
 from cnnjax.fit import Recipe
 
 TWELVE = np.random.default_rng(0).integers(0, 4096, (6, 5, 3)).astype(np.uint16)
@@ -34,13 +34,11 @@ def test_12_bits_in_a_16_bit_file_are_refused_and_mapped_where_that_is_asked(kin
     ]
     expected = MAPPED[..., :1].repeat(3, 2) if kind == "grey" else MAPPED
     most = values[..., :3].max() if values.ndim == 3 else values.max()
-    with pytest.raises(
-        PictureError, match=rf"holds values 0 to {most} of 16 bits: looks like 12-bit data.*0:4095 \(or"
-    ):
+    with pytest.raises(ImageError, match=rf"holds values 0 to {most} of 16 bits: looks like 12-bit data.*0:4095 \(or"):
         decode(png(values))
     np.testing.assert_array_equal(decode(png(values), (0, 4095)), expected)
     assert decode(png(values), (0, 65535)).max() == round(most / 257)
-    with pytest.raises(PictureError, match="outside of the scale 0:1023"):
+    with pytest.raises(ImageError, match="outside of the scale 0:1023"):
         decode(png(values), (0, 1023))
 
 
@@ -70,16 +68,16 @@ def folder(tmp_path):
 
 def test_a_folder_and_its_pack_go_by_the_scale(folder, tmp_path):
     plain = Folder(folder, image_size=(6, 5))
-    with pytest.raises(PictureError, match=r"8 pictures .* cannot be decoded(?s:.*)0:4095"):
+    with pytest.raises(ImageError, match=r"8 images .* cannot be decoded(?s:.*)0:4095"):
         plain.verify()
     sources = open_data(folder, (6, 5), scale="0:4095")
     whole = Folder(folder, image_size=(6, 5), scale=(0, 4095))
     np.testing.assert_array_equal(whole.read([0])[0], MAPPED)
     other = Folder(folder, image_size=(6, 5), scale="0:65535")
     assert len({whole.digest, other.digest, plain.digest}) == 3
-    with pytest.raises(PictureError, match="8 of 8 files"):
+    with pytest.raises(ImageError, match="8 of 8 files"):
         pack_folder(folder, tmp_path / "refused")
-    for kept in (None, Kept(), Kept((6, 5))):
+    for kept in (None, DecodedFormat(), DecodedFormat((6, 5))):
         out = pack_folder(folder, tmp_path / "packed", decoded=kept, scale="0:4095").out
         packed = open_data(out, (6, 5), scale="0:4095")
         for split, source in sources.items():
@@ -87,9 +85,9 @@ def test_a_folder_and_its_pack_go_by_the_scale(folder, tmp_path):
             assert packed[split].digest == source.digest
             rows = range(len(source))
             np.testing.assert_array_equal(packed[split].read(rows), source.read(rows))
-        with pytest.raises(PictureError, match="12-bit"):
+        with pytest.raises(ImageError, match="12-bit"):
             open_data(out, (6, 5))["train"].verify()
-        with pytest.raises(PictureError, match="12-bit"):
+        with pytest.raises(ImageError, match="12-bit"):
             open_data(out, (6, 5))["train"].read([0])
     with pytest.raises(ValueError, match="begun with the scale"):
         pack_folder(folder, tmp_path / "packed")
@@ -135,9 +133,9 @@ def test_a_classifier_keeps_the_scale_of_its_files(folder, tmp_path):
     plain.save(tmp_path / "plain")
     assert "scale" not in (tmp_path / "plain" / "config.json").read_text()
     assert ImageClassifier.load(tmp_path / "plain").config.scale is None
-    with pytest.raises(PictureError, match="12-bit"):
+    with pytest.raises(ImageError, match="12-bit"):
         plain.predict([folder / "cat" / "0.png"])
-    (skipped,) = plain.predict([folder / "cat" / "0.png"], on_bad="skip")
+    (skipped,) = plain.predict([folder / "cat" / "0.png"], on_error="skip")
     assert "12-bit" in skipped.error
     np.testing.assert_allclose(plain.predict_logits([folder / "cat" / "0.png"], scale="0:4095"), eight, rtol=1e-6)
 
@@ -175,7 +173,7 @@ def test_the_commands_take_the_scale_and_keep_it(folder, tmp_path, capsys, monke
     monkeypatch.setattr("cnnjax.classifier.fitting.keep_programs", lambda: None)
     recipe = Recipe("scratch", epochs=1, batch_size=4)
     options = dict(data=str(folder), backbone="lecture_cnn", image_size=48, head="linear", recipe=recipe)
-    with pytest.raises(PictureError, match="0:4095"):
+    with pytest.raises(ImageError, match="0:4095"):
         fit(Fit(**options, out=tmp_path / "run", store=tmp_path / "store"))
     out = fit(Fit(**options, scale="0:4095", out=tmp_path / "run", store=tmp_path / "store"))
     capsys.readouterr()
@@ -183,5 +181,5 @@ def test_the_commands_take_the_scale_and_keep_it(folder, tmp_path, capsys, monke
     assert capsys.readouterr().out.count('"class"') == 4
     evaluate(Evaluate(out / "classifier", str(folder), split="all", samples=0))
     assert "8 examples, 2 classes" in capsys.readouterr().out
-    with pytest.raises(PictureError, match="outside of the scale 0:1023"):
+    with pytest.raises(ImageError, match="outside of the scale 0:1023"):
         predict(Predict(out / "classifier", (folder / "cat",), scale="0:1023"))

@@ -31,7 +31,7 @@ def run(program: str, *arguments: object) -> subprocess.Popen[str]:
     )
 
 
-def test_splits_classes_and_pictures_are_as_declared(tmp_path: Path) -> None:
+def test_splits_classes_and_images_are_as_declared(tmp_path: Path) -> None:
     config = small()
     found = open_shapes(config, tmp_path)
     assert {split: len(source) for split, source in found.items()} == {
@@ -44,13 +44,13 @@ def test_splits_classes_and_pictures_are_as_declared(tmp_path: Path) -> None:
         assert source.class_names == config.classes and source.image_size == (16, 16)
         assert np.bincount(source.labels).tolist() == [FEW[split]] * 4
         assert len(set(source.names)) == len(source)
-        # A picture's name says its class: the label must agree with it.
+        # A image's name says its class: the label must agree with it.
         assert [name.split("/")[0] for name in source.names] == [config.classes[c] for c in source.labels]
     images = np.concatenate([source.read(range(len(source))) for source in found.values()])
     assert len(np.unique(images.reshape(len(images), -1), axis=0)) == len(images)
 
 
-def test_pictures_come_back_as_drawn(tmp_path: Path) -> None:
+def test_images_come_back_as_drawn(tmp_path: Path) -> None:
     """Through PNG, the record file and its reader, no pixel changes."""
     source = open_shapes(small(seed=7), tmp_path)["test"]
     where = source.names.index("striped_cross/00002")

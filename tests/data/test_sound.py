@@ -125,7 +125,7 @@ def test_the_start_is_kept_and_zeros_follow(rate: int) -> None:
 BROKEN: dict[str, tuple[bytes, str]] = {
     "empty": (b"", "the file is empty"),
     "text": (b"no sound at all", "not a sound: its content is none of WAV, FLAC, Ogg .it starts with b'no sound"),
-    "picture": (b"\x89PNG\r\n\x1a\n" + b"0" * 50, "not a sound"),
+    "image": (b"\x89PNG\r\n\x1a\n" + b"0" * 50, "not a sound"),
     "other riff": (b"RIFF\x10\0\0\0AVI " + b"0" * 20, "not a sound"),
     "header only": (written(np.zeros(100, np.int16))[:12], "truncated: no samples in it"),
     "half a header": (written(np.zeros(100, np.int16))[:30], "truncated: no samples in it"),

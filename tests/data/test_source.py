@@ -1,4 +1,4 @@
-"""Pictures in memory, and the helpers all sources share."""
+"""Images in memory, and the helpers all sources share."""
 
 import threading
 import time
@@ -90,7 +90,7 @@ def test_images_of_other_channels_say_so_in_their_size(channels):
     np.testing.assert_array_equal(source.read([1, 3]), images[[1, 3]])
     smaller = InMemory(images, LABELS, ["a", "b"], image_size=(3, 4))
     assert smaller.image_size == (3, 4, channels) and smaller.read([0]).shape == (1, 3, 4, channels)
-    # Each channel is resized by itself, as a grey picture beside two others would be.
+    # Each channel is resized by itself, as a grey image beside two others would be.
     grey = InMemory(np.repeat(images[..., :1], 3, -1), LABELS, ["a", "b"], image_size=(3, 4))
     np.testing.assert_array_equal(smaller.read([0])[..., 0], grey.read([0])[..., 0])
     kept = in_memory(source, 10**6)
@@ -104,7 +104,7 @@ def test_images_of_other_channels_say_so_in_their_size(channels):
         (IMAGES.astype(np.int64), LABELS, "images: expected uint8, or floats in 0..255, found int64"),
         (IMAGES - 1.0, LABELS, r"images: expected values in 0..255, found -1\.0"),
         (IMAGES * np.float32("nan"), LABELS, "images: expected values in 0..255, found nan"),
-        (IMAGES, LABELS[:4], r"labels: expected shape \[5\], one a picture, found \[4\]"),
+        (IMAGES, LABELS[:4], r"labels: expected shape \[5\], one an image, found \[4\]"),
         (IMAGES, np.array(LABELS) / 2, "labels: expected whole numbers, found float64"),
         (IMAGES, [0, 1, 2, 0, 1], "labels: expected 0 to 1 for 2 classes, found 0 to 2"),
     ],
@@ -112,7 +112,7 @@ def test_images_of_other_channels_say_so_in_their_size(channels):
 def test_what_does_not_fit_is_refused(images: np.ndarray, labels: list[int], reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
         InMemory(images, labels, ["a", "b"])
-    with pytest.raises(ValueError, match="names: expected 5, one a picture, found 2"):
+    with pytest.raises(ValueError, match="names: expected 5, one an image, found 2"):
         InMemory(IMAGES, LABELS, ["a", "b"], names=["x", "y"])
 
 

@@ -16,7 +16,7 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from cnnjax.data import PictureError, Records, Source, decode, open_tfds, pack_folder, pack_plan, resize
+from cnnjax.data import ImageError, Records, Source, decode, open_tfds, pack_folder, pack_plan, resize
 from cnnjax.data.prepared import feature_names
 
 
@@ -27,7 +27,7 @@ def png(value: int) -> bytes:
 
 
 class Painted(tfds.core.GeneratorBasedBuilder):
-    """Small pictures; the configuration's name says what goes wrong."""
+    """Small images; the configuration's name says what goes wrong."""
 
     VERSION = tfds.core.Version("1.2.0")
     BUILDER_CONFIGS: ClassVar[list[Any]] = [
@@ -70,7 +70,7 @@ class Painted(tfds.core.GeneratorBasedBuilder):
         for i in range(count):
             image: Any = np.zeros((4, 4, 3), np.uint8) if config == "arrays" else png(i + 100 * len(split))
             if config == "bad" and split == "train" and i in (3, 5):
-                image = b"no picture"
+                image = b"no image"
             label = -1 if config == "unlabelled" and split == "test" else i % 3
             values = {"image": image, "mask": png(i), "label": label, "file_name": f"{i:03d}.png", "boxes": []}
             yield f"{split}{i}", values
@@ -84,7 +84,7 @@ def painted(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A packed folder of 100 pictures, one class after the other, in 30 record files."""
+    """A packed folder of 100 images, one class after the other, in 30 record files."""
     root = tmp_path_factory.mktemp("packed")
     for i in range(100):
         file = root / "folder" / ("train", "test")[i % 2] / f"class{i // 34}" / f"{i:02d}.png"
@@ -183,9 +183,9 @@ def test_the_rule_where_a_split_is_missing(painted: Path) -> None:
         ({"train": "train[:200%]", "test": "test"}, r"no split 'train\[:200%\]' .*\[-100, 100\]"),
         ({"train": "train[a:]", "test": "test"}, r"no split 'train\[a:\]' .*Unrecognized split format"),
         ({"train": "", "test": "test"}, r"no split ''"),
-        ({"train": "train[:0]", "test": "test"}, r"'train\[:0\]' of .* has no pictures"),
-        ({"train": "train+train[:1]", "test": "test"}, "takes some pictures of .* twice"),
-        ({"train": "train[:60%]", "test": "train[50%:]"}, r"train \('train.:60%.'\) and test .* share 5 pictures"),
+        ({"train": "train[:0]", "test": "test"}, r"'train\[:0\]' of .* has no images"),
+        ({"train": "train+train[:1]", "test": "test"}, "takes some images of .* twice"),
+        ({"train": "train[:60%]", "test": "train[50%:]"}, r"train \('train.:60%.'\) and test .* share 5 images"),
         ({"training": "train"}, "expected some of train, validation, test, found training"),
         ({}, "expected some of train, validation, test, found none"),
     ],
@@ -281,10 +281,10 @@ def test_features_are_taken_from_supervised_keys_or_are_the_only_ones() -> None:
 @pytest.mark.parametrize(
     ("names", "keys", "message"),
     [
-        ("a b x", None, "which feature is the picture .* None, its features a: Image, b: Image, x: ClassLabel"),
+        ("a b x", None, "which feature is the image .* None, its features a: Image, b: Image, x: ClassLabel"),
         ("a x y", None, "which feature is the label"),
         ("a filename", ("a", "filename"), r"the label .*\('a', 'filename'\), its features a: Image, filename: Text"),
-        ("depth x", ("depth", "x"), "which feature is the picture"),
+        ("depth x", ("depth", "x"), "which feature is the image"),
     ],
 )
 def test_other_features_are_refused_with_a_list(names: str, keys: tuple[str, ...] | None, message: str) -> None:
@@ -292,8 +292,8 @@ def test_other_features_are_refused_with_a_list(names: str, keys: tuple[str, ...
         feature_names(described(names, keys))
 
 
-def test_pictures_without_labels_are_refused(painted: Path) -> None:
-    with pytest.raises(ValueError, match=r"6 of 6 pictures of 'test' in .* have no label; .* train \(6\), test \(6\)"):
+def test_images_without_labels_are_refused(painted: Path) -> None:
+    with pytest.raises(ValueError, match=r"6 of 6 images of 'test' in .* have no label; .* train \(6\), test \(6\)"):
         open_tfds("tfds:painted:unlabelled", data_dir=painted)
 
 
@@ -348,11 +348,11 @@ def test_damaged_files_are_named(tmp_path: Path, damage: str) -> None:
         open_tfds("tfds:painted", data_dir=tmp_path)
 
 
-def test_bad_pictures_are_named_or_skipped(painted: Path) -> None:
+def test_bad_images_are_named_or_skipped(painted: Path) -> None:
     source = open_tfds("tfds:painted:bad", image_size=(7, 6), data_dir=painted)["train"]
     bad = ["003.png", "005.png"]
     for act in (source.verify, lambda: source.read(range(20))):
-        with pytest.raises(PictureError, match="2 pictures of 'train' in .* cannot be decoded") as caught:
+        with pytest.raises(ImageError, match="2 images of 'train' in .* cannot be decoded") as caught:
             act()
         assert sorted(line.split(": ")[0].strip() for line in str(caught.value).splitlines()[1:]) == bad
     kept = open_tfds("tfds:painted:bad", image_size=(7, 6), data_dir=painted, on_error="skip")["train"]

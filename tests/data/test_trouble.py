@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile
 
-from cnnjax.data import Folder, InMemory, PictureError, open_splits, split_by_fraction
+from cnnjax.data import Folder, ImageError, InMemory, open_splits, split_by_fraction
 from cnnjax.data import folder as folder_module
 from cnnjax.data import pixels as pixels_module
 from cnnjax.data.listing import Account, account
@@ -30,7 +30,7 @@ def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
 
 
 def lay(path: Path, content: bytes | None = None, value: int = 0) -> Path:
-    """Writes a file, by default a picture of one grey."""
+    """Writes a file, by default an image of one grey."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(encoded(Image.new("RGB", (5, 6), (value,) * 3), "PNG") if content is None else content)
     return path
@@ -47,7 +47,7 @@ def png(shape: tuple[int, int], depth: int = 8, colour: int = 2, samples: np.nda
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """Two splits of two classes, two pictures a class."""
+    """Two splits of two classes, two images a class."""
     for place in ("train/cat/0", "train/cat/1", "train/dog/0", "train/dog/1"):
         for split in ("train", "test"):
             lay(tmp_path / "data" / f"{place}.png".replace("train", split), value=10 * len(split))
@@ -64,8 +64,8 @@ def pipe(path: Path) -> None:
 BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     "zero.jpg": (lambda path: lay(path, b""), "the file is empty"),
     "cut.jpg": (lambda path: lay(path, encoded(NOISE, "JPEG")[:-900]), "truncated"),
-    "text.jpg": (lambda path: lay(path, b"no picture at all"), "not a picture: .* starts with b'no picture"),
-    "._cat.jpg": (lambda path: lay(path, b"\0\5\x16\7\0\2\0\0Mac OS X"), "not a picture"),
+    "text.jpg": (lambda path: lay(path, b"no image at all"), "not an image: .* starts with b'no image"),
+    "._cat.jpg": (lambda path: lay(path, b"\0\5\x16\7\0\2\0\0Mac OS X"), "not an image"),
     "bomb.png": (lambda path: lay(path, png((12_000, 10_000))), "declares 10000 x 12000 pixels, more than 89478485"),
     "large bomb.png": (lambda path: lay(path, png((60_000, 60_000))), "declares too many pixels .*3600000000"),
     "nowhere.jpg": (lambda path: path.symlink_to("gone.jpg"), "cannot be read: No such file or directory"),
@@ -79,7 +79,7 @@ SHOWN = {"two\nlines.jpg": r"two\x0alines.jpg", os.fsdecode(b"caf\xe9.jpg"): r"c
 
 
 @pytest.mark.parametrize("name", BAD, ids=lambda name: SHOWN.get(name, name))
-def test_a_bad_picture_is_named_with_path_and_reason(name: str, root: Path, tmp_path: Path) -> None:
+def test_a_bad_image_is_named_with_path_and_reason(name: str, root: Path, tmp_path: Path) -> None:
     make, reason = BAD[name]
     path = root / "train" / "cat" / name
     make(path)
@@ -90,7 +90,7 @@ def test_a_bad_picture_is_named_with_path_and_reason(name: str, root: Path, tmp_
     shown = str(root / "train" / "cat" / SHOWN.get(name, name))
     refusing = Folder(root, "train", (6, 5))
     for act in (refusing.verify, lambda: refusing.read(range(5))):
-        with pytest.raises(PictureError, match=f"(?s)^1 picture of .*{reason}") as caught:
+        with pytest.raises(ImageError, match=f"(?s)^1 image of .*{reason}") as caught:
             act()
         assert f"\n  {shown}: " in str(caught.value)
         str(caught.value).encode()  # every terminal can print it
@@ -143,7 +143,7 @@ GOOD: dict[str, tuple[bytes, np.ndarray]] = {
 
 
 @pytest.mark.parametrize("name", GOOD)
-def test_an_odd_picture_works(name: str, root: Path) -> None:
+def test_an_odd_image_works(name: str, root: Path) -> None:
     data, pixels = GOOD[name]
     lay(root / "train" / "cat" / name, data)
     source = Folder(root, "train", (6, 5), on_error="skip")
@@ -161,11 +161,11 @@ def test_a_bomb_is_refused_before_it_is_decoded(root: Path, monkeypatch: pytest.
     real = ImageFile.ImageFile.load
     monkeypatch.setattr(ImageFile.ImageFile, "load", lambda image: unpacked.append(image) or real(image))
     monkeypatch.setattr(pixels_module, "MAX_PIXELS", 29)
-    with pytest.raises(PictureError, match=r"0\.png: declares 5 x 6 pixels, more than 29; the limit is .*MAX_PIXELS"):
+    with pytest.raises(ImageError, match=r"0\.png: declares 5 x 6 pixels, more than 29; the limit is .*MAX_PIXELS"):
         source.read([0])
     assert not unpacked
     monkeypatch.setattr(pixels_module, "MAX_BYTES", 20)
-    with pytest.raises(PictureError, match=r"0\.png: has \d+ bytes, more than the 20 of .*MAX_BYTES"):
+    with pytest.raises(ImageError, match=r"0\.png: has \d+ bytes, more than the 20 of .*MAX_BYTES"):
         source.read([0])
 
 
@@ -179,7 +179,7 @@ def test_an_unreadable_file_is_named(root: Path, monkeypatch: pytest.MonkeyPatch
         return real(path, *args, **kwargs)  # ty: ignore[no-matching-overload]
 
     monkeypatch.setattr("builtins.open", refuse)
-    with pytest.raises(PictureError, match=r"1 picture of .*\n  .*dog/1\.png: cannot be read: Permission denied$"):
+    with pytest.raises(ImageError, match=r"1 image of .*\n  .*dog/1\.png: cannot be read: Permission denied$"):
         Folder(root, "train").verify()
     source = Folder(root, "train", on_error="skip")
     assert source.skipped == ("dog/1.png: cannot be read: Permission denied",)
@@ -191,7 +191,7 @@ def test_a_file_that_vanishes_is_named(root: Path, monkeypatch: pytest.MonkeyPat
     """Between listing and reading, and between listing and the check of `on_error="skip"`."""
     source = Folder(root, "train")
     (root / "train" / "cat" / "1.png").unlink()
-    with pytest.raises(PictureError, match=r"cat/1\.png: cannot be read: No such file"):
+    with pytest.raises(ImageError, match=r"cat/1\.png: cannot be read: No such file"):
         source.read(range(4))
     real = folder_module.list_folder
 
@@ -333,7 +333,7 @@ def messy(root: Path) -> Path:
     for place in ("train/cat/notes.txt", "train/cat/.DS_Store", "train/cat/below/Thumbs.db", "train/dog/1.webp",
                   "train/readme.md", "test/cat/.hidden", "labels.csv", "logs/cat/0.png", ".git/config",
                   "train/.trash/0.png"):  # fmt: skip
-        lay(root / place, b"no picture")
+        lay(root / place, b"no image")
     (root / "train" / "dog" / "link").symlink_to(root / "train" / "cat")
     lay(root / "train" / "dog" / "bad.jpg", b"")
     lay(root / "test" / "dog" / "bad.jpg", b"text")

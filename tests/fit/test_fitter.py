@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
-from small import SIZE, make, pictures
+from small import SIZE, images, make
 
 from cnnjax import Freeze, Trainer
 from cnnjax.data import InMemory
@@ -26,12 +26,12 @@ pytestmark = pytest.mark.usefixtures("compiled_fast")
 
 @pytest.fixture(scope="module")
 def train():
-    return pictures(50, 0)
+    return images(50, 0)
 
 
 @pytest.fixture(scope="module")
 def validation():
-    return pictures(30, 1)
+    return images(30, 1)
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +67,7 @@ def test_every_epoch_is_recorded_as_it_ends(tuned):
     assert [(r["phase"], r["epoch"]) for r in fitted.history] == [
         ("head", 0), ("head", 1), ("head", 2), ("tune", 3), ("tune", 4)
     ]  # fmt: skip
-    times = {"seconds", "compile_seconds", "pictures_per_second"}
+    times = {"seconds", "compile_seconds", "images_per_second"}
     assert read(journal.path) == [{k: v for k, v in r.items() if k not in times} for r in fitted.history]
     keys = {"train_loss", "train_accuracy", "validation_loss", "validation_accuracy", "learning_rate", "seconds"}
     assert all(keys <= set(record) for record in fitted.history)
@@ -88,8 +88,8 @@ def test_another_seed_computes_no_feature_and_compiles_nothing(tuned, train, val
 
 
 def test_the_best_weights_are_kept_and_training_stops(train):
-    """Labels of the validation pictures are swapped: training only makes them worse, so the first epoch is best."""
-    swapped = pictures(30, 1)
+    """Labels of the validation images are swapped: training only makes them worse, so the first epoch is best."""
+    swapped = images(30, 1)
     swapped.labels = 1 - swapped.labels
     model = make()
     options = dict(epochs=9, batch_size=8, optimizer="adam", learning_rate=0.05)
@@ -104,7 +104,7 @@ def test_the_best_weights_are_kept_and_training_stops(train):
     assert trainer.evaluate(trainer.init(live(trainer, found)), trainer.rows(swapped, train=False))["loss"] == (
         pytest.approx(min(losses_seen), rel=1e-6)
     )
-    with pytest.raises(ValueError, match="give validation pictures"):
+    with pytest.raises(ValueError, match="give validation images"):
         kept.fit(train)
 
 
@@ -118,7 +118,7 @@ def test_the_best_weights_are_kept_and_training_stops(train):
 )
 def test_what_a_phase_starts_from_is_kept_where_no_epoch_of_it_is_better(train, recipe):
     """Training on swapped labels makes all later phases worse than the head's first epoch."""
-    swapped = pictures(30, 1)
+    swapped = images(30, 1)
     swapped.labels = 1 - swapped.labels
     fitter = Fitter(make(), dataclasses.replace(recipe, learning_rate=0.02, tuning_factor=1.0), SIZE)
     found = fitter.fit(train, swapped)
@@ -260,7 +260,7 @@ def test_gradual_unfreezing_carries_the_optimizer(train):
 
 def test_a_stage_starts_from_what_was_kept(train, monkeypatch):
     """The best weights may be early ones: the average goes on from them; the second moments are the last step's."""
-    swapped, starts, ends = pictures(30, 1), [], []
+    swapped, starts, ends = images(30, 1), [], []
     swapped.labels = 1 - swapped.labels
     run = Trainer.fit
 
@@ -285,7 +285,7 @@ def test_a_stage_starts_from_what_was_kept(train, monkeypatch):
 
 
 def test_many_classes_and_wrong_ones():
-    data = pictures(40, 0, classes=4)
+    data = images(40, 0, classes=4)
     found = Fitter(make(4), Recipe("scratch", epochs=15, batch_size=8, optimizer="adam", learning_rate=0.01), SIZE)
     assert found.fit(data).history[-1]["train_accuracy"] > 0.5  # by chance 0.25
     with pytest.raises(ValueError, match="labels 0 to 3 do not fit 1 logit"):

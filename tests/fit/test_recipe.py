@@ -46,7 +46,7 @@ def test_the_lectures_fine_tuning_leaves_block5_free(vgg, options):
     assert trained(head, vgg) == set()
     assert trained(tune, vgg) == theirs == {"block5_conv1", "block5_conv2", "block5_conv3"}
     assert (head.learning_rate, tune.learning_rate) == (1e-3, pytest.approx(1e-4))
-    assert (head.epochs, tune.epochs, tune.carries) == (30, 10, False)
+    assert (head.epochs, tune.epochs, tune.keeps_optimizer) == (30, 10, False)
 
 
 @pytest.mark.parametrize("method", ["features", "views", "augment"])
@@ -69,7 +69,7 @@ def test_gradual_unfreezing_goes_deeper_and_keeps_its_optimizer(mobile):
     head, *stages = phases(Recipe("gradual"), mobile)
     layers = [trained(phase, mobile) for phase in (head, *stages)]
     assert all(before < after for before, after in itertools.pairwise(layers))
-    assert "conv1" in layers[-1] and [stage.carries for stage in stages] == [True] * 3
+    assert "conv1" in layers[-1] and [stage.keeps_optimizer for stage in stages] == [True] * 3
     _, first, second = phases(Recipe("gradual", stages=("conv_pw_12_relu", "21")), mobile)
     assert trained(first, mobile) == {"conv_dw_13", "conv_dw_13_bn", "conv_pw_13", "conv_pw_13_bn"}
     assert trained(first, mobile) < trained(second, mobile)

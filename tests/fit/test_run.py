@@ -7,11 +7,11 @@ import time
 import jax
 import numpy as np
 import pytest
-from small import SIZE, make, pictures
+from small import SIZE, images, make
 
 from cnnjax.checkpoints import Checkpoints, CorruptCheckpoint
 from cnnjax.data.order import epoch_batches
-from cnnjax.fit import Fitter, Keeping, Recipe
+from cnnjax.fit import CheckpointConfig, Fitter, Recipe
 from cnnjax.metrics import Journal
 from cnnjax.metrics.journal import read
 from cnnjax.runtime import preemption
@@ -55,10 +55,10 @@ def run(fitter, folder, validation, *, stop_at=None, every=0.1, **options):
         return progress
 
     with Checkpoints(folder / "checkpoints") as checkpoints:
-        keeping = Keeping(checkpoints, every=every, tell=lambda text: None, **options)
+        checkpointing = CheckpointConfig(checkpoints, every=every, tell=lambda text: None, **options)
         fitted = fitter.fit(
-            pictures(50, 0), validation, seed=3, journal=Journal(folder / "metrics.jsonl"), report=report,
-            keeping=keeping,
+            images(50, 0), validation, seed=3, journal=Journal(folder / "metrics.jsonl"), report=report,
+            checkpointing=checkpointing,
         )  # fmt: skip
         last = checkpoints.latest()
         return words, fitted, checkpoints.read(last), (folder / "metrics.jsonl").read_bytes()
@@ -70,7 +70,7 @@ def same(one, other):
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_run_broken_off_at_any_word_ends_as_one_that_was_not(name, tmp_path, train_programs):
-    fitter, validation = train_programs(name), pictures(30, 1)
+    fitter, validation = train_programs(name), images(30, 1)
     words, fitted, tree, lines = run(fitter, tmp_path / "whole", validation)
     assert name != "candidate" or fitted.best < 3 < len(fitted.history)
     for number, stop_at in enumerate(np.linspace(2, words, 4).astype(int)):
@@ -99,7 +99,7 @@ def test_a_signal_saves_once_and_ends(tmp_path, train_programs):
     fitter = train_programs("scratch")
     _, _, tree, lines = run(fitter, tmp_path / "whole", None)
     with Checkpoints(tmp_path / "checkpoints") as checkpoints:
-        keeping = Keeping(checkpoints, every=1e9, tell=lambda text: None)
+        checkpointing = CheckpointConfig(checkpoints, every=1e9, tell=lambda text: None)
 
         def told(done, total):
             if done == 10:
@@ -113,7 +113,7 @@ def test_a_signal_saves_once_and_ends(tmp_path, train_programs):
             return told if name == "all" else None
 
         with pytest.raises(preemption.Preempted), preemption.watching():
-            fitter.fit(pictures(50, 0), seed=3, report=report, keeping=keeping)
+            fitter.fit(images(50, 0), seed=3, report=report, checkpointing=checkpointing)
         (step,) = checkpoints.steps()
     assert step == 10
     (tmp_path / "checkpoints").rename(tmp_path / "moved")
@@ -137,10 +137,10 @@ def test_a_damaged_newest_checkpoint_is_passed_over_only_when_asked(tmp_path, tr
 
 def test_a_loss_that_is_no_number_ends_the_run_and_names_step_rate_and_files(tmp_path):
     recipe = Recipe("scratch", epochs=5, batch_size=8, optimizer="sgd", learning_rate=1e20, warmup=0.3)
-    fitter, source = Fitter(make(), recipe, SIZE), pictures(50, 0)
+    fitter, source = Fitter(make(), recipe, SIZE), images(50, 0)
     with Checkpoints(tmp_path) as checkpoints:
         with pytest.raises(NotFinite) as caught:
-            fitter.fit(source, seed=3, keeping=Keeping(checkpoints, every=1e-9, tell=lambda text: None))
+            fitter.fit(source, seed=3, checkpointing=CheckpointConfig(checkpoints, every=1e-9, tell=lambda text: None))
         kept = checkpoints.latest()
         weights = jax.tree.leaves(checkpoints.read(kept)["state"]["trainable"]) if kept is not None else []
     error, text = caught.value, str(caught.value)
@@ -154,10 +154,10 @@ def test_a_loss_that_is_no_number_ends_the_run_and_names_step_rate_and_files(tmp
 
 
 class OneBad:
-    """Pictures one of which is not a number."""
+    """Images one of which is not a number."""
 
     def __init__(self, bad):
-        self._inner, self._bad = pictures(50, 0), bad
+        self._inner, self._bad = images(50, 0), bad
         self.labels, self.names, self.image_size = self._inner.labels, self._inner.names, SIZE
         self.digest = self._inner.digest + str(bad)
 

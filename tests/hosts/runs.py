@@ -1,7 +1,7 @@
 """Runs whose numbers must not depend on where they run; a process of its own for each number of devices and hosts.
 
-python runs.py OUT PICTURES one_process
-python runs.py OUT PICTURES HOST:PORT,ID,COUNT SECONDS
+python runs.py OUT IMAGES one_process
+python runs.py OUT IMAGES HOST:PORT,ID,COUNT SECONDS
 """
 
 import json
@@ -17,11 +17,11 @@ from cnnjax.data import open_data
 from cnnjax.freeze import Freeze
 from cnnjax.runtime import devices as devices_module
 from cnnjax.runtime.devices import Devices, start
-from cnnjax.train.dataset import Rows
+from cnnjax.train.dataset import FeatureDataset
 from cnnjax.train.lowering import collectives
 from cnnjax.train.trainer import Trainer
 
-BATCH = 16  # of 44 pictures: the last of an epoch's three batches is short
+BATCH = 16  # of 44 images: the last of an epoch's three batches is short
 
 
 class Net(nnx.Module):
@@ -56,7 +56,7 @@ class Watched:
 
 
 def trainer(kind: str, devices: Devices | None) -> Trainer:
-    """ "streamed" reads and augments pictures in every step, "stored" trains what follows the convolution."""
+    """ "streamed" reads and augments images in every step, "stored" trains what follows the convolution."""
     model = Net(nnx.Rngs(0, dropout=1))
     frozen = Freeze.parse("none" if kind == "streamed" else "norm").resolve(model, example=(24, 24, 3))
     augment = Augmentation(flip=True, brightness=0.1) if kind == "streamed" else None
@@ -66,9 +66,9 @@ def trainer(kind: str, devices: Devices | None) -> Trainer:
     )  # fmt: skip
 
 
-def run(kind: str, devices: Devices | None, pictures: Path, out: Path, name: str) -> tuple[Trainer, Rows]:
+def run(kind: str, devices: Devices | None, images: Path, out: Path, name: str) -> tuple[Trainer, FeatureDataset]:
     """Trains for three epochs and writes down what came of it; returns what it was made with."""
-    made, sources = trainer(kind, devices), open_data(str(pictures), (24, 24))
+    made, sources = trainer(kind, devices), open_data(str(images), (24, 24))
     read = Watched(sources["train"])
     rows = made.rows(read)
     read.seen.clear()
@@ -104,13 +104,13 @@ def refused(fn, *args, **kwargs) -> str:
     return "no error"
 
 
-def one_process(pictures: Path, out: Path) -> None:
+def one_process(images: Path, out: Path) -> None:
     """One device, and several of this process."""
     eight, parts = Devices.all(), Devices.all(shard_parameters=True)
     for devices, name in ((None, "1"), (Devices.all(count=4), "4"), (eight, "8"), (parts, "8 sharded")):
-        run("streamed", devices, pictures, out, f"streamed on {name}")
-    run("stored", None, pictures, out, "stored on 1")
-    made, rows = run("stored", eight, pictures, out, "stored on 8")
+        run("streamed", devices, images, out, f"streamed on {name}")
+    run("stored", None, images, out, "stored on 1")
+    made, rows = run("stored", eight, images, out, "stored on 8")
     state = made.init()
     context, index, weights, views = made._order(rows, 0, np.uint32(0))
     batch = made._spread((index[0], weights[0], views[0]))
@@ -130,12 +130,12 @@ def one_process(pictures: Path, out: Path) -> None:
     (out / "told.json").write_text(json.dumps(told))
 
 
-def one_of_several(hosts: str, pictures: Path, out: Path, lost: int) -> None:
+def one_of_several(hosts: str, images: Path, out: Path, lost: int) -> None:
     """A process of several; after its runs it trains on, until it is killed or another is."""
     start(hosts, join=60, lost=lost)
     devices = Devices.all(shard_parameters=True)
-    run("stored", devices, pictures, out, f"stored as {devices.host}")
-    made, rows = run("streamed", devices, pictures, out, f"streamed as {devices.host}")
+    run("stored", devices, images, out, f"stored as {devices.host}")
+    made, rows = run("streamed", devices, images, out, f"streamed as {devices.host}")
     told = {
         "primary": devices.primary,
         "hosts": devices.hosts,

@@ -73,8 +73,8 @@ def test_the_report_is_shown(tmp_path):
     assert "thresholds of the best F1 on validation data" in chosen.text() and "| sky |" in chosen.markdown()
     assert "not chosen: 0.5" in multilabel_report(logits, there, NAMES, samples=10).text()
     scores.plot(chosen, tmp_path / "report.png", "a title")
-    with Image.open(tmp_path / "report.png") as picture:
-        assert picture.width > 500
+    with Image.open(tmp_path / "report.png") as image:
+        assert image.width > 500
 
 
 @pytest.mark.parametrize(

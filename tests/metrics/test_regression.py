@@ -42,8 +42,8 @@ def test_the_report_is_kept_and_shown(tmp_path):
     assert constant.r2 is None and "–" in constant.text()
     assert np.isnan(Regression(("age",), mean=(0,), deviation=(1,)).overall([[1.0], [2.0]], [[1.0], [1.0]])["r2"])
     scores.plot(regression_report(FOUND, TRUE, ("a", "b")), tmp_path / "report.png", "a title")
-    with Image.open(tmp_path / "report.png") as picture:
-        assert picture.width > 500
+    with Image.open(tmp_path / "report.png") as image:
+        assert image.width > 500
     with pytest.raises(ValueError, match="predictions of 1 of 2 examples are not finite"):
         regression_report([[1.0], [np.inf]], [[1.0], [1.0]], ("age",))
     with pytest.raises(ValueError, match=r"expected predictions and targets \[N, 2\]"):

@@ -81,7 +81,7 @@ def test_photographs_get_the_class_that_keras_names(keras_oracle, shared_data):
 
 
 def _crop(path) -> np.ndarray:
-    """Return the centre 224x224 of a picture whose shorter side was brought to 256."""
+    """Return the centre 224x224 of an image whose shorter side was brought to 256."""
     image = Image.open(path).convert("RGB")
     scale = 256 / min(image.size)
     image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BILINEAR)

@@ -103,11 +103,11 @@ def test_a_classifier_of_it_is_saved_and_loaded(family, tmp_path):
     classifier = ImageClassifier(
         "gated", ("a", "b", "c"), image_size=16, head="top", dropout=0.5, squash="hard_sigmoid"
     )
-    pictures = np.random.default_rng(0).integers(0, 256, (4, 16, 16, 3), np.uint8)
+    images = np.random.default_rng(0).integers(0, 256, (4, 16, 16, 3), np.uint8)
     classifier.save(tmp_path / "saved")
     config = json.loads((tmp_path / "saved" / "config.json").read_text())
     assert config["options"] == {"dropout": 0.5, "squash": "hard_sigmoid"}
-    assert ImageClassifier.load(tmp_path / "saved").predict(pictures) == classifier.predict(pictures)
+    assert ImageClassifier.load(tmp_path / "saved").predict(images) == classifier.predict(images)
 
 
 def test_commands_know_it_and_its_options(family, capsys):

@@ -11,7 +11,7 @@ from residual import randomized
 
 from cnnjax import Classifier, Freeze, Trainer, summary
 from cnnjax.data import InMemory
-from cnnjax.freeze import deepest
+from cnnjax.freeze import num_weighted_layers
 from cnnjax.functional import functionalize, leaves_of
 from cnnjax.models.graph import Graph
 from cnnjax.models.resnet import PUBLISHED, resnet
@@ -76,7 +76,7 @@ def test_freezing_means_what_it_means_in_keras(pair):
             assert list(frozen.layers) == eval(f"names{text}")
         elif text.endswith(("_out", "_bn")):
             assert list(frozen.layers) == names[: names.index(text) + 1]
-    assert deepest(ours) == sum(hasattr(layer, "kernel") for layer in theirs.layers) == 54
+    assert num_weighted_layers(ours) == sum(hasattr(layer, "kernel") for layer in theirs.layers) == 54
 
 
 def test_a_frozen_part_is_computed_once_where_all_ways_to_it_are_frozen():

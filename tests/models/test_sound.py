@@ -14,7 +14,7 @@ from scipy.io import wavfile
 from cnnjax import Classifier, Freeze, LogMel, SoundClassifier, Trainer, lecture_cnn, linear_head
 from cnnjax.data import SoundFolder, split_by_group
 from cnnjax.functional import leaves_of
-from cnnjax.ops.spectrogram import as_picture, log_mel
+from cnnjax.ops.spectrogram import as_image, log_mel
 
 RATE, SAMPLES = 8000, 4000
 BANDS = dict(sample_rate=RATE, frame=256, hop=128, mels=32, low=100.0, high=3500.0, fft=512, scale="slaney")
@@ -42,7 +42,7 @@ def test_the_front_is_the_functions_and_holds_nothing() -> None:
     waves = tones(3, 0)
     front = LogMel(**BANDS, top_db=60, loudest=-20, size=(24, 40))
     options = dict(top_db=60, size=(24, 40))
-    want = jax.jit(lambda x: as_picture(log_mel(x, **BANDS, top_db=60, loudest=-20), **options))(waves)
+    want = jax.jit(lambda x: as_image(log_mel(x, **BANDS, top_db=60, loudest=-20), **options))(waves)
     np.testing.assert_allclose(jax.jit(front)(waves), want, atol=1e-2)
     assert want.shape == (3, 24, 40, 3) and 0 <= want.min() < 1 and 250 < want.max() <= 255
     assert leaves_of(front) == {}
@@ -65,11 +65,11 @@ def test_one_scaling_for_a_set() -> None:
 
 def test_logits_and_paths_are_the_classifiers() -> None:
     waves, sounds = tones(4, 0), build()
-    pictures = Classifier(sounds.backbone, sounds.head, "unit")
+    images = Classifier(sounds.backbone, sounds.head, "unit")
     sounds.eval()
     logits, gradient = jax.jit(lambda x: (sounds(x), jax.grad(lambda x: sounds(x).sum())(x)))(waves)
-    np.testing.assert_allclose(logits, jax.jit(lambda x: pictures(sounds.front(x)))(waves), atol=1e-5)
-    assert set(leaves_of(sounds)) == set(leaves_of(pictures)) > {"head/dense/bias", "head/dense/kernel"}
+    np.testing.assert_allclose(logits, jax.jit(lambda x: images(sounds.front(x)))(waves), atol=1e-5)
+    assert set(leaves_of(sounds)) == set(leaves_of(images)) > {"head/dense/bias", "head/dense/kernel"}
     assert {path.partition("/")[0] for path in leaves_of(sounds)} == {"backbone", "head"}
     assert jnp.isfinite(gradient).all() and (gradient != 0).any(axis=1).all()
     without = SoundClassifier(sounds.front, sounds.backbone, None, "unit")
@@ -90,7 +90,7 @@ def test_parts_that_do_not_fit_are_named() -> None:
         SoundClassifier(sounds.front, sounds.backbone, sounds.head, "unti")
 
 
-def test_sounds_of_a_folder_are_learned_and_pictures_are_made_once(tmp_path) -> None:
+def test_sounds_of_a_folder_are_learned_and_images_are_made_once(tmp_path) -> None:
     """Rising tones against falling ones, from files to accuracy through the trainer."""
     for split, count, seed in (("train", 48, 1), ("test", 24, 2)):
         for k, wave in enumerate(tones(count, seed)):
@@ -104,7 +104,7 @@ def test_sounds_of_a_folder_are_learned_and_pictures_are_made_once(tmp_path) -> 
     # Where the backbone is frozen, its pooled features are stored.
     frozen = Trainer(model, Freeze.all().resolve(model, within="backbone"), (SAMPLES,), batch_size=16)
     assert [feature.shape for feature in frozen.staged.features] == [(8,)]
-    # Where it is not, the picture, once and not three times.
+    # Where it is not, the image, once and not three times.
     trainer = Trainer(model, Freeze.none().resolve(model), (SAMPLES,), batch_size=16, optimizer="adam")
     assert [feature.shape for feature in trainer.staged.features] == [(32, 32, 1)]
     assert frozen.staged.blocked == trainer.staged.blocked == ()
@@ -138,8 +138,8 @@ def test_the_record_of_spoken_digits_is_of_what_it_runs(shared_data) -> None:
         sample_rate=record.RATE,
         seconds=record.SECONDS,
     ).values()
-    pictures = np.asarray(record.front()(source.read(range(0, 200, 20))))
-    # Every digit is a picture that uses the whole range and is neither blank nor full.
-    assert pictures.shape == (10, record.SIZE, record.SIZE, 3)
-    assert (pictures.max((1, 2, 3)) > 200).all() and (pictures.min((1, 2, 3)) == 0).all()
-    assert ((pictures > 40).mean((1, 2, 3)) > 0.03).all() and ((pictures > 40).mean((1, 2, 3)) < 0.6).all()
+    images = np.asarray(record.front()(source.read(range(0, 200, 20))))
+    # Every digit is an image that uses the whole range and is neither blank nor full.
+    assert images.shape == (10, record.SIZE, record.SIZE, 3)
+    assert (images.max((1, 2, 3)) > 200).all() and (images.min((1, 2, 3)) == 0).all()
+    assert ((images > 40).mean((1, 2, 3)) > 0.03).all() and ((images > 40).mean((1, 2, 3)) < 0.6).all()

@@ -1,4 +1,4 @@
-"""Pictures of a network with branches: which layer belongs to which, and what a joining layer sees."""
+"""Images of a network with branches: which layer belongs to which, and what a joining layer sees."""
 
 import jax
 import jax.numpy as jnp

@@ -10,7 +10,7 @@ from cnnjax.hooks import outputs
 from cnnjax.models import Classifier, cifar_cnn, linear_head, mobilenet, preprocess
 from cnnjax.pretrained import open_backbone
 from cnnjax.show.cam import class_activation, grad_cam, placed
-from cnnjax.show.pictures import open_picture, resized
+from cnnjax.show.images import open_image, resized
 from cnnjax.sizing.field import Field
 from cnnjax.summaries.measure import receptive_fields
 
@@ -130,8 +130,8 @@ def test_on_photographs_the_heat_lies_on_the_animal(shared_data):
         classifier_activation=None,
     )
     files = [shared_data / "imagenet_samples" / name for name in ANIMALS]
-    pictures = np.stack([resized(open_picture(file), (224, 224)) for file in files])
-    found = class_activation(model, preprocess(pictures, preprocessing))
+    images = np.stack([resized(open_image(file), (224, 224)) for file in files])
+    found = class_activation(model, preprocess(images, preprocessing))
     assert found.layer == "conv_pw_13_relu" and found.classes.tolist() == [int(file.name[:3]) for file in files]
     fields = receptive_fields(model)[found.layer]
     for heat, (top, bottom, left, right) in zip(found.heat, ANIMALS.values(), strict=True):

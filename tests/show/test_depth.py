@@ -1,4 +1,4 @@
-"""The table over seeds, its CSV and its picture."""
+"""The table over seeds, its CSV and its plot."""
 
 import csv
 
@@ -61,10 +61,10 @@ def test_the_csv_holds_the_same_numbers(tmp_path):
     assert found[0]["test_accuracy_half_width_95"] == "" and found[2]["seeds"] == "3"
 
 
-def test_the_picture_is_a_png_with_something_on_it(tmp_path):
+def test_the_image_is_a_png_with_something_on_it(tmp_path):
     depth.plot(depth.rows(RESULTS), tmp_path / "accuracy.png", "a title " * 20)
-    with Image.open(tmp_path / "accuracy.png") as picture:
-        pixels = np.asarray(picture.convert("RGB"))
-        assert picture.format == "PNG" and picture.width >= 800
+    with Image.open(tmp_path / "accuracy.png") as image:
+        pixels = np.asarray(image.convert("RGB"))
+        assert image.format == "PNG" and image.width >= 800
     assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 20
     assert list(tmp_path.iterdir()) == [tmp_path / "accuracy.png"]

@@ -11,7 +11,7 @@ from cnnjax.show.sheet import MOST_PIXELS, Sheet
 from cnnjax.show.tiles import fitting_grid, resampled
 
 RNG = np.random.default_rng(0)
-PICTURE = RNG.integers(0, 256, (60, 80, 3)).astype(np.uint8)
+IMAGE = RNG.integers(0, 256, (60, 80, 3)).astype(np.uint8)
 
 
 def assert_legible(sheet):
@@ -35,9 +35,9 @@ def pixels_of(sheet, tmp_path):
 
 def draw(kind, count):
     if kind == "activations":
-        return draw_activations(PICTURE, RNG.random((6, 8, count)), "a network, a layer: maps " * 5)
+        return draw_activations(IMAGE, RNG.random((6, 8, count)), "a network, a layer: maps " * 5)
     if kind == "signed":
-        return draw_activations(PICTURE, RNG.normal(size=(50, 50, count)), "maps with signs")
+        return draw_activations(IMAGE, RNG.normal(size=(50, 50, count)), "maps with signs")
     shape = {"colour": (7, 7, 3, count), "slices": (3, 3, count, count), "pointwise": (1, 1, count, count)}[kind]
     return draw_filters(RNG.normal(size=shape), "a network, a layer: filters " * 5)
 
@@ -56,18 +56,18 @@ def test_grids_are_legible_at_any_number(kind, count):
     assert_legible(draw(kind, count))
 
 
-def test_other_pictures_are_legible():
+def test_other_images_are_legible():
     kernel = RNG.normal(size=(3, 3, 3, 9))
     for count in (1, 6):
-        assert_legible(draw_edges(PICTURE, PICTURE / 255, kernel, "edges", count=count))
-    many = draw_edges(PICTURE, PICTURE / 255, np.tile(kernel / 1e6, 12), "edges", count=108)
+        assert_legible(draw_edges(IMAGE, IMAGE / 255, kernel, "edges", count=count))
+    many = draw_edges(IMAGE, IMAGE / 255, np.tile(kernel / 1e6, 12), "edges", count=108)
     assert_legible(many)
     assert any("There is room for 49 of the 108" in text.get_text() for text in many.figure.texts)
     box, near = Box(-9, 40, 50, 99), [Box(-9, 40, 34, 83), Box(7, 56, 50, 99)]
-    assert_legible(draw_field(PICTURE, box, near, np.zeros((60, 80)), "a cell that nothing moves"))
-    assert_legible(draw_cam(PICTURE, RNG.random((3, 4)), "a class", ["a note " * 40]))
-    assert_legible(draw_cam(PICTURE, np.zeros((3, 4)), "no class"))
-    tall, effective = PICTURE[:, :8], np.ones((60, 8))
+    assert_legible(draw_field(IMAGE, box, near, np.zeros((60, 80)), "a cell that nothing moves"))
+    assert_legible(draw_cam(IMAGE, RNG.random((3, 4)), "a class", ["a note " * 40]))
+    assert_legible(draw_cam(IMAGE, np.zeros((3, 4)), "no class"))
+    tall, effective = IMAGE[:, :8], np.ones((60, 8))
     assert_legible(draw_cam(tall, np.ones((3, 1)), "a class"))
     assert_legible(draw_field(tall, Box(20, 30, 0, 10), [Box(20, 30, 0, 10)], effective, "a cell"))
     assert_legible(draw_activations(tall, np.ones((30, 4, 8)), "maps"))
@@ -96,7 +96,7 @@ def test_every_map_is_where_its_number_says(tmp_path):
 
 
 def test_more_than_a_sheet_holds_is_told():
-    sheet = draw_activations(PICTURE, np.ones((2, 2, 3000), np.float32), "three thousand maps")
+    sheet = draw_activations(IMAGE, np.ones((2, 2, 3000), np.float32), "three thousand maps")
     assert any("Shown: the first 2,500 of 3,000 maps" in text.get_text() for text in sheet.figure.texts)
     sheet = draw_filters(np.ones((3, 3, 3, 8)), "five of eight", count=5)
     assert any("the first 5 of 8 filters" in text.get_text() for text in sheet.figure.texts)

@@ -54,12 +54,10 @@ def test_angles_are_found_to_three_degrees(size):
 
 def test_responses_are_a_correlation_with_the_border_repeated():
     rng = np.random.default_rng(1)
-    picture, kernel = rng.normal(size=(9, 13, 2)), rng.normal(size=(3, 5, 2, 4))
-    want = [
-        sum(ndimage.correlate(picture[..., c], kernel[..., c, k], mode="nearest") for c in (0, 1)) for k in range(4)
-    ]
-    np.testing.assert_allclose(edge_responses(picture, kernel), np.stack(want, -1), atol=1e-4)
-    with pytest.raises(ValueError, match=r"reads 2 channels, the picture is \(9, 13, 3\)"):
+    image, kernel = rng.normal(size=(9, 13, 2)), rng.normal(size=(3, 5, 2, 4))
+    want = [sum(ndimage.correlate(image[..., c], kernel[..., c, k], mode="nearest") for c in (0, 1)) for k in range(4)]
+    np.testing.assert_allclose(edge_responses(image, kernel), np.stack(want, -1), atol=1e-4)
+    with pytest.raises(ValueError, match=r"reads 2 channels, the image is \(9, 13, 3\)"):
         edge_responses(np.zeros((9, 13, 3)), kernel)
 
 

@@ -1,4 +1,4 @@
-"""The part of a picture that a cell sees, against the gradients of real models."""
+"""The part of an image that a cell sees, against the gradients of real models."""
 
 import jax
 import numpy as np

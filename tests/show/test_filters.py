@@ -1,4 +1,4 @@
-"""The filters of a first layer as pictures, and the layer that is found."""
+"""The filters of a first layer as images, and the layer that is found."""
 
 import jax
 import numpy as np
@@ -36,11 +36,11 @@ def test_a_users_model_gives_its_first_convolution_with_the_norm_folded_in(resne
     model = resnet
     found = convolution(model, input_shape=(16, 16, 3))
     assert (found.layer, found.norm, found.kernel.shape) == ("stem", "norm", (3, 3, 3, 8))
-    # Stem and norm are affine: a difference of pictures shows their common kernel alone.
-    pictures = np.random.default_rng(0).uniform(0, 255, (2, 16, 16, 3)).astype(np.float32)
-    seen = np.diff(outputs(model, pictures, ["norm"])["norm"], axis=0)
+    # Stem and norm are affine: a difference of images shows their common kernel alone.
+    images = np.random.default_rng(0).uniform(0, 255, (2, 16, 16, 3)).astype(np.float32)
+    seen = np.diff(outputs(model, images, ["norm"])["norm"], axis=0)
     layout = ("NHWC", "HWIO", "NHWC")
-    step = np.diff(pictures, axis=0) / 127.5
+    step = np.diff(images, axis=0) / 127.5
     want = jax.lax.conv_general_dilated(step, found.folded, (2, 2), "SAME", dimension_numbers=layout)
     np.testing.assert_allclose(seen, want, atol=2e-4)
     assert convolution(model, "blocks/1/conv2", input_shape=(16, 16, 3)).norm == "blocks/1/norm2"

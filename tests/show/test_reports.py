@@ -1,4 +1,4 @@
-"""The picture of a report: what is drawn is what was measured."""
+"""The image of a report: what is drawn is what was measured."""
 
 import numpy as np
 import pytest
@@ -19,9 +19,9 @@ def drawn(tmp_path, monkeypatch):
     def draw(found):
         plot(found, tmp_path / "new" / "report.png", "a title with $ and [red]")
         assert [path.name for path in (tmp_path / "new").iterdir()] == ["report.png"]
-        with Image.open(tmp_path / "new" / "report.png") as picture:
-            assert picture.format == "PNG" and picture.width >= 1500
-            return figures[-1].axes, np.asarray(picture.convert("RGB"))
+        with Image.open(tmp_path / "new" / "report.png") as image:
+            assert image.format == "PNG" and image.width >= 1500
+            return figures[-1].axes, np.asarray(image.convert("RGB"))
 
     return draw
 

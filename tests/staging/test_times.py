@@ -165,7 +165,7 @@ def test_a_checkpoint_in_the_trained_part_is_kept():
     assert cut.late_primitives & {"checkpoint", "remat", "remat2"} and cut.features[0].shape == (6, 5)
 
 
-def test_pictures_of_another_type_are_cast():
+def test_images_of_another_type_are_cast():
     cut = staged(lambda f, x: x @ f["w"])
     x = np.ones((3, 6, 4), np.uint8)
     assert jnp.allclose(cut.maker(cut.features, 3)(W, x)[0], x.astype(np.float32) @ W["w"])

@@ -14,7 +14,7 @@ from PIL import Image
 from cnnjax import Classifier, Freeze, ImageClassifier, Trainer, linear_head
 from cnnjax.cli import main
 from cnnjax.data import InMemory
-from cnnjax.freeze import deepest, layer_names
+from cnnjax.freeze import layer_names, num_weighted_layers
 from cnnjax.functional import leaves_of
 from cnnjax.models.own import imported
 from cnnjax.order import output_shape
@@ -47,7 +47,7 @@ def test_the_vits_layers_are_those_of_its_call(copied):
     found = list(layer_names(model, example=SHAPE))
     assert sorted(found[1:4]) == sorted(expected[1:4])  # a dropout that is off does nothing: its place is not told
     assert found[:1] + found[4:] == expected[:1] + expected[4:]
-    assert deepest(model) == 1 + 2 * 6
+    assert num_weighted_layers(model) == 1 + 2 * 6
     frozen = Freeze.depth(5).resolve(model, example=SHAPE)
     assert set(frozen.layers) == {*expected[:4], *block(0)[:7]}
     assert frozen("token") and frozen("blocks/0/scale") and not frozen("blocks/0/mlp/layers/0/kernel")
@@ -57,7 +57,7 @@ def test_the_vits_layers_are_those_of_its_call(copied):
 def test_the_resnets_layers_are_those_of_its_call(norm):
     model = built(RESNET, norm=norm)
     expected = ["stem", "norm", *(name for s in range(4) for k in range(2) for name in residual(s, k))]
-    assert list(layer_names(model, example=SHAPE)) == expected and deepest(model) == 1 + 16 + 3
+    assert list(layer_names(model, example=SHAPE)) == expected and num_weighted_layers(model) == 1 + 16 + 3
     cut = Freeze.through("stages/0").resolve(model, example=SHAPE).layers
     assert list(cut) == expected[: expected.index("stages/1/0/conv1")]
 
@@ -94,8 +94,8 @@ def test_staged_training_equals_unstaged(path, depth, options, channels):
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
-    """Bright and dark pictures, SPLIT/CLASS/FILE."""
+def images(tmp_path_factory):
+    """Bright and dark images, SPLIT/CLASS/FILE."""
     root, rng = tmp_path_factory.mktemp("drawn"), np.random.default_rng(0)
     for split, count in (("train", 6), ("validation", 4), ("test", 4)):
         for name, low in (("bright", 150), ("dark", 0)):
@@ -110,10 +110,10 @@ def pictures(tmp_path_factory):
     (VIT, ["depth=1"], ["none", "1", "blocks/0", "all"]),
     (RESNET, ["blocks=[1, 1]", "norm=batch"], ["none", "2", "stages/*", "all"]),
 ])  # fmt: skip
-def test_a_sweep_over_four_depths_from_the_command_line(path, options, depths, pictures, tmp_path):
+def test_a_sweep_over_four_depths_from_the_command_line(path, options, depths, images, tmp_path):
     out = tmp_path / "sweep"
     main([
-        "ablate", "--data", str(pictures), "--backbone", path, "--backbone-options", *options,
+        "ablate", "--data", str(images), "--backbone", path, "--backbone-options", *options,
         "--image-size", "16", "24", "--freeze", *depths, "--head", "linear", "--seeds", "1", "--epochs", "2",
         "--batch-size", "4", "--out", str(out), "--store", str(tmp_path / "store"),
     ])  # fmt: skip
@@ -122,21 +122,21 @@ def test_a_sweep_over_four_depths_from_the_command_line(path, options, depths, p
     assert all(np.isfinite(record["test_loss"]) for record in records)
 
 
-def test_fit_saves_and_the_folder_runs_no_code_that_is_not_named(pictures, tmp_path, monkeypatch, capsys):
+def test_fit_saves_and_the_folder_runs_no_code_that_is_not_named(images, tmp_path, monkeypatch, capsys):
     file = tmp_path / "mine.py"
     file.write_text((HERE / "vit.py").read_text() + "\nprint('my code runs')\n")
     monkeypatch.chdir(tmp_path)
     main([
-        "fit", "--data", str(pictures), "--backbone", "mine.py:model", "--backbone-options", "depth=1", "pool=all",
+        "fit", "--data", str(images), "--backbone", "mine.py:model", "--backbone-options", "depth=1", "pool=all",
         "--image-size", "16", "24", "--method", "scratch", "--epochs", "1", "--batch-size", "4", "--head", "linear",
         "--out", "run", "--store", "store",
     ])  # fmt: skip
     saved = next(path.parent for path in Path("run").rglob("model.safetensors"))
     config = json.loads((saved / "config.json").read_text())
     assert config["backbone"] == "mine.py:model" and config["options"] == {"depth": 1, "pool": "all"}
-    images = sorted((pictures / "test").rglob("*.png"))
+    files = sorted((images / "test").rglob("*.png"))
     mine = ImageClassifier.load(saved, backbone="mine.py:model")
-    predicted = mine.predict(images)
+    predicted = mine.predict(files)
     # Another process, which has not imported the file.
     code = f"from cnnjax import ImageClassifier; ImageClassifier.load({str(saved)!r})"
     refused = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
@@ -148,7 +148,7 @@ def test_fit_saves_and_the_folder_runs_no_code_that_is_not_named(pictures, tmp_p
     capsys.readouterr()
     main(["predict", str(saved), *map(str, images[:2]), "--backbone", "mine.py:model"])
     assert str(images[0].name) in capsys.readouterr().out
-    main(["evaluate", str(saved), "--data", str(pictures), "--backbone", "mine.py:model", "--samples", "0"])
+    main(["evaluate", str(saved), "--data", str(images), "--backbone", "mine.py:model", "--samples", "0"])
     with pytest.raises(SystemExit):
         main(["predict", str(saved), str(images[0])])
     with pytest.raises(ValueError, match=r"mine.py:model, and cannot be read as mobilenet"):
@@ -176,13 +176,13 @@ def test_modules_and_functions_are_backbones(tmp_path):
                 np.testing.assert_array_equal(x, leaves_of(classifier.model.backbone)[name])
 
 
-def test_summary_and_show_take_a_network_of_ones_own(pictures, tmp_path, capsys):
+def test_summary_and_show_take_a_network_of_ones_own(images, tmp_path, capsys):
     options = ["--image-size", "16", "24", "--backbone-options", "depth=1"]
     main(["summary", VIT, *options, "--freeze", "2", "--format", "json"])
     table = {row["name"]: row for row in json.loads(capsys.readouterr().out)["layers"]}
     assert next(iter(table)) == "embed" and table["embed"]["output_shape"] == [None, 2, 3, 8]
     assert not table["embed"]["trainable"] and table["blocks/0/mlp/layers/0"]["trainable"] == 8 * 16 + 16
-    image = str(next((pictures / "test").rglob("*.png")))
+    image = str(next((images / "test").rglob("*.png")))
     size = ["--image-size", "16", "24", "--out", str(tmp_path / "shown.png")]
     main(["show", "filters", "--backbone", RESNET, *size])
     main(["show", "activations", image, "--backbone", RESNET, "--layer", "stages/0/1/conv1", *size])
@@ -229,9 +229,9 @@ def test_a_package_is_found_in_the_current_folder(tmp_path, monkeypatch):
     assert found.config.backbone == path and sys.path[0] != str(tmp_path)
 
 
-def test_a_sweep_in_processes_sends_the_network_of_a_file(pictures, tmp_path):
+def test_a_sweep_in_processes_sends_the_network_of_a_file(images, tmp_path):
     config = Ablation(
-        data=str(pictures), backbone=RESNET, backbone_options={"blocks": [1]}, image_size=16, freeze=("1",),
+        data=str(images), backbone=RESNET, backbone_options={"blocks": [1]}, image_size=16, freeze=("1",),
         head="linear", seeds=2, epochs=1, batch_size=4, processes=2, out=tmp_path / "run", store=tmp_path / "store",
     )  # fmt: skip
     assert len((ablate(config) / "results.jsonl").read_text().splitlines()) == 2

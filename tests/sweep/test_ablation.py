@@ -56,8 +56,8 @@ def test_the_run_folder_holds_everything(finished, config):
     for row, freeze in zip(table, config.freeze, strict=True):
         accuracies = [r["test_accuracy"] for r in found if r["freeze"] == freeze]
         assert row["freeze"] == freeze and float(row["test_accuracy_mean"]) == pytest.approx(np.mean(accuracies))
-    with Image.open(finished / "accuracy.png") as picture:
-        assert picture.format == "PNG"
+    with Image.open(finished / "accuracy.png") as image:
+        assert image.format == "PNG"
     # Trained numbers by the lecture's arithmetic: F*F*D1*K + K a convolution, D*K + K the head.
     sizes = [3 * 9 * 32 + 32, 32 * 9 * 64 + 64, 64 * 9 * 128 + 128, 128 * 9 * 128 + 128]
     expected = {"none": sum(sizes) + 129, "2": sum(sizes[2:]) + 129, "all": 129}
@@ -66,7 +66,7 @@ def test_the_run_folder_holds_everything(finished, config):
 
 
 def test_a_whole_sweep_is_one_backbone_pass_a_split(finished):
-    # Depth 2 starts from the stored pictures, everything frozen from the features at depth 2.
+    # Depth 2 starts from the stored images, everything frozen from the features at depth 2.
     passes = {r["freeze"]: r["backbone_passes"] for r in lines(finished)}
     assert passes == {"none": 2, "2": 2, "all": 2}
     decoded = {r["freeze"]: r["decoded_images"] for r in lines(finished)}
@@ -120,12 +120,12 @@ def test_killed_and_asked_to_end_it_goes_on_to_the_same_numbers(finished, config
         assert a["test_accuracy"] == b["test_accuracy"] and a["train_loss"] == b["train_loss"]
 
 
-def test_relabelled_pictures_are_another_run(finished, config, shapes_folder, tmp_path):
-    shutil.copytree(shapes_folder, tmp_path / "pictures")
-    (tmp_path / "pictures" / "test" / "across").rename(tmp_path / "pictures" / "test" / "away")
-    (tmp_path / "pictures" / "train" / "across").rename(tmp_path / "pictures" / "train" / "away")
-    data = open_sweep_data(replace(config, data=str(tmp_path / "pictures")), QUIET)
-    with pytest.raises(ValueError, match="test_pictures"):
+def test_relabelled_images_are_another_run(finished, config, shapes_folder, tmp_path):
+    shutil.copytree(shapes_folder, tmp_path / "images")
+    (tmp_path / "images" / "test" / "across").rename(tmp_path / "images" / "test" / "away")
+    (tmp_path / "images" / "train" / "across").rename(tmp_path / "images" / "train" / "away")
+    data = open_sweep_data(replace(config, data=str(tmp_path / "images")), QUIET)
+    with pytest.raises(ValueError, match="test_images"):
         sweep(config, data, QUIET)
 
 
@@ -170,7 +170,7 @@ def test_the_default_depths_span_the_backbone():
 
 
 def test_the_built_in_default(tmp_path, monkeypatch, capsys):
-    """Drawn pictures, pretraining, sweep: as the command runs it, with fewer epochs and pictures."""
+    """Drawn images, pretraining, sweep: as the command runs it, with fewer epochs and images."""
     monkeypatch.setenv("CNNJAX_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("cnnjax.sweep.pretraining._EPOCHS", 1)
     for kind, counts in (("source", (40, 4, 8)), ("target", (20, 4, 10))):
@@ -229,7 +229,7 @@ def test_help_lists_the_commands(capsys):
 @pytest.mark.slow
 @pytest.mark.usefixtures("optimized")
 def test_cats_and_dogs_with_imagenet_features(shared_data, tmp_path):
-    """Real photographs, real weights: the lecture's head on a quarter of the pictures."""
+    """Real photographs, real weights: the lecture's head on a quarter of the images."""
     from cnnjax.weights.assign import load_weights
 
     root = shared_data / "cats_and_dogs_small"
@@ -244,17 +244,17 @@ def test_cats_and_dogs_with_imagenet_features(shared_data, tmp_path):
         out=tmp_path / "run", store=tmp_path / "store",
     )  # fmt: skip
     found = lines(sweep(config, SweepData(splits, backbone, "tf", "cats and dogs"), QUIET))
-    # Keras on TensorFlow reaches 96.6 to 97.4 % with all pictures and 30 epochs.
+    # Keras on TensorFlow reaches 96.6 to 97.4 % with all images and 30 epochs.
     assert np.mean([r["test_accuracy"] for r in found]) >= 0.94
-    # Fifteen epochs and three evaluations, and the backbone saw each picture once.
+    # Fifteen epochs and three evaluations, and the backbone saw each image once.
     assert {(r["backbone_passes"], r["decoded_images"]) for r in found} == {(2, 500 + 250)}
 
 
-def test_packed_pictures_views_and_bad_files_in_one_sweep(config, shapes_folder, tmp_path, capsys):
-    shutil.copytree(shapes_folder, tmp_path / "pictures")
-    (tmp_path / "pictures" / "train" / "down" / "torn.png").write_bytes(b"\x89PNG torn")
+def test_packed_images_views_and_bad_files_in_one_sweep(config, shapes_folder, tmp_path, capsys):
+    shutil.copytree(shapes_folder, tmp_path / "images")
+    (tmp_path / "images" / "train" / "down" / "torn.png").write_bytes(b"\x89PNG torn")
     options = replace(
-        config, data=str(tmp_path / "pictures"), freeze=("all",), seeds=1, out=tmp_path / "run", on_bad="skip",
+        config, data=str(tmp_path / "images"), freeze=("all",), seeds=1, out=tmp_path / "run", on_error="skip",
         augment="lecture", views=2,
     )  # fmt: skip
     run = sweep(options, open_sweep_data(options, QUIET), QUIET)
@@ -262,12 +262,12 @@ def test_packed_pictures_views_and_bad_files_in_one_sweep(config, shapes_folder,
         (left_out,) = csv.DictReader(file)
     assert left_out["split"] == "train" and "torn.png" in left_out["path"]
     (viewed,) = lines(run)
-    main(["pack", str(tmp_path / "pictures"), "--on-bad", "skip"])
-    packed = replace(options, data=str(tmp_path / "pictures-packed"), out=tmp_path / "packed-run")
+    main(["pack", str(tmp_path / "images"), "--on-error", "skip"])
+    packed = replace(options, data=str(tmp_path / "images-packed"), out=tmp_path / "packed-run")
     (again,) = lines(sweep(packed, open_sweep_data(packed, QUIET), QUIET))
-    # The same pictures in the same order: the features are found, the numbers are the same.
+    # The same images in the same order: the features are found, the numbers are the same.
     assert again["features_reused"] and again["train_loss"] == viewed["train_loss"]
     with pytest.raises(ValueError, match=r"torn\.png"):
-        open_sweep_data(replace(options, on_bad="refuse"), QUIET)
+        open_sweep_data(replace(options, on_error="refuse"), QUIET)
     with pytest.raises(ValueError, match="and --augment to draw them with, found 2"):
         replace(options, augment="none")

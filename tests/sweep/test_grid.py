@@ -14,12 +14,12 @@ from cnnjax import FeatureStore, Fitter, Freeze, Recipe, Staged
 from cnnjax.data import InMemory
 from cnnjax.functional import functionalize, leaves_of
 from cnnjax.models import Classifier, lecture_cnn, linear_head, mobilenet
-from cnnjax.sweep import bench
+from cnnjax.sweep import runner
 from cnnjax.sweep.ablation import sweep
-from cnnjax.sweep.bench import make_head
 from cnnjax.sweep.data import open_sweep_data
 from cnnjax.sweep.grid import cells, subset
 from cnnjax.sweep.options import Ablation
+from cnnjax.sweep.runner import make_head
 
 QUIET = Console(quiet=True)
 pytestmark = pytest.mark.usefixtures("compiled_fast")
@@ -60,14 +60,14 @@ def test_every_combination_is_a_cell(shapes_folder, tmp_path):
 def test_a_depths_trainer_leaves_memory_when_the_next_comes(shapes_folder, tmp_path, monkeypatch):
     held, most = weakref.WeakSet(), 0
 
-    class Counted(bench.Trainer):
+    class Counted(runner.Trainer):
         def __init__(self, *args, **kwargs):
             nonlocal most
             super().__init__(*args, **kwargs)
             held.add(self)
             most = max(most, len(held))
 
-    monkeypatch.setattr(bench, "Trainer", Counted)
+    monkeypatch.setattr(runner, "Trainer", Counted)
     gc.disable()  # as rarely as commands collect
     try:
         config = options(shapes_folder, tmp_path, freeze=("none", "2", "all"), seeds=1)
@@ -83,9 +83,9 @@ def test_a_grid_is_trained_and_told_apart(shapes_folder, tmp_path):
     found = [json.loads(line) for line in (run / "results.jsonl").read_text().splitlines()]
     assert len(found) == 2 * 2 * 2
     table = (run / "table.csv").read_text()
-    for setting in ("not augmented, 10 pictures", '"augmented, 44 pictures'):
+    for setting in ("not augmented, 10 images", '"augmented, 44 images'):
         assert setting in table
-    # A subset's features are rows of the whole set's: each augmentation decodes the pictures once.
+    # A subset's features are rows of the whole set's: each augmentation decodes the images once.
     passes = {(line["freeze"], line["augment"]): line["decoded_images"] for line in found}
     assert sum(passes.values()) == 44 + 18 + 2 * 44  # training, test; views of training
     assert len({line["test_loss"] for line in found}) == len(found)
@@ -106,20 +106,20 @@ def test_subsets_are_balanced_and_lie_in_one_another():
     labels = np.random.default_rng(0).permutation(np.arange(90) % 3)
     large, small = subset(labels, 60), subset(labels, 12)
     assert set(small) < set(large) and np.bincount(labels[small]).tolist() == [4, 4, 4]
-    with pytest.raises(ValueError, match="10 pictures are not the same number of each of 3 classes"):
+    with pytest.raises(ValueError, match="10 images are not the same number of each of 3 classes"):
         subset(labels, 10)
-    with pytest.raises(ValueError, match="93 pictures need 31 of each class, and one has 30"):
+    with pytest.raises(ValueError, match="93 images need 31 of each class, and one has 30"):
         subset(labels, 93)
 
 
 def test_wrong_axes_are_refused(shapes_folder, tmp_path):
-    with pytest.raises(ValueError, match="sizes must be at least 1 picture"):
+    with pytest.raises(ValueError, match="sizes must be at least 1 image"):
         options(shapes_folder, tmp_path, sizes=(0,))
     with pytest.raises(ValueError, match="methods: expected at least one"):
         options(shapes_folder, tmp_path, methods=())
     assert options(shapes_folder, tmp_path, augment="lecture").augment == ("lecture",)
     config = options(shapes_folder, tmp_path, sizes=(10, 1000))
-    with pytest.raises(ValueError, match="sizes: 1000 pictures need 500 of each class"):
+    with pytest.raises(ValueError, match="sizes: 1000 images need 500 of each class"):
         sweep(config, open_sweep_data(config, QUIET), QUIET)
     assert not (tmp_path / "run").exists()  # before anything is trained
 
@@ -129,8 +129,8 @@ def test_all_of_mobilenets_depths_make_one_backbone_pass():
     """Equations are counted: the sweep's passes together run each of the backbone's once, and decode once."""
     backbone = mobilenet(alpha=0.25, input_shape=(32, 32, 3), include_top=False, rngs=nnx.Rngs(0))
     functional, leaves = functionalize(backbone), leaves_of(backbone)
-    pictures = np.random.default_rng(0).integers(0, 255, (4, 32, 32, 3), np.uint8)
-    data, stores = InMemory(pictures, np.arange(4) % 2, ("a", "b")), []
+    pixels = np.random.default_rng(0).integers(0, 255, (4, 32, 32, 3), np.uint8)
+    data, stores = InMemory(pixels, np.arange(4) % 2, ("a", "b")), []
     image = jax.ShapeDtypeStruct((32, 32, 3), np.float32)
 
     def forward(fixed, images, late):

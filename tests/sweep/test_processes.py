@@ -67,9 +67,9 @@ def test_two_processes_train_the_cells_of_one_and_make_nothing_twice(config, in_
             expected[name]["test_accuracy"], abs=0.1
         )
         decoded[record["freeze"]].add(record["decoded_images"])
-    # Both processes' cells of a depth tell what that process made for it: training or test pictures, all, or nothing.
+    # Both processes' cells of a depth tell what that process made for it: training or test images, all, or nothing.
     assert {freeze: sum(images) for freeze, images in decoded.items()} == {"none": 44 + 18, "3": 0, "all": 0}
-    assert len(list((tmp_path / "store").iterdir())) == 2 * 3  # of each split the pictures, and two depths
+    assert len(list((tmp_path / "store").iterdir())) == 2 * 3  # of each split the images, and two depths
 
 
 def test_a_process_computes_with_its_share_of_the_cores():

@@ -36,7 +36,7 @@ def test_ablate_compares_depths_by_the_error_in_units(tmp_path, capsys):
     with (tmp_path / "run" / "table.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [float(row["test_mae_mean"]) for row in rows] == pytest.approx([r["test_mae"] for r in found], abs=1e-5)
-    with Image.open(tmp_path / "run" / "mae.png") as picture:
-        assert picture.width > 500
+    with Image.open(tmp_path / "run" / "mae.png") as image:
+        assert image.width > 500
     options = json.loads((tmp_path / "run" / "config.json").read_text())
     assert options["task"] == "regression" and options["units"] == ["px"]

@@ -183,7 +183,7 @@ def test_programs_of_tasks_are_lowered_without_data():
         (None, {"labels": np.zeros(22, int), "class_names": "ab", "weights": np.zeros(22)}, "not all 0"),
         (None, {"labels": np.zeros(22, int), "class_names": "ab", "weights": np.ones(3)}, "22 numbers"),
         (Task(lambda y, t: y[:, 0].mean()), {"targets": BRIGHT}, "leave the mean over examples to the step"),
-        (Task(lambda y, t: y[:, 0]), {"targets": {"a": BRIGHT[:3]}}, "a row for each of 22 pictures"),
+        (Task(lambda y, t: y[:, 0]), {"targets": {"a": BRIGHT[:3]}}, "a row for each of 22 images"),
         (Task(lambda y, t: y[:, 0]), {"targets": np.array(["a"] * 22)}, "arrays of numbers"),
         (Task(lambda y, t: y[:, 0]), {"targets": np.full(22, 2**40)}, "do not fit 32 bits"),
     ],

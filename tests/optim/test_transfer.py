@@ -10,7 +10,7 @@ from optim.steps import draw, run
 
 from cnnjax.data import InMemory
 from cnnjax.freeze import Freeze
-from cnnjax.optim import averaged, carry, make_optimizer, warmup_linear, with_rate
+from cnnjax.optim import averaged, make_optimizer, transfer_optimizer_state, warmup_linear, with_rate
 from cnnjax.train.trainer import Trainer
 
 SHAPES = {"aux/kernel": (2, 3), "head/kernel": (4, 3), "head/bias": (3,), "block5/conv/kernel": (3, 3, 2, 2)}
@@ -43,7 +43,7 @@ def test_leaves_that_stay_go_on_as_if_nothing_had_happened(name):
     expected, expected_state = run(tx, head, 0, 9)
     params, state = run(tx, {**head, **some("aux/kernel")}, 0, 3)  # an odd step: in the middle of an accumulation
     after = {p: params[p] for p in HEAD} | some("block5/conv/kernel")
-    moving, moved = carry(state, params, tx, after)
+    moving, moved = transfer_optimizer_state(state, params, tx, after)
     assert moved == (tuple(sorted(HEAD)), ("block5/conv/kernel",), ("aux/kernel",))
     last, last_state = run(tx, after, 3, 9, moving)
     for path in HEAD:
@@ -58,7 +58,7 @@ def test_every_array_is_kept_fresh_or_dropped(name):
     params, state = run(tx, {**some(*HEAD), **some("aux/kernel")}, 0, 5)
     state = with_rate(state, 0.123)
     after = {p: params[p] for p in HEAD} | some("block5/conv/kernel")
-    moved_state, _ = carry(state, params, tx, after)
+    moved_state, _ = transfer_optimizer_state(state, params, tx, after)
     init = tx.init(after)
     assert jax.tree.structure(moved_state) == jax.tree.structure(init)
     old, new, fresh = (
@@ -78,7 +78,7 @@ def test_a_late_leaf_trains_as_under_a_new_optimizer(name):
     # One step count for all would make Adam's first steps of a late leaf several times too long.
     tx, block = make_optimizer(name, weight_decay=0.1), some("block5/conv/kernel")
     params, state = run(tx, some(*HEAD), 0, 40)
-    state, _ = carry(state, params, tx, {**params, **block})
+    state, _ = transfer_optimizer_state(state, params, tx, {**params, **block})
     late, _ = run(tx, {**params, **block}, 40, 46, state)
     alone, _ = run(tx, block, 40, 46)
     assert np.array_equal(late["block5/conv/kernel"], alone["block5/conv/kernel"])
@@ -87,7 +87,7 @@ def test_a_late_leaf_trains_as_under_a_new_optimizer(name):
 def test_the_average_of_a_late_leaf_starts_at_its_value():
     tx, block = make_optimizer("sgd", ema=0.9), some("block5/conv/kernel")
     params, state = run(tx, some(*HEAD), 0, 3)
-    state, _ = carry(state, params, tx, {**params, **block})
+    state, _ = transfer_optimizer_state(state, params, tx, {**params, **block})
     after, state = run(tx, {**params, **block}, 3, 4, state)
     path = "block5/conv/kernel"
     assert np.allclose(averaged(state)[path], 0.9 * block[path] + 0.1 * after[path], rtol=1e-6)
@@ -98,7 +98,7 @@ def test_a_schedule_goes_on_or_starts_again(restart):
     schedule = warmup_linear(20, 4)
     tx, ones = make_optimizer("sgd", 1.0, schedule=schedule), {"head/bias": np.ones(3, np.float32)}
     params, state = run(tx, some("head/bias"), 0, 3, gradient=ones)
-    state, _ = carry(state, params, tx, params, restart=restart)
+    state, _ = transfer_optimizer_state(state, params, tx, params, restart=restart)
     after, _ = run(tx, params, 0, 1, state, ones)
     assert np.allclose(params["head/bias"] - after["head/bias"], schedule(0 if restart else 3), atol=1e-6)
 
@@ -109,7 +109,7 @@ def test_options_without_arrays_may_change_on_the_way():
         make_optimizer("adam", 0.7, clip=1.0, weight_decay=0.1, factors={"head": 1}),
     )
     params, state = run(tx, some(*HEAD), 0, 3)
-    moved_state, moved = carry(state, params, other, params)
+    moved_state, moved = transfer_optimizer_state(state, params, other, params)
     assert moved == (tuple(sorted(HEAD)), (), ())
     assert moved_state.hyperparams["learning_rate"] == np.float32(0.1)
     run(other, params, 3, 4, moved_state)
@@ -121,7 +121,7 @@ def test_under_a_mask_over_the_whole_tree_masked_leaves_do_not_train():
     before, after = (Freeze.match(*names).resolve(model) for names in (("first", "second"), ("first", "third")))
     tx = make_optimizer("adam", **{**EVERYTHING, "factors": None})
     params, state = run(before.optimizer(tx), params, 0, 3)
-    moved_state, moved = carry(state, params, after.optimizer(tx), params)
+    moved_state, moved = transfer_optimizer_state(state, params, after.optimizer(tx), params)
     assert moved.kept == ()
     assert set(moved.fresh) == {"second/bias", "second/kernel"}
     assert set(moved.dropped) == {"third/bias", "third/kernel"}
@@ -139,7 +139,7 @@ def test_a_trainer_goes_on_from_a_carried_state_and_compiles_once():
     head, deep = (Trainer(model, Freeze.depth(k).resolve(model), (8, 8), batch_size=8, optimizer=tx) for k in (2, 1))
     state, _ = head.fit(head.init(), head.rows(data), epochs=1)
     fresh = deep.init(state.trainable)
-    optimizer, moved = carry(state.optimizer, state.trainable, tx, fresh.trainable)
+    optimizer, moved = transfer_optimizer_state(state.optimizer, state.trainable, tx, fresh.trainable)
     assert moved.fresh == ("layers/2/bias", "layers/2/kernel") and len(moved.kept) == 2
     rows = deep.rows(data)
     deep.fit(deep.init(), rows, epochs=1)
@@ -158,20 +158,20 @@ def test_a_trainer_goes_on_from_a_carried_state_and_compiles_once():
 def test_another_optimizer_is_refused(old, new, message):
     params = some(*HEAD)
     with pytest.raises(ValueError, match=message):
-        carry(OPTIMIZERS[old].init(params), params, OPTIMIZERS[new], params)
+        transfer_optimizer_state(OPTIMIZERS[old].init(params), params, OPTIMIZERS[new], params)
 
 
 def test_another_optimizer_is_refused_also_where_no_leaf_stays():
     old, new = some(*HEAD), some("block5/conv/kernel")
     with pytest.raises(ValueError, match=r"at state\.inner_state\.1 .* the new one ScaleByRmsState"):
-        carry(make_optimizer("adam").init(old), old, make_optimizer("rmsprop"), new)
+        transfer_optimizer_state(make_optimizer("adam").init(old), old, make_optimizer("rmsprop"), new)
     with pytest.raises(ValueError, match="the new one ScaleByRmsState"):
-        carry(make_optimizer("sgd").init(old), old, make_optimizer("rmsprop"), new)
+        transfer_optimizer_state(make_optimizer("sgd").init(old), old, make_optimizer("rmsprop"), new)
     with pytest.raises(ValueError, match="AverageState"):
-        carry(make_optimizer("sgd").init(old), old, make_optimizer("sgd", ema=0.9), new)
+        transfer_optimizer_state(make_optimizer("sgd").init(old), old, make_optimizer("sgd", ema=0.9), new)
 
 
 def test_a_leaf_of_another_shape_is_named():
     old, tx = some(*HEAD), make_optimizer("adam")
     with pytest.raises(ValueError, match=r"head/bias: float32\[3\] before, float32\[5\] after"):
-        carry(tx.init(old), old, tx, old | {"head/bias": jnp.zeros(5)})
+        transfer_optimizer_state(tx.init(old), old, tx, old | {"head/bias": jnp.zeros(5)})

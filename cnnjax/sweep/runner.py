@@ -21,19 +21,19 @@ from cnnjax.runtime.progress import Bar
 from cnnjax.sweep.data import SweepData
 from cnnjax.sweep.grid import Cell, first_trainable, subset
 from cnnjax.sweep.options import Ablation
-from cnnjax.train.dataset import LabelledPictures, Rows
+from cnnjax.train.dataset import FeatureDataset, LabelledImages
 from cnnjax.train.replicas import Replicas
 from cnnjax.train.state import State
 from cnnjax.train.tasks import Classification, Task
 from cnnjax.train.trainer import Trainer
 
 
-class Bench:
+class SweepRunner:
     """Runs groups of cells; a trainer and its features serve all groups of one depth and augmentation.
 
     Args:
         config: the options.
-        data: pictures and backbone.
+        data: images and backbone.
         model: the whole model.
         store: where features are kept.
         bar: makes a bar of a description and a unit, as `Bars.bar`.
@@ -128,7 +128,7 @@ class Bench:
         )  # fmt: skip
         for name in ("train", "validation", "test"):
             if name in self.data.splits:
-                source: LabelledPictures = self.data.splits[name]
+                source: LabelledImages = self.data.splits[name]
                 progress = self.bar(f"features {cell.freeze}, {name}", "images")
                 self._rows[name] = self._trainer.rows(source, train=name == "train", progress=progress)
         # What `prepare` made for this program is its cost as well.
@@ -142,7 +142,7 @@ class Bench:
         }
         return self._trainer
 
-    def _part(self, cell: Cell) -> Rows:
+    def _part(self, cell: Cell) -> FeatureDataset:
         rows = self._rows["train"]
         return rows if cell.size is None else rows.part(chosen(self.data, cell.size))
 
@@ -196,7 +196,7 @@ def _task(data: SweepData) -> Task:
 
 
 def chosen(data: SweepData, size: int) -> np.ndarray:
-    """Places of `size` training pictures: of classes as many of each; a smaller choice is part of a larger one."""
+    """Places of `size` training images: of classes as many of each; a smaller choice is part of a larger one."""
     train = data.splits["train"]
     if isinstance(data.task, Classification):
         return subset(np.asarray(train.labels), size)

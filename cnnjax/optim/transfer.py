@@ -24,7 +24,7 @@ class Moved(NamedTuple):
     dropped: tuple[str, ...]
 
 
-def carry(
+def transfer_optimizer_state(
     old_state: Any,
     old_params: Mapping[str, Any],
     new_optimizer: optax.GradientTransformation,
@@ -60,7 +60,7 @@ def carry(
         >>> from cnnjax.optim import make_optimizer
         >>> adam, head, deep = make_optimizer("adam"), {"head/kernel": jnp.ones(2)}, {"block5/kernel": jnp.ones(3)}
         >>> _, state = adam.update(head, adam.init(head), head)
-        >>> state, moved = carry(state, head, adam, head | deep)
+        >>> state, moved = transfer_optimizer_state(state, head, adam, head | deep)
         >>> moved
         Moved(kept=('head/kernel',), fresh=('block5/kernel',), dropped=())
         >>> {path: int(own.count) for path, own in sorted(state.inner_state[1].items())}

@@ -1,4 +1,4 @@
-"""Pictures to be classified: files, folders of them, or arrays, read in batches."""
+"""Images to be classified: files, folders of them, or arrays, read in batches."""
 
 import os
 from collections.abc import Iterable, Sequence
@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from cnnjax.data.listing import EXTENSIONS, existing_folder, shown
-from cnnjax.data.pixels import PictureError, Resizing, Scale, keeps_as_is, load, read_bytes
+from cnnjax.data.pixels import ImageError, Resizing, Scale, keeps_as_is, load, read_bytes
 from cnnjax.data.source import map_threaded
 
 SEARCHED = (*EXTENSIONS, ".webp")
@@ -19,27 +19,27 @@ _SHOWN = 20
 Paths = str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
 
 
-def find_pictures(paths: Paths) -> list[str]:
-    """The files that `paths` name, in that order; folders are searched for pictures, and give them sorted.
+def find_images(paths: Paths) -> list[str]:
+    """The files that `paths` name, in that order; folders are searched for images, and give them sorted.
 
     Hidden files and folders are passed over, and links to folders are not followed.
 
     Raises:
         FileNotFoundError: There is no such file or folder.
-        ValueError: There is no picture in a folder, or nothing is named.
+        ValueError: There is no image in a folder, or nothing is named.
         OSError: A folder cannot be listed.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     _ = [(Path(folder) / name).touch() for name in ("b.jpg", "a.PNG", "notes.txt")]
-    ...     [os.path.basename(path) for path in find_pictures(folder)]
+    ...     [os.path.basename(path) for path in find_images(folder)]
     ['a.PNG', 'b.jpg']
     """
     if isinstance(paths, str | os.PathLike):
         paths = [str(paths)]
     named: list[str] = [os.fspath(path) for path in paths]
     if not named:
-        raise ValueError("no pictures given: name files, or folders that hold some")
+        raise ValueError("no images given: name files, or folders that hold some")
     found: list[str] = []
     for path in named:
         if os.path.isdir(path):
@@ -48,7 +48,7 @@ def find_pictures(paths: Paths) -> list[str]:
             found.append(path)
         else:
             parent = existing_folder(Path(path).parent)
-            raise FileNotFoundError(f"no picture {shown(os.path.basename(path))!r} in {shown(parent)}")
+            raise FileNotFoundError(f"no image {shown(os.path.basename(path))!r} in {shown(parent)}")
     return found
 
 
@@ -63,12 +63,12 @@ def _searched(folder: str) -> list[str]:
             os.path.join(below, name) for name in files if name.lower().endswith(SEARCHED) and not name.startswith(".")
         ]
     if not found:
-        raise ValueError(f"no pictures ({', '.join(SEARCHED)}) in {shown(folder)}")
+        raise ValueError(f"no images ({', '.join(SEARCHED)}) in {shown(folder)}")
     return sorted(found)
 
 
 class Files:
-    """Pictures in files, decoded and resized as `cnnjax.data.Folder` does for training.
+    """Images in files, decoded and resized as `cnnjax.data.Folder` does for training.
 
     Args:
         paths: Their paths.
@@ -77,7 +77,7 @@ class Files:
         scale: Of 16-bit files; see `cnnjax.data.Folder`.
 
     Attributes:
-        errors: By position, why a picture that was read cannot be decoded.
+        errors: By position, why an image that was read cannot be decoded.
     """
 
     def __init__(self, paths: Sequence[str], size: tuple[int, int], resizing: Resizing, scale: Scale | None = None):
@@ -88,40 +88,40 @@ class Files:
         return len(self.paths)
 
     def read(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
-        """The pictures at `indices` as f32[n, H, W, 3] in 0..255; black for those that go into `errors`."""
-        pictures = np.zeros((len(indices), *self.image_size, 3), np.float32)
+        """The images at `indices` as f32[n, H, W, 3] in 0..255; black for those that go into `errors`."""
+        images = np.zeros((len(indices), *self.image_size, 3), np.float32)
 
         def fill(slot: int) -> None:
             try:
                 content = read_bytes(self.paths[indices[slot]])
-                pictures[slot] = load(content, self.image_size, self.resizing, self.scale)
-            except PictureError as error:
+                images[slot] = load(content, self.image_size, self.resizing, self.scale)
+            except ImageError as error:
                 self.errors[int(indices[slot])] = str(error)
 
         map_threaded(fill, range(len(indices)))
-        return pictures
+        return images
 
     def refuse(self) -> None:
-        """Raise `PictureError` for all pictures in `errors`, if there are any."""
+        """Raise `ImageError` for all images in `errors`, if there are any."""
         if not self.errors:
             return
         listed = [f"\n  {shown(self.paths[i])}: {shown(reason)}" for i, reason in sorted(self.errors.items())]
         more = f"\n  ... and {len(listed) - _SHOWN} more" if len(listed) > _SHOWN else ""
-        count = "1 picture" if len(listed) == 1 else f"{len(listed)} pictures"
-        raise PictureError(
-            f"{count} cannot be decoded (on_bad='skip' reports such in the result):{''.join(listed[:_SHOWN])}{more}"
+        count = "1 image" if len(listed) == 1 else f"{len(listed)} images"
+        raise ImageError(
+            f"{count} cannot be decoded (on_error='skip' reports such in the result):{''.join(listed[:_SHOWN])}{more}"
         )
 
 
 def check_source(source: Any, size: tuple[int, int], resizing: Resizing) -> None:
-    """Refuse a source whose pictures are not what the classifier was made for.
+    """Refuse a source whose images are not what the classifier was made for.
 
     Raises:
         ValueError: They are of another size, or were resized in another way.
     """
     if tuple(source.image_size) != size:
         raise ValueError(
-            f"the classifier takes pictures of {size}, the source gives {tuple(source.image_size)}: "
+            f"the classifier takes images of {size}, the source gives {tuple(source.image_size)}: "
             f"open it with image_size={size}"
         )
     way = getattr(source, "resizing", resizing)
@@ -129,7 +129,7 @@ def check_source(source: Any, size: tuple[int, int], resizing: Resizing) -> None
     same = keeps_as_is(getattr(getattr(source, "images", None), "shape", (0, 0, 0))[1:3], size, way)
     if way != resizing and not same:
         raise ValueError(
-            f"the classifier takes pictures resized by {resizing!r}, the source resizes by {way!r}: "
+            f"the classifier takes images resized by {resizing!r}, the source resizes by {way!r}: "
             f"open it with resizing={resizing!r}"
         )
 
