@@ -17,8 +17,8 @@ import optax
 from flax import nnx
 
 from cnnjax.functional import leaves_of, model_name, named_variables, names_of
-from cnnjax.order import Call, Example, Layer, layers_in_order, part_of
-from cnnjax.order import layers as unordered
+from cnnjax.models.layer_order import Call, Example, Layer, layers_in_order, part_of
+from cnnjax.models.layer_order import layers as unordered
 
 T = TypeVar("T")
 
@@ -264,10 +264,10 @@ def layer_names(
 ) -> tuple[str, ...]:
     """The layers of a model in order: its `layer_names` if it has them, otherwise its innermost modules as they run.
 
-    The order is found by tracing the model once with abstract values (`cnnjax.order`). Parameters that belong to a
-    module with submodules (a class token, a layer's scale) stand for themselves, where they are first used. A layer
-    that is used twice is one layer, as in Keras; it stands where it runs first. One with several names bears the name
-    that its leaves have in `leaves_of`. A layer that does not run comes last.
+    The order is found by tracing the model once with abstract values (`cnnjax.models.layer_order`). Parameters that
+    belong to a module with submodules (a class token, a layer's scale) stand for themselves, where they are first used.
+    A layer that is used twice is one layer, as in Keras; it stands where it runs first. One with several names bears
+    the name that its leaves have in `leaves_of`. A layer that does not run comes last.
 
     Args:
         model: any Flax NNX module.

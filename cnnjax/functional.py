@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from cnnjax.train.counting import counting
+from cnnjax.ops.counting import counting
 
 Leaves = dict[str, jax.Array]
 
@@ -48,7 +48,7 @@ def modules(model: nnx.Module) -> Iterator[tuple[str, nnx.Module]]:
 def children(node: Any) -> list[tuple[Any, Any]]:
     """The named parts of a module, list or dictionary, in NNX's order: by the alphabet, or by their place in a list.
 
-    That order is the same in every copy of a model, and is not the one in which they run (`cnnjax.order`).
+    That order is the same in every copy of a model, and is not the one in which they run (`cnnjax.models.layer_order`).
     """
     if isinstance(node, nnx.List | list | tuple):
         return list(enumerate(node))
@@ -72,7 +72,7 @@ class Functional:
     normalises: bool = False
     """Whether a BatchNorm takes its statistics from the batch while training."""
     counted: frozenset[str] = frozenset()
-    """Leaves of the BatchNorms, whose statistics can leave rows out (see `cnnjax.train.counting`)."""
+    """Leaves of the BatchNorms, whose statistics can leave rows out (see `cnnjax.ops.counting`)."""
 
     @property
     def kinds(self) -> dict[str, type]:
@@ -180,7 +180,7 @@ def functionalize(model: nnx.Module, *, frozen: Callable[[str], bool] = lambda p
         frozen: says of a leaf path whether it is frozen. A normalisation layer all of whose leaves are
             frozen runs on its stored statistics also while training (Keras's `trainable = False`), and so does
             one whose statistics are frozen. In the training program the others take their statistics over the rows
-            that count (see `cnnjax.train.counting`).
+            that count (see `cnnjax.ops.counting`).
     """
     graph, state = nnx.split(model)
     training, inference = nnx.merge(graph, state), nnx.merge(graph, state)

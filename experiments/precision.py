@@ -28,7 +28,7 @@ import cnnjax
 from cnnjax.data import open_data
 from cnnjax.fit import Fitter, Recipe
 from cnnjax.metrics.intervals import interval
-from cnnjax.pretrained import open_backbone
+from cnnjax.weights.pretrained import open_backbone
 
 SIZE, SEEDS = (96, 96), range(5)
 RECIPES = {

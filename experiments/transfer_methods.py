@@ -40,7 +40,7 @@ from cnnjax import Classifier, FeatureStore, Fitter, Recipe, lecture_head
 from cnnjax.data import open_splits
 from cnnjax.functional import leaves_of
 from cnnjax.metrics import interval, report
-from cnnjax.pretrained import open_backbone
+from cnnjax.weights.pretrained import open_backbone
 
 SIZE, EPOCHS, TUNE_EPOCHS, SEEDS = (160, 160), 10, 5, 5
 RECIPES = {

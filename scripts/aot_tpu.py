@@ -206,7 +206,7 @@ def trainer_of(job: Job, batch: int, precision: Any) -> Any:
 
     from cnnjax import Classifier, Freeze, Trainer, linear_head
     from cnnjax.models.sizes import sides
-    from cnnjax.pretrained import open_backbone
+    from cnnjax.weights.pretrained import open_backbone
 
     backbone, preprocessing = open_backbone(job.model, image_size=job.image_size, include_top=False)
     model = Classifier(backbone, linear_head(backbone.output_shape(), 1000, rngs=nnx.Rngs(1)), preprocessing)

@@ -13,11 +13,11 @@ from cnnjax.data.listing import some
 from cnnjax.data.pixels import Resizing, Scale, checked_resizing, checked_scale
 from cnnjax.models import Backbone, Classifier
 from cnnjax.models.heads import HEADS
+from cnnjax.models.layer_order import output_shape
 from cnnjax.models.own import ImportedBackbone, OwnBackbone
 from cnnjax.models.preprocessing import checked_preprocessing
 from cnnjax.models.registry import Entry, entry, entry_or_own
 from cnnjax.models.sizes import sides
-from cnnjax.order import output_shape
 from cnnjax.train.tasks import Classification, Task, task_from_config
 
 TOP = "top"

@@ -24,9 +24,9 @@ from cnnjax.files.runs import RunFolder, path_name, write_whole
 from cnnjax.fit import Fitted, Fitter, Recipe, find_rate
 from cnnjax.fit.targets import TaskOptions
 from cnnjax.metrics import Journal
+from cnnjax.models.layer_order import program_digest
 from cnnjax.models.registry import entry_or_own
 from cnnjax.models.sizes import sides
-from cnnjax.order import program_digest
 from cnnjax.runtime.cache import cache_folder, keep_programs
 from cnnjax.runtime.precision import Precision, resolved
 from cnnjax.runtime.preemption import watching

@@ -35,7 +35,7 @@ def epoch_batches(
     """The order of one epoch: indices i32 and weights f32, both `[steps, batch_size]`.
 
     The last batch is filled up with the epoch's first examples at weight 0: they count in no loss, no metric and no
-    statistics of a live BatchNorm (see `cnnjax.train.counting`), and are images like the others, so that nothing that
+    statistics of a live BatchNorm (see `cnnjax.ops.counting`), and are images like the others, so that nothing that
     is made of them overflows.
 
     Args:

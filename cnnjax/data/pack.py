@@ -19,7 +19,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -36,13 +36,13 @@ from cnnjax.data.listing import Account, account, existing_folder, shown
 from cnnjax.data.pack_plan import KEYS, METADATA, Part, begin, claimed, file_state, list_states
 from cnnjax.data.pixels import ImageError, Resizing, checked_scale, decode, read_bytes
 from cnnjax.data.source import map_threaded
+from cnnjax.runtime import Progress
 from cnnjax.runtime.progress import Bars
 
 _CHUNK_BYTES, _CHUNK_FILES = 64 << 20, 512
 _SHOWN = 20
 
 OnError = Literal["refuse", "skip"]
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)

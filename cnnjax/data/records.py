@@ -27,8 +27,7 @@ from cnnjax.data.pixels import (
 )
 from cnnjax.data.prepared import data_source, described, feature_names, open_builder, parse_record
 from cnnjax.data.source import as_indices, as_labels, as_size, map_threaded
-
-Progress = Callable[[int, int], None]
+from cnnjax.runtime import Progress
 
 _SHOWN = 20
 _OPENING = threading.Lock()

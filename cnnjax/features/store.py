@@ -19,11 +19,10 @@ from cnnjax.data.source import as_kept
 from cnnjax.features.partial import DiskWriter, MemoryWriter, PartialFile, claimed, clear, discard, mapped
 from cnnjax.ops.onednn import takes
 from cnnjax.ops.spread import cpu_threads
-from cnnjax.runtime import preemption
+from cnnjax.runtime import Progress, preemption
 from cnnjax.staging import Feature, Maker, ProgramDiffers, Staged
 from cnnjax.staging.trace import digest
 
-Progress = Callable[[int, int], None]
 GIB = 1 << 30
 PASS_BATCH = 32
 # On CPU a pass is fastest while its values stay in the caches. Two cores, images a second with all made for 8 at a

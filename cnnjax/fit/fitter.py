@@ -9,14 +9,16 @@ from flax import nnx
 
 from cnnjax.data.order import epoch_steps
 from cnnjax.data.source import targets_of
-from cnnjax.features import FeatureStore, Progress
+from cnnjax.features import FeatureStore
+from cnnjax.fit.plan import Report
 from cnnjax.fit.recipe import Phase, Recipe, phases
 from cnnjax.fit.run import CheckpointConfig, Record, Run
 from cnnjax.freeze import layer_names
 from cnnjax.functional import Leaves, lasting_leaves, names_of
 from cnnjax.metrics import Journal
+from cnnjax.models.layer_order import Example
 from cnnjax.optim import by_depth, by_groups, make_optimizer, warmup_cosine, warmup_linear
-from cnnjax.order import Example
+from cnnjax.runtime import Progress
 from cnnjax.runtime.precision import Precision
 from cnnjax.train.dataset import FeatureDataset, LabelledImages
 from cnnjax.train.tasks import Classification, Task
@@ -24,9 +26,6 @@ from cnnjax.train.trainer import Trainer
 
 if TYPE_CHECKING:
     from cnnjax.runtime.devices import Devices
-
-Report = Callable[[str], Progress]
-"""Gives a progress function (done, all) for what is begun under a name."""
 
 
 class Fitted(NamedTuple):

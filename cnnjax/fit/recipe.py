@@ -12,8 +12,8 @@ from cnnjax.augment import Augmentation
 from cnnjax.data.order import LastBatch
 from cnnjax.freeze import Freeze, Frozen, layer_names, num_weighted_layers
 from cnnjax.functional import leaves_of
+from cnnjax.models.layer_order import Example
 from cnnjax.optim import make_optimizer
-from cnnjax.order import Example
 
 Method = Literal["features", "views", "augment", "finetune", "lp-ft", "gradual", "scratch"]
 

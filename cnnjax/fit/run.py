@@ -24,7 +24,7 @@ from cnnjax.train.trainer import NotFinite, Trainer
 
 if TYPE_CHECKING:
     from cnnjax.checkpoints import Checkpoints
-    from cnnjax.fit.fitter import Fitter, Report
+    from cnnjax.fit.plan import Plan, Report
 
 Record = dict[str, Any]
 _TIMES = ("seconds", "compile_seconds", "images_per_second")
@@ -86,7 +86,7 @@ class Run:
     """One call of `Fitter.fit`."""
 
     def __init__(
-        self, fitter: "Fitter", train: LabelledImages, validation: LabelledImages | None, seed: int,
+        self, fitter: "Plan", train: LabelledImages, validation: LabelledImages | None, seed: int,
         journal: Journal | None, report: "Report", checkpointing: CheckpointConfig | None,
     ) -> None:  # fmt: skip
         self.fitter, self.train, self.validation, self.seed = fitter, train, validation, seed

@@ -16,7 +16,7 @@ from cnnjax.models.sound import LogMel, SoundClassifier
 BACKBONES = registry.Functions()
 """Name to function; see `create`."""
 PUBLISHED = registry.AllPublished()
-"""Name to entry of every weights file known here; see `cnnjax.weights.published.find`."""
+"""Name to entry of every weights file known here; see `cnnjax.models.registry.find`."""
 
 __all__ = [
     "BACKBONES",

@@ -4,9 +4,9 @@ from flax import nnx
 
 from cnnjax.models.backbone import Backbone, Shape
 from cnnjax.models.graph import Graph
+from cnnjax.models.published import Published
 from cnnjax.models.registry import register
 from cnnjax.models.sizes import checked_images
-from cnnjax.weights.published import Published
 
 # (pointwise filters at alpha 1, stride of the depthwise convolution) of blocks 1 to 13
 _BLOCKS = ((64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2), *((512, 1),) * 5, (1024, 2), (1024, 1))

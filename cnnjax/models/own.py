@@ -14,7 +14,7 @@ from typing import Any
 
 from flax import nnx
 
-from cnnjax.order import output_shape
+from cnnjax.models.layer_order import output_shape
 
 OwnBackbone = Callable[..., nnx.Module] | nnx.Module
 """A function of `input_shape`, `rngs` and options of its own that builds a module, or the module itself."""

@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 
 from cnnjax.models.own import ImportedBackbone, is_path
 from cnnjax.models.preprocessing import OF_RGB
-from cnnjax.weights.published import Published
+from cnnjax.models.published import Published
 
 STANDARD = ("input_shape", "include_top", "classes", "classifier_activation", "rngs")
 """Arguments that every architecture's function takes; all others are its options."""
@@ -265,6 +265,22 @@ class AllPublished(Mapping[str, Published]):
 
     def _found(self) -> dict[str, Published]:
         return {found.name: found for entry in _entries.values() for found in entry.published}
+
+
+def find(name: str) -> Published:
+    """The published weights file of that name.
+
+    Raises:
+        LookupError: There is none; the nearest name is given.
+
+    >>> find("mobilenet_7_5_224_tf_no_top").preprocessing
+    'tf'
+    """
+    known = AllPublished()
+    if name not in known:
+        nearest = difflib.get_close_matches(name, known, n=1, cutoff=0)[0]
+        raise LookupError(f"no published weights {name!r}; did you mean {nearest!r}?")
+    return known[name]
 
 
 def _is(value: Any, kind: Any) -> bool:

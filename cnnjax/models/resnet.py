@@ -7,9 +7,9 @@ from flax import nnx
 
 from cnnjax.models.backbone import Backbone, Shape
 from cnnjax.models.graph import Graph, Tensor
+from cnnjax.models.published import Published
 from cnnjax.models.registry import register
 from cnnjax.models.sizes import checked_images
-from cnnjax.weights.published import Published
 
 
 class _Variant(NamedTuple):

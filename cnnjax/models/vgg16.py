@@ -4,9 +4,9 @@ from flax import nnx
 
 from cnnjax.models.backbone import Backbone, Shape
 from cnnjax.models.graph import Graph
+from cnnjax.models.published import Published
 from cnnjax.models.registry import register
 from cnnjax.models.sizes import checked_images
-from cnnjax.weights.published import Published
 
 _BLOCKS = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))  # (filters, convolutions)
 

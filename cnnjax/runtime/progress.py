@@ -8,7 +8,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, Task, T
 from rich.progress import Progress as RichProgress
 from rich.text import Text
 
-from cnnjax.features import Progress
+from cnnjax.runtime import Progress
 
 Bar = Callable[[str, str], Progress]
 """What gives a new bar for a description and a unit: `Bars.bar`, or what hands its reports on to one."""

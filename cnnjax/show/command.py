@@ -16,7 +16,6 @@ from cnnjax.models import Backbone, preprocess
 from cnnjax.models.own import is_path
 from cnnjax.models.registry import entry_or_own
 from cnnjax.models.sizes import sides
-from cnnjax.pretrained import open_backbone
 from cnnjax.show.augment import Augment
 from cnnjax.show.cam import class_activation
 from cnnjax.show.draw import draw_activations, draw_edges, draw_filters
@@ -28,6 +27,7 @@ from cnnjax.show.maps import activation_maps, called, checked_maps
 from cnnjax.show.sheet import Sheet
 from cnnjax.summaries.measure import receptive_fields
 from cnnjax.weights.hdf5 import WeightsError
+from cnnjax.weights.pretrained import open_backbone
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,8 +12,8 @@ from cnnjax.arguments import BackboneName, BackboneOptions, ImageSize
 from cnnjax.models.own import is_path
 from cnnjax.models.registry import entry_or_own
 from cnnjax.models.sizes import sides
-from cnnjax.pretrained import open_backbone
 from cnnjax.summaries.summary import summary
+from cnnjax.weights.pretrained import open_backbone
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
-"""The table of a model, as Keras prints it, with what nobody else prints."""
+"""Measures a model for its table, as Keras prints it, with what nobody else prints."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -11,116 +11,13 @@ from flax import nnx
 from cnnjax.freeze import Freeze, Frozen, layer_names
 from cnnjax.functional import Functional, children, functionalize, join, leaves_of, model_name, modules, names_of
 from cnnjax.models.backbone import Backbone
-from cnnjax.order import Example
-from cnnjax.order import layers as unordered
-from cnnjax.sizing.field import Field
+from cnnjax.models.layer_order import Example
+from cnnjax.models.layer_order import layers as unordered
 from cnnjax.summaries.frontier import Frontier, frontier
 from cnnjax.summaries.measure import Call, Measured, known_shape, measure
+from cnnjax.summaries.table import Layer, Summary
 
 _NOT_WEIGHTS = (nnx.RngState, nnx.Cache, nnx.Intermediate)
-
-
-@dataclass(frozen=True)
-class Layer:
-    """One line of the table. What is None is not known.
-
-    Attributes:
-        name: Its path in the model: `conv_pw_13`, `blocks/0/conv1`.
-        kind: The name of its class.
-        output_shape: None for the batch.
-        parameters: All its numbers, moving statistics included, as Keras counts them.
-        trainable: Those that an optimizer moves.
-        multiplications: Of convolutions and matrix products for one image, F·F·D·W'·H'·D'; biases,
-            normalisation and activations are not counted, as on the slide.
-        fields: Receptive field of rows and of columns, or of whatever axes the input has.
-        once: Whether its output is computed once an image and never again; False: in every step.
-        reads: The layers whose outputs it reads, in a graph with branches; () in a chain, or where it is not known.
-    """
-
-    name: str
-    kind: str
-    output_shape: tuple[int | None, ...] | None
-    parameters: int
-    trainable: int
-    multiplications: int | None
-    fields: tuple[Field | None, ...]
-    once: bool | None
-    reads: tuple[str, ...] = ()
-
-    @property
-    def non_trainable(self) -> int:
-        """Parameters that no optimizer moves: frozen ones and moving statistics."""
-        return self.parameters - self.trainable
-
-
-@dataclass(frozen=True, repr=False)
-class Summary:
-    """What `summary` gives; prints as Keras's table.
-
-    Attributes:
-        model: The model's name, or that of its class.
-        layers: In the model's order.
-        nbytes: Bytes of all parameters.
-        multiplications: Of one image through the whole model; None if those of some layer are not known.
-        frozen: The freeze specification, "none" if there is none.
-        frontier: What is stored for each image; None where nothing is frozen or it is not known.
-    """
-
-    model: str
-    layers: tuple[Layer, ...]
-    nbytes: int
-    multiplications: int | None
-    frozen: str
-    frontier: Frontier | None
-
-    @property
-    def parameters(self) -> int:
-        """All numbers, moving statistics included: Keras's `count_params()`."""
-        return sum(layer.parameters for layer in self.layers)
-
-    @property
-    def trainable(self) -> int:
-        """Numbers that an optimizer moves."""
-        return sum(layer.trainable for layer in self.layers)
-
-    @property
-    def non_trainable(self) -> int:
-        """Numbers that no optimizer moves."""
-        return self.parameters - self.trainable
-
-    def layer(self, name: str) -> Layer:
-        """The layer of that name.
-
-        Raises:
-            LookupError: There is none; the nearest name is given.
-        """
-        from cnnjax.hooks import checked_layer
-
-        checked_layer(name, [layer.name for layer in self.layers], self.model)
-        return next(layer for layer in self.layers if layer.name == name)
-
-    def text(self, *, wide: bool = False, width: int | None = None) -> str:
-        """The table for a terminal; `wide` adds multiplications, fields, what trains and the frontier."""
-        from cnnjax.summaries.formats import text
-
-        return text(self, wide=wide, width=width)
-
-    def markdown(self, *, wide: bool = False) -> str:
-        """The table in Markdown."""
-        from cnnjax.summaries.formats import markdown
-
-        return markdown(self, wide=wide)
-
-    def json(self) -> str:
-        """Everything as JSON; null where it is not known."""
-        from cnnjax.summaries.formats import json_text
-
-        return json_text(self)
-
-    def __str__(self) -> str:
-        return self.text()
-
-    __repr__ = __str__
 
 
 def summary(

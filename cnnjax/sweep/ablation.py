@@ -15,8 +15,8 @@ from cnnjax.features import GIB, FeatureStore
 from cnnjax.files.runs import RunFolder, path_name
 from cnnjax.functional import leaves_of
 from cnnjax.models import Classifier, SoundClassifier
+from cnnjax.models.layer_order import program_digest
 from cnnjax.models.own import is_path
-from cnnjax.order import program_digest
 from cnnjax.runtime.cache import cache_folder, keep_programs
 from cnnjax.runtime.precision import resolved
 from cnnjax.runtime.preemption import watching

@@ -11,11 +11,11 @@ from rich.console import Console
 from cnnjax.data import account, open_sounds
 from cnnjax.data.source import targets_of
 from cnnjax.models import Backbone, Classifier, LogMel, SoundClassifier
+from cnnjax.models.layer_order import own_shape
 from cnnjax.models.sizes import sides
-from cnnjax.order import own_shape
-from cnnjax.pretrained import open_backbone
 from cnnjax.sweep.options import Ablation, seeds_text
 from cnnjax.train.tasks import Classification, Task
+from cnnjax.weights.pretrained import open_backbone
 
 Splits = Mapping[str, Any]
 

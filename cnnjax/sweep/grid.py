@@ -11,7 +11,7 @@ from flax import nnx
 
 from cnnjax.freeze import Freeze, Frozen, num_weighted_layers
 from cnnjax.models import Classifier, SoundClassifier
-from cnnjax.order import Example, layers, layers_in_order
+from cnnjax.models.layer_order import Example, layers, layers_in_order
 from cnnjax.sweep.options import Ablation
 
 

@@ -16,7 +16,7 @@ from cnnjax.freeze import Freeze
 from cnnjax.functional import Leaves, leaves_of
 from cnnjax.models import Backbone, Classifier, SoundClassifier
 from cnnjax.models.heads import HEADS
-from cnnjax.order import output_shape
+from cnnjax.models.layer_order import output_shape
 from cnnjax.runtime.progress import Bar
 from cnnjax.sweep.data import SweepData
 from cnnjax.sweep.grid import Cell, first_trainable, subset

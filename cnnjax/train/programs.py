@@ -17,12 +17,12 @@ from cnnjax.features import PASS_BATCH
 from cnnjax.freeze import Frozen
 from cnnjax.functional import Leaves, functionalize, leaves_of
 from cnnjax.ops import spread_over_devices
+from cnnjax.ops.counting import batch_of
 from cnnjax.optim import make_optimizer
 from cnnjax.runtime.devices import Devices
 from cnnjax.runtime.precision import Precision, resolved
 from cnnjax.staging import Staged
 from cnnjax.train.classification import Classification
-from cnnjax.train.counting import batch_of
 from cnnjax.train.state import State, checked_leaves, fresh_state
 from cnnjax.train.task import Labelled, Metrics, Task
 

@@ -98,7 +98,7 @@ def waiting(source: Any, weights: Path, alpha: float, workers: int) -> Callable[
     from flax import nnx
 
     from cnnjax import Classifier, FeatureStore, Freeze, Trainer, linear_head
-    from cnnjax.pretrained import open_backbone
+    from cnnjax.weights.pretrained import open_backbone
 
     size = source.image_size
     backbone, preprocessing = open_backbone(

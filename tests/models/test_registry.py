@@ -11,7 +11,7 @@ import cnnjax
 from cnnjax import ImageClassifier, cli
 from cnnjax.models import BACKBONES, Graph, create, registry
 from cnnjax.models.registry import entries, entry, forget, register
-from cnnjax.pretrained import open_backbone
+from cnnjax.weights.pretrained import open_backbone
 
 
 def gated(

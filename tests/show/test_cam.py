@@ -8,11 +8,11 @@ from flax import nnx
 
 from cnnjax.hooks import outputs
 from cnnjax.models import Classifier, cifar_cnn, linear_head, mobilenet, preprocess
-from cnnjax.pretrained import open_backbone
 from cnnjax.show.cam import class_activation, grad_cam, placed
 from cnnjax.show.images import open_image, resized
 from cnnjax.sizing.field import Field
 from cnnjax.summaries.measure import receptive_fields
+from cnnjax.weights.pretrained import open_backbone
 
 # Photographs with an animal off the middle, and its box in their middle squares at 224: picked by looking.
 ANIMALS = {

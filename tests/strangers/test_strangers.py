@@ -16,8 +16,8 @@ from cnnjax.cli import main
 from cnnjax.data import InMemory
 from cnnjax.freeze import layer_names, num_weighted_layers
 from cnnjax.functional import leaves_of
+from cnnjax.models.layer_order import output_shape
 from cnnjax.models.own import imported
-from cnnjax.order import output_shape
 from cnnjax.sweep.ablation import ablate
 from cnnjax.sweep.options import Ablation
 

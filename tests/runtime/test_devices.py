@@ -14,7 +14,7 @@ import pytest
 
 from cnnjax.runtime.devices import Devices, start
 
-RUNS = Path(__file__).parent / "hosts" / "runs.py"
+RUNS = Path(__file__).parents[1] / "hosts" / "runs.py"
 LOST = 6  # seconds until a dead process is missed
 # Sums in another order: of losses of about 0.5 the largest difference measured is 9e-8, of leaves 9e-7 of the largest.
 LOSS, LEAF = 1e-6, 1e-5

@@ -14,7 +14,7 @@ from cnnjax.data.order import epoch_batches
 from cnnjax.fit import Fitter, Recipe
 from cnnjax.functional import leaves_of
 from cnnjax.models.layers import batch_normalization
-from cnnjax.train.counting import batch_of, counting
+from cnnjax.ops.counting import batch_of, counting
 from cnnjax.train.replicas import Replicas
 
 SIZE, COUNT, BATCH, RATE, EPOCHS = (4, 4), 29, 8, 0.5, 2

@@ -1,21 +1,118 @@
-"""A summary as text, Markdown and JSON."""
+"""The table of a model: what it holds; and as text, Markdown and JSON."""
 
 import io
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from rich.box import HEAVY_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from cnnjax.hooks import checked_layer
 from cnnjax.sizing.field import Field
-from cnnjax.summaries.summary import Layer, Summary
+from cnnjax.summaries.frontier import Frontier
 
 _LEFT = {"layer", "output shape", "trains", "computed", "connected to"}
 
 
-def text(found: Summary, *, wide: bool = False, width: int | None = None) -> str:
+@dataclass(frozen=True)
+class Layer:
+    """One line of the table. What is None is not known.
+
+    Attributes:
+        name: Its path in the model: `conv_pw_13`, `blocks/0/conv1`.
+        kind: The name of its class.
+        output_shape: None for the batch.
+        parameters: All its numbers, moving statistics included, as Keras counts them.
+        trainable: Those that an optimizer moves.
+        multiplications: Of convolutions and matrix products for one image, F·F·D·W'·H'·D'; biases,
+            normalisation and activations are not counted, as on the slide.
+        fields: Receptive field of rows and of columns, or of whatever axes the input has.
+        once: Whether its output is computed once an image and never again; False: in every step.
+        reads: The layers whose outputs it reads, in a graph with branches; () in a chain, or where it is not known.
+    """
+
+    name: str
+    kind: str
+    output_shape: tuple[int | None, ...] | None
+    parameters: int
+    trainable: int
+    multiplications: int | None
+    fields: tuple[Field | None, ...]
+    once: bool | None
+    reads: tuple[str, ...] = ()
+
+    @property
+    def non_trainable(self) -> int:
+        """Parameters that no optimizer moves: frozen ones and moving statistics."""
+        return self.parameters - self.trainable
+
+
+@dataclass(frozen=True, repr=False)
+class Summary:
+    """What `summary` gives; prints as Keras's table.
+
+    Attributes:
+        model: The model's name, or that of its class.
+        layers: In the model's order.
+        nbytes: Bytes of all parameters.
+        multiplications: Of one image through the whole model; None if those of some layer are not known.
+        frozen: The freeze specification, "none" if there is none.
+        frontier: What is stored for each image; None where nothing is frozen or it is not known.
+    """
+
+    model: str
+    layers: tuple[Layer, ...]
+    nbytes: int
+    multiplications: int | None
+    frozen: str
+    frontier: Frontier | None
+
+    @property
+    def parameters(self) -> int:
+        """All numbers, moving statistics included: Keras's `count_params()`."""
+        return sum(layer.parameters for layer in self.layers)
+
+    @property
+    def trainable(self) -> int:
+        """Numbers that an optimizer moves."""
+        return sum(layer.trainable for layer in self.layers)
+
+    @property
+    def non_trainable(self) -> int:
+        """Numbers that no optimizer moves."""
+        return self.parameters - self.trainable
+
+    def layer(self, name: str) -> Layer:
+        """The layer of that name.
+
+        Raises:
+            LookupError: There is none; the nearest name is given.
+        """
+        checked_layer(name, [layer.name for layer in self.layers], self.model)
+        return next(layer for layer in self.layers if layer.name == name)
+
+    def text(self, *, wide: bool = False, width: int | None = None) -> str:
+        """The table for a terminal; `wide` adds multiplications, fields, what trains and the frontier."""
+        return _text(self, wide=wide, width=width)
+
+    def markdown(self, *, wide: bool = False) -> str:
+        """The table in Markdown."""
+        return _markdown(self, wide=wide)
+
+    def json(self) -> str:
+        """Everything as JSON; null where it is not known."""
+        return _json(self)
+
+    def __str__(self) -> str:
+        return self.text()
+
+    __repr__ = __str__
+
+
+def _text(found: Summary, *, wide: bool = False, width: int | None = None) -> str:
     """The table for a terminal, as wide as it needs to be, or at most `width` characters."""
     header, *lines = _cells(found, wide)
     table = Table(title=f"Model: {found.model}", title_justify="left", box=HEAVY_HEAD)
@@ -33,7 +130,7 @@ def text(found: Summary, *, wide: bool = False, width: int | None = None) -> str
     return "\n".join(line.rstrip() for line in out.getvalue().splitlines())
 
 
-def markdown(found: Summary, *, wide: bool = False) -> str:
+def _markdown(found: Summary, *, wide: bool = False) -> str:
     """The table in Markdown, the totals below it."""
     header, *lines = _cells(found, wide)
     rule = [" --- " if name in _LEFT else " ---: " for name in header]
@@ -42,7 +139,7 @@ def markdown(found: Summary, *, wide: bool = False) -> str:
     return "\n".join([*rows, "", *(f"- {line}" for line in _totals(found, wide))])
 
 
-def json_text(found: Summary) -> str:
+def _json(found: Summary) -> str:
     """Everything as JSON; null where it is not known."""
     cut = found.frontier
     content = {

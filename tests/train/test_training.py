@@ -18,10 +18,10 @@ from cnnjax.freeze import Freeze
 from cnnjax.functional import leaves_of
 from cnnjax.models import Classifier, lecture_cnn, lecture_head, linear_head, mobilenet
 from cnnjax.ops import use_onednn
+from cnnjax.ops.counting import batch_of
 from cnnjax.optim import make_optimizer
 from cnnjax.staging import staged
 from cnnjax.staging.trace import part
-from cnnjax.train.counting import batch_of
 from cnnjax.train.tasks import Classification
 from cnnjax.train.trainer import Trainer, _Steered
 
@@ -50,7 +50,7 @@ def whole_model(trainer, model, source, steps, seed, transform):
         key = jax.random.fold_in(jax.random.key(seed), number)
 
         def objective(params):
-            # Masked alike, since rounding grows; that masked steps are right is shown in tests/test_last_batch.py.
+            # Masked alike, since rounding grows; that masked steps are right is shown in test_last_batch.py.
             with batch_of(len(index), weights > 0 if trainer.masks(len(source)) else None):
                 logits, after = f.apply({**params, **rest, **f.random_leaves(key)}, images[index], train=True)
             loss = Classification().loss(logits, labels[index])

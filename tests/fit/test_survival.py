@@ -1,6 +1,6 @@
 """Runs of `cnnjax fit`, killed again and again as real processes, end as if nothing had happened.
 
-`CNNJAX_KILLS=50 pytest tests/test_survival.py` kills each run fifty times; a few are enough to notice a fault.
+`CNNJAX_KILLS=50 pytest tests/fit/test_survival.py` kills each run fifty times; a few are enough to notice a fault.
 """
 
 import os

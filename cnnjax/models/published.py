@@ -1,6 +1,5 @@
 """What is published where, and what it needs. The entries stand in each model's own file."""
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -38,20 +37,3 @@ class Published:
     def alpha(self) -> float | None:
         """The width multiplier, for architectures that have one."""
         return self.options.get("alpha")
-
-
-def find(name: str) -> Published:
-    """Return the entry of that name.
-
-    Raises:
-        LookupError: There is none; the nearest name is given.
-
-    >>> find("mobilenet_7_5_224_tf_no_top").preprocessing
-    'tf'
-    """
-    from cnnjax.models import PUBLISHED  # the models' files import this one
-
-    if name not in PUBLISHED:
-        nearest = difflib.get_close_matches(name, PUBLISHED, n=1, cutoff=0)[0]
-        raise LookupError(f"no published weights {name!r}; did you mean {nearest!r}?")
-    return PUBLISHED[name]

@@ -3,7 +3,7 @@
 import pytest
 
 from cnnjax.models import BACKBONES, PREPROCESSING, PUBLISHED
-from cnnjax.weights.published import find
+from cnnjax.models.registry import find
 
 
 def test_entries_are_found_and_whole():

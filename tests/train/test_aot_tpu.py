@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).resolve().parents[1] / "scripts" / "aot_tpu.py"
+SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "aot_tpu.py"
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,21 @@
+"""The order that the package's modules are kept in."""
+
+import house
+
+
+def test_no_module_imports_in_a_circle():
+    """Nor hides a circle in an import inside a function, or one for types alone."""
+    assert house.module_circles("module", "typing", "function") == []
+
+
+def test_no_room_imports_in_a_circle():
+    assert house.room_circles("module", "typing", "function") == []
+
+
+def test_circles_are_found():
+    assert house.circles([("a", "b"), ("b", "c"), ("c", "a"), ("c", "d"), ("d", "e")]) == [["a", "b", "c"]]
+    assert house.circles([("a", "b"), ("b", "c"), ("a", "c")]) == []
+
+
+def test_only_the_nouns_stand_at_the_root():
+    assert house.loose() == ["__main__", "arguments", "cli", "freeze", "functional", "hooks"]
