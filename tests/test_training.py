@@ -148,7 +148,7 @@ def test_the_loop_moves_nothing_between_host_and_device_unasked(resnet):
     trainer = Trainer(resnet, Freeze.through("stem").resolve(resnet), (32, 32), batch_size=8)
     rows, state = trainer.rows(images(16, 32)), trainer.init()
     with jax.transfer_guard_device_to_host("disallow_explicit"):
-        steered = _Steered(lambda done: None, lambda state, so_far, done: None)
+        steered = _Steered(lambda done: None, lambda state, running_metrics, done: None)
         trainer._run_epoch(state, rows, 0, np.uint32(0), None, steered, 0, trainer.no_metrics())
 
 

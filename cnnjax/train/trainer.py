@@ -145,7 +145,7 @@ class Trainer(Programs):
     def fit(
         self, state: State, rows: FeatureDataset, *, epochs: int, seed: int = 0, progress: Progress | None = None,
         after: Callable[[State, dict[str, float]], bool | None] | None = None,
-        between: Callable[[State, Metrics, int], None] | None = None, so_far: Metrics | None = None,
+        between: Callable[[State, Metrics, int], None] | None = None, running_metrics: Metrics | None = None,
     ) -> tuple[State, list[dict[str, float]]]:  # fmt: skip
         """Train.
 
@@ -159,7 +159,7 @@ class Trainer(Programs):
                 record; True ends training there.
             between: called after each step, or each epoch where its steps are one program, with the state, the sums of
                 the epoch so far (both together are where to go on from), and the number of steps done.
-            so_far: those sums, of a state that stands in the middle of an epoch, or at its end before `after`.
+            running_metrics: those sums, of a state that stands in the middle of an epoch, or at its end before `after`.
 
         Returns:
             The new state, and one record an epoch: loss, the task's metrics, steps, seconds, those that compiled.
@@ -167,12 +167,12 @@ class Trainer(Programs):
         Raises:
             NotFinite: a loss is NaN or infinite, and `not_finite` says to stop.
         """
-        log, so_far = [], so_far or self.no_metrics()
+        log, running_metrics = [], running_metrics or self.no_metrics()
         steps = self.steps_per_epoch(len(rows))
         report = progress or (lambda done, total: None)
         # A state that was trained before goes on with the next step, or with what comes after an epoch's last.
         first, done = divmod(int(state.step), steps)
-        if not done and so_far.begun:
+        if not done and running_metrics.begun:
             first, done = first - 1, steps
         loader = self._loader(rows, seed, first, first + epochs, done)
         stream = to_device(loader, devices=self.devices) if loader else None
@@ -183,7 +183,7 @@ class Trainer(Programs):
                 tick = partial(_shifted, report, (epoch - first) * steps, epochs * steps)
                 steered = _Steered(tick, partial(_told, between, epoch * steps))
                 state, metrics, unread = self._run_epoch(
-                    state, rows, epoch, np.uint32(seed), stream, steered, done, so_far
+                    state, rows, epoch, np.uint32(seed), stream, steered, done, running_metrics
                 )
                 self._check(unread, steps, rows, epoch, seed)
                 record = metrics.summary() | {"epoch": epoch, "steps": steps}
@@ -191,7 +191,7 @@ class Trainer(Programs):
                 log.append(record | spent)
                 if after and after(state, log[-1]):
                     break
-                done, so_far = 0, self.no_metrics()
+                done, running_metrics = 0, self.no_metrics()
         finally:
             if loader:
                 loader.close()
@@ -353,9 +353,15 @@ class _Steered(NamedTuple):
     between: Callable[[State, Metrics, int], None]
 
 
-def _told(between: Callable[[State, Metrics, int], None] | None, before: int, state: State, so_far: Metrics, done: int):
+def _told(
+    between: Callable[[State, Metrics, int], None] | None,
+    before: int,
+    state: State,
+    running_metrics: Metrics,
+    done: int,
+):
     if between:
-        between(state, so_far, before + done)
+        between(state, running_metrics, before + done)
 
 
 def _shifted(report: Progress, before: int, total: int, done: int) -> None:

@@ -145,7 +145,9 @@ def one_of_several(hosts: str, images: Path, out: Path, lost: int) -> None:
         "few": refused(Devices.all, count=2),
     }
     (out / f"told by {devices.host}.json").write_text(json.dumps(told))
-    made.fit(made.init(), rows, epochs=10_000, after=lambda state, record: (out / f"goes on {devices.host}").touch())
+    made.fit(
+        made.init(), rows, epochs=10_000, on_epoch_end=lambda state, record: (out / f"goes on {devices.host}").touch()
+    )
 
 
 if __name__ == "__main__":
