@@ -151,7 +151,7 @@ class Run:
     ) -> State:
         phase = self.fitter.phases[self.at.phase]
 
-        def on_epoch_end(state: State, record: dict[str, float]) -> bool:
+        def on_epoch_end(trainer: Trainer, state: State, record: dict[str, Any]) -> bool:
             self._end_epoch(trainer, phase, state, record, held_out)
             return self._stopped()
 
@@ -254,7 +254,7 @@ class Run:
 
     # Checkpoints.
 
-    def _on_step_end(self, state: State, running_metrics: Metrics, step: int) -> None:
+    def _on_step_end(self, trainer: Trainer, state: State, running_metrics: Metrics, step: int) -> None:
         self._latest = _Latest(state, running_metrics, step)
         if self._hosts > 1 and step % self._steps and step % _TOGETHER:
             return
