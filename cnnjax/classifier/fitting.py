@@ -162,8 +162,8 @@ def _fit(config: Fit, devices: "Devices | None") -> Path:
             journal = _ShownJournal(out / "metrics.jsonl", fitter.task, console) if primary else None
             if checkpoints.latest() is None:
                 console.print(f"starts from {_origin(config)}")
-            about = {"config": identity}
-            keeping = config.running.keeping(checkpoints, about, console.print)
+            metadata = {"config": identity}
+            keeping = config.running.keeping(checkpoints, metadata, console.print)
             fitted = fitter.fit(
                 sources["train"], sources.get("validation"), seed=config.seed, journal=journal, report=report,
                 checkpointing=keeping,
