@@ -19,3 +19,15 @@ def test_circles_are_found():
 
 def test_only_the_nouns_stand_at_the_root():
     assert house.loose() == ["__main__", "arguments", "cli", "freeze", "functional", "hooks"]
+
+
+def test_digests_writers_and_what_was_meant_stand_once():
+    """`cnnjax/sizing` imports nothing of ours, so that it has its own."""
+    named = {name: path.read_text() for name, (path, _) in house.modules().items() if house.room(name) != "sizing"}
+    assert [name for name, text in named.items() if "hashlib" in text] == ["cnnjax.files.digests"]
+    own = {"cnnjax.runtime.nearest", *_TO_COME}
+    assert {name for name, text in named.items() if "difflib" in text} <= own
+
+
+_TO_COME = {"cnnjax.cli", "cnnjax.fit.recipe", "cnnjax.classifier.config", "cnnjax.classifier.classifier",
+            "cnnjax.train.lowering"}  # fmt: skip

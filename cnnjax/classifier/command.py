@@ -12,7 +12,7 @@ from cnnjax.classifier.classifier import ImageClassifier
 from cnnjax.classifier.prediction import Prediction
 from cnnjax.data import Folder, account, holds_records, open_data, open_labels, splits
 from cnnjax.data.listing import shown, some, visible_folders
-from cnnjax.files.runs import write_whole
+from cnnjax.files.writing import write_whole
 from cnnjax.runtime.cache import keep_programs
 from cnnjax.train.tasks import Classification, MultiLabel, Regression, Task
 

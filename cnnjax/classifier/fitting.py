@@ -20,7 +20,9 @@ from cnnjax.data import account
 from cnnjax.data.pixels import Resizing
 from cnnjax.data.source import targets_of
 from cnnjax.features import GIB, FeatureStore
-from cnnjax.files.runs import RunFolder, path_name, write_whole
+from cnnjax.files.digests import digest
+from cnnjax.files.runs import RunFolder, path_name
+from cnnjax.files.writing import write_whole
 from cnnjax.fit import Fitted, Fitter, Recipe, find_rate
 from cnnjax.fit.targets import TaskOptions
 from cnnjax.metrics import Journal
@@ -31,7 +33,6 @@ from cnnjax.runtime.cache import cache_folder, keep_programs
 from cnnjax.runtime.precision import Precision, resolved
 from cnnjax.runtime.preemption import watching
 from cnnjax.runtime.progress import Bars
-from cnnjax.staging.trace import digest
 from cnnjax.train.dataset import digest_of
 from cnnjax.train.tasks import Classification, Task
 

@@ -1,20 +1,20 @@
 """Images whose targets stand in a table: a CSV file beside a folder."""
 
 import csv
-import difflib
-import hashlib
 import math
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 
-from cnnjax.data.folder import _SPLITS, FRACTIONS, Folder, OnError, _check_on_error, _cuts
+from cnnjax.data.folder import Folder
 from cnnjax.data.listing import Listing, existing_folder, shown, some
 from cnnjax.data.pixels import Resizing, checked_resizing, checked_scale
 from cnnjax.data.source import as_size
+from cnnjax.data.splitting import FRACTIONS, SPLIT_NAMES, OnError, by_class, checked_on_error, draw_splits
+from cnnjax.runtime.nearest import unknown
 
 TaskKind = Literal["classification", "multilabel", "regression"]
 FILE, SPLIT = "file", "split"
@@ -108,7 +108,7 @@ def open_labels(
     (('1.png',), [[4.5]], ('age',))
     >>> root.cleanup()
     """
-    _check_on_error(on_error)
+    checked_on_error(on_error)
     if kind not in get_args(TaskKind):
         raise ValueError(f"task: expected one of {', '.join(get_args(TaskKind))}, found {kind!r}")
     root, path = existing_folder(Path(folder)), Path(table)
@@ -129,7 +129,7 @@ def open_labels(
             raise LabelFileError(f"{shown(path)}: no training image of class {some(lost)}")
     if on_error == "skip":
         for part in found.values():
-            part._skip_undecodable()
+            part.skip_undecodable()
     return found
 
 
@@ -157,7 +157,7 @@ def _read(path: Path, root: Path, wanted: tuple[str, ...]) -> _Table:
                     faults.append((line, fault))
                 seen.setdefault(os.path.normpath(own[where]), line)
                 said = "" if split is None else own[split]
-                kind = "" if split is None else _SPLITS.get(said.lower(), "?")
+                kind = "" if split is None else SPLIT_NAMES.get(said.lower(), "?")
                 if kind == "?":
                     faults.append((line, f"split: expected train, validation or test, found {shown(said)!r}"))
                 faults += [(line, f"{shown(header[k])} is empty") for k in places if not own[k]]
@@ -182,9 +182,7 @@ def _columns(path: Path, header: list[str], wanted: tuple[str, ...]) -> tuple[st
     others = [name for name in header if name not in (FILE, SPLIT)]
     for name in wanted:
         if name not in others:
-            near = difflib.get_close_matches(name, others, 1, 0)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise LabelFileError(f"{shown(path)}, line 1: no column {name!r} of targets{hint}")
+            raise LabelFileError(f"{shown(path)}, line 1: {unknown('column', name, others, 'of targets')}")
     if len(set(wanted)) != len(wanted):
         raise LabelFileError(f"targets: {some(wanted)} names a column more than once")
     if not others or "" in others:
@@ -275,21 +273,10 @@ def _parts(path: Path, read: _Table, source: LabelledFolder) -> dict[str, np.nda
         return {kind: np.flatnonzero(kinds == kind) for kind in FRACTIONS if (kinds == kind).any()}
     # By the names alone, each class in the same proportions: the order of the lines does not matter.
     order = np.array(sorted(range(len(read.files)), key=lambda k: read.files[k]))
-    ends = np.cumsum(list(FRACTIONS.values()))[:-1]
     groups: dict[str, np.ndarray] = {"": order}
     if source.class_names:
-        groups = {name: order[source.labels[order] == k] for k, name in enumerate(source.class_names)}
-    chosen: dict[str, list[Any]] = {kind: [] for kind in FRACTIONS}
-    few = [f"{name!r} has {len(members)}" for name, members in groups.items() if 0 < len(members) < len(FRACTIONS)]
-    if few:
-        raise LabelFileError(f"{shown(path)}: too few images for {len(FRACTIONS)} splits: class {', '.join(few)}")
-    for name, members in groups.items():
-        if len(members):
-            rng = np.random.default_rng([0, *hashlib.sha256(name.encode()).digest()])
-            drawn = np.split(rng.permutation(members), _cuts(ends, len(members)))
-            for kind, part in zip(FRACTIONS, drawn, strict=True):
-                chosen[kind].append(part)
-    return {kind: np.sort(np.concatenate(parts)) for kind, parts in chosen.items()}
+        groups = {name: order[rows] for name, rows in by_class(source.labels[order], source.class_names).items()}
+    return draw_splits(groups, FRACTIONS, 0, shown(path), LabelFileError)
 
 
 def _refuse(path: Path, faults: Sequence[tuple[int, str]]) -> None:

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from cnnjax.data.entries import BESIDE, holds_records
-from cnnjax.data.folder import OnError, open_splits, split_by_fraction, splits
+from cnnjax.data.folder import open_splits, split_by_fraction, splits
 from cnnjax.data.pixels import Resizing
 from cnnjax.data.sound import SoundFolder
+from cnnjax.data.splitting import OnError
 
 
 def open_data(

@@ -1,7 +1,6 @@
 """From the name of a TFDS data set to its record files, prepared without TensorFlow where that is possible."""
 
 import contextlib
-import difflib
 import io
 import json
 import logging
@@ -18,6 +17,7 @@ from tensorflow_datasets.proto import tf_example_pb2, tf_feature_pb2
 
 from cnnjax.data.entries import BESIDE, holds_records
 from cnnjax.data.listing import existing_folder, some
+from cnnjax.runtime.nearest import nearest
 
 # Generated code, whose members no type checker sees.
 _example: Any = tf_example_pb2
@@ -200,8 +200,8 @@ def _builder(name: str, config: str | None, version: str | None, data_dir: str |
             return tfds.builder(full, data_dir=None if data_dir is None else os.fspath(data_dir))
     except tfds.core.DatasetNotFoundError:
         known = tfds.list_builders(with_community_datasets=False)
-        near = difflib.get_close_matches(name.lower(), known, 1)
-        hint = f"; did you mean 'tfds:{near[0]}'?" if near else f"; TFDS {tfds.__version__} knows {len(known)} others"
+        near = nearest(name.lower(), known, 0.6)
+        hint = f"; did you mean 'tfds:{near}'?" if near else f"; TFDS {tfds.__version__} knows {len(known)} others"
         raise LookupError(f"no TFDS data set {name!r}{hint}") from None
     except OSError:
         raise
@@ -211,8 +211,8 @@ def _builder(name: str, config: str | None, version: str | None, data_dir: str |
             _refuse_preparing(full, data_dir, error)
         configs = list(tfds.builder_cls(name).builder_configs)
         if config and config not in configs:
-            near = difflib.get_close_matches(config, configs, 1)
-            held = f"; did you mean 'tfds:{name}:{near[0]}'?" if near else f": it has {some(configs) or 'none'}"
+            near = nearest(config, configs, 0.6)
+            held = f"; did you mean 'tfds:{name}:{near}'?" if near else f": it has {some(configs) or 'none'}"
             raise LookupError(f"no configuration {config!r} of {name}{held}") from error
         raise LookupError(_one_line(error)) from error
 

@@ -1,6 +1,5 @@
 """How far a measured number may lie from the true one: over seeds, and over the examples it was measured on."""
 
-import difflib
 import math
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -8,6 +7,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from cnnjax.metrics.measures import Scored, bin_of, scored
+from cnnjax.runtime.nearest import unknown
 
 MEASURES = ("accuracy", "auc", "loss", "ece")
 _ROOM = 2**22  # numbers of one block of resamples: 32 MB
@@ -62,8 +62,7 @@ def bootstrap(
     (0.84, 0.96)
     """
     if measure not in MEASURES:
-        nearest = difflib.get_close_matches(measure, MEASURES, n=1, cutoff=0)[0]
-        raise ValueError(f"no measure {measure!r} among {', '.join(MEASURES)}; did you mean {nearest!r}?")
+        raise ValueError(unknown("measure", measure, MEASURES, listed=True))
     if samples < 1 or not 0 < level < 1:
         raise ValueError(f"expected samples > 0 and 0 < level < 1, found {samples} and {level}")
     found = resampled(scored(logits, labels), (measure,), samples, seed, level)[measure]

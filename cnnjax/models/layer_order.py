@@ -1,6 +1,5 @@
 """A model's layers in the order in which they run, found by tracing it once; nothing is computed."""
 
-import hashlib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
@@ -11,6 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.extend import core
 
+from cnnjax.files.digests import digest
 from cnnjax.functional import children, functionalize, join, leaves_of, model_name, names_of
 from cnnjax.hooks import layer_of, with_hook
 
@@ -167,7 +167,7 @@ def program_digest(model: nnx.Module, example: Example) -> str:
         return functional.apply(leaves, x, train=True), functional.apply(leaves, x, train=False)
 
     program = str(jax.make_jaxpr(run)(_abstract(model), batch))
-    return hashlib.sha256(re.sub(r"0x[0-9a-f]+", "", program).encode()).hexdigest()
+    return digest(re.sub(r"0x[0-9a-f]+", "", program))
 
 
 # The parts of a model.

@@ -1,6 +1,5 @@
 """A user's own network as a backbone: an import path, a function or a module instead of an architecture's name."""
 
-import hashlib
 import importlib
 import importlib.util
 import inspect
@@ -14,6 +13,7 @@ from typing import Any
 
 from flax import nnx
 
+from cnnjax.files.digests import digest
 from cnnjax.models.layer_order import output_shape
 
 OwnBackbone = Callable[..., nnx.Module] | nnx.Module
@@ -155,7 +155,7 @@ def _module_of_file(path: str, place: str) -> Any:
         raise ValueError(f"{path}: there is no file {file}")
     content = file.read_bytes()
     # The same in every process, so that what its classes make can be sent from one to another.
-    name = f"cnnjax_own_{hashlib.sha256(str(file.resolve()).encode() + content).hexdigest()[:12]}"
+    name = f"cnnjax_own_{digest(str(file.resolve()), content)[:12]}"
     if name not in sys.modules:
         spec = importlib.util.spec_from_file_location(name, file)
         assert spec is not None and spec.loader is not None

@@ -1,6 +1,5 @@
 """The architectures: one entry each, made by `register`, from which everything else is derived."""
 
-import difflib
 import importlib
 import inspect
 import pkgutil
@@ -13,6 +12,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 from cnnjax.models.own import ImportedBackbone, is_path
 from cnnjax.models.preprocessing import OF_RGB
 from cnnjax.models.published import Published
+from cnnjax.runtime.nearest import did_you_mean, nearest, unknown
 
 STANDARD = ("input_shape", "include_top", "classes", "classifier_activation", "rngs")
 """Arguments that every architecture's function takes; all others are its options."""
@@ -71,8 +71,7 @@ class Option:
             return tuple(value)
         expected = _KINDS[self.kind]
         if self.choices:
-            near = difflib.get_close_matches(str(value), self.choices, 1, 0)[0]
-            expected = f"{' or '.join(self.choices)} (did you mean {near!r}?)"
+            expected = f"{' or '.join(self.choices)} (did you mean {nearest(value, self.choices)!r}?)"
         raise ValueError(f"{self.name} of {owner}: expected {expected}, found {value!r}")
 
 
@@ -112,14 +111,7 @@ class Entry:
             if name not in self.options:
                 owners = [other.name for other in entries().values() if name in other.options]
                 known = ", ".join(self.options)
-                near = difflib.get_close_matches(name, self.options, 1, 0.6)
-                hint = (
-                    f" (which is one of {', '.join(owners)})"
-                    if owners
-                    else f"; did you mean {near[0]!r}?"
-                    if near
-                    else ""
-                )
+                hint = f" (which is one of {', '.join(owners)})" if owners else did_you_mean(name, self.options, 0.6)
                 has = f"its options are {known}" if known else "it has no options"
                 raise ValueError(f"{self.name} has no option {name!r}{hint}; {has}")
             if self.options[name].of_top and not include_top:
@@ -230,10 +222,9 @@ def entry(name: str) -> Entry:
     ['alpha', 'dropout']
     """
     if name not in _entries:
-        nearest = difflib.get_close_matches(name, _entries, n=1, cutoff=0)[0]
         raise LookupError(
-            f"no backbone {name!r}; did you mean {nearest!r}? There are {', '.join(_entries)}; a network of your "
-            "own is named by its import path, package.module:function or file.py:function"
+            f"{unknown('backbone', name, _entries, listed=True)}; a network of your own is named by its import path, "
+            "package.module:function or file.py:function"
         )
     return _entries[name]
 
@@ -278,8 +269,7 @@ def find(name: str) -> Published:
     """
     known = AllPublished()
     if name not in known:
-        nearest = difflib.get_close_matches(name, known, n=1, cutoff=0)[0]
-        raise LookupError(f"no published weights {name!r}; did you mean {nearest!r}?")
+        raise LookupError(unknown("published weights", name, known))
     return known[name]
 
 

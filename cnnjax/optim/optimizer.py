@@ -1,6 +1,5 @@
 """Optax optimizers under Keras's names, with Keras's defaults, and a rate that can change without recompiling."""
 
-import difflib
 import math
 from collections.abc import Callable
 from typing import Any
@@ -13,6 +12,7 @@ import optax
 from cnnjax.optim.average import average
 from cnnjax.optim.factors import Factors, path_of, scale_by_path
 from cnnjax.optim.schedules import constant
+from cnnjax.runtime.nearest import unknown
 
 
 def _by_leaf(inner: optax.GradientTransformation) -> optax.GradientTransformation:
@@ -123,8 +123,7 @@ def make_optimizer(
         0.0001
     """
     if name not in _MAKERS:
-        near = difflib.get_close_matches(name, OPTIMIZERS, 1, 0)[0]
-        raise ValueError(f"no optimizer {name!r}; did you mean {near!r}? There are {', '.join(OPTIMIZERS)}")
+        raise ValueError(unknown("optimizer", name, OPTIMIZERS, listed=True))
     direction, default, keras_decay = _MAKERS[name]
     rate = default if learning_rate is None else learning_rate
     _check_rate(rate)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from cnnjax.files.runs import write_whole
+from cnnjax.files.writing import whole_file, write_whole
 from cnnjax.metrics.intervals import interval
 
 _COLUMNS = (
@@ -164,6 +164,5 @@ def plot(table: Sequence[Row], path: Path, title: str, measure: str = "accuracy"
     axes.set_title(textwrap.fill(title, 90), fontsize="medium")
     axes.grid(alpha=0.3)
     axes.legend()
-    partial = path.with_name(path.name + ".partial")
-    figure.savefig(partial, format="png")
-    partial.replace(path)
+    with whole_file(path) as partial:
+        figure.savefig(partial, format="png")

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from cnnjax.files.writing import whole_file
 from cnnjax.metrics.reports import MOST_CLASSES, Report, number, percent
 
 if TYPE_CHECKING:
@@ -40,9 +41,8 @@ def plot(report: Report, path: Path, title: str) -> None:
     _reliability(panels[2], report)
     figure.suptitle(title, fontsize="medium", parse_math=False)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    figure.savefig(partial, format="png")
-    partial.replace(path)
+    with whole_file(path) as partial:
+        figure.savefig(partial, format="png")
 
 
 def _matrix(axes: "Axes", report: Report) -> None:

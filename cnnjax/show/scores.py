@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from cnnjax.files.writing import whole_file
 from cnnjax.metrics.means import MeansReport
 from cnnjax.metrics.multilabel import MultiLabelReport
 from cnnjax.metrics.regression import NumberScores, RegressionReport
@@ -56,9 +57,8 @@ def plot(report: Any, path: Path, title: str) -> None:
         return
     figure.suptitle(title, fontsize="medium", parse_math=False)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    figure.savefig(partial, format="png")
-    partial.replace(path)
+    with whole_file(path) as partial:
+        figure.savefig(partial, format="png")
 
 
 def _scatter(axes: "Axes", scores: NumberScores, count: int) -> None:

@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 from jax.extend import core
 
+from cnnjax.files.digests import digest
 from cnnjax.staging.times import ELEMENTWISE, FIXED, Known, Time
-from cnnjax.staging.trace import GROUPS, digest, inner_jaxprs, open_jaxpr
+from cnnjax.staging.trace import GROUPS, inner_jaxprs, open_jaxpr
 from cnnjax.staging.wording import literal
 
 # Equations that cost next to nothing: they may run in every step if that lets us store fewer bytes.

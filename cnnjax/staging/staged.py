@@ -11,10 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend import core
 
+from cnnjax.files.digests import digest
 from cnnjax.staging.cut import after_large, fingerprints, frontier, made_of, needed, row_bytes
 from cnnjax.staging.fold import folded
 from cnnjax.staging.times import FIXED, LATE, Known, ProgramDiffers, Time, binding_times, check_wiring, same
-from cnnjax.staging.trace import digest, flat_trace, inner_jaxprs, open_jaxpr, part
+from cnnjax.staging.trace import flat_trace, inner_jaxprs, open_jaxpr, part
 from cnnjax.staging.wording import Unlike, equation, literal, traced_at_two
 
 _Run = Callable[[dict[Any, Any]], list[jax.Array]]

@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from jax.extend import core
 
-from cnnjax.staging.trace import digest, open_jaxpr
+from cnnjax.files.digests import digest
+from cnnjax.staging.trace import open_jaxpr
 from cnnjax.staging.wording import CALLS, Sizes, Unlike, equation, platform_bodies
 
 

@@ -1,12 +1,10 @@
 """Programs as flat lists of equations: trace, inline, and run a part."""
 
-import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
 import jax.core
-import numpy as np
 from jax.extend import core
 
 # Calls that only group equations: opened, so that a cut may pass through them. A rule for gradients
@@ -79,19 +77,3 @@ def _open(jaxpr: Any, consts: Sequence[Any], values: Sequence[Any]) -> list[Any]
             outs = part(jaxpr, variables, eqn.outvars, [eqn])(*(env[v] for v in variables))
         env.update(zip(eqn.outvars, outs, strict=True))
     return [read(atom) for atom in jaxpr.outvars]
-
-
-def digest(*parts: Any) -> str:
-    """SHA-256 of texts, bytes and arrays, as hexadecimal digits."""
-    total = hashlib.sha256()
-    for item in parts:
-        if isinstance(item, bytes):
-            data = item
-        elif isinstance(item, str):
-            data = item.encode()
-        else:
-            is_key = isinstance(item, jax.Array) and jax.dtypes.issubdtype(item.dtype, jax.dtypes.prng_key)
-            array = np.asarray(jax.random.key_data(item) if is_key else item)
-            data = f"{array.dtype}{array.shape}".encode() + array.tobytes()
-        total.update(len(data).to_bytes(8, "little") + data)
-    return total.hexdigest()

@@ -18,7 +18,8 @@ import jax
 import numpy as np
 from jax.extend import core
 
-from cnnjax.staging.trace import GROUPS, digest, inner_jaxprs, open_jaxpr
+from cnnjax.files.digests import digest
+from cnnjax.staging.trace import GROUPS, inner_jaxprs, open_jaxpr
 
 # Calls whose bodies are looked at equation by equation (`cnnjax.staging.times`), so that shapes in them may grow.
 CALLS = GROUPS | {

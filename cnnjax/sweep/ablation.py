@@ -12,6 +12,7 @@ from rich.console import Console
 from cnnjax.data import account
 from cnnjax.data.order import epoch_steps
 from cnnjax.features import GIB, FeatureStore
+from cnnjax.files.digests import digest
 from cnnjax.files.runs import RunFolder, path_name
 from cnnjax.functional import leaves_of
 from cnnjax.models import Classifier, SoundClassifier
@@ -22,7 +23,6 @@ from cnnjax.runtime.precision import resolved
 from cnnjax.runtime.preemption import watching
 from cnnjax.runtime.progress import Bars
 from cnnjax.show import depth
-from cnnjax.staging.trace import digest
 from cnnjax.sweep.data import SweepData, open_sweep_data
 from cnnjax.sweep.grid import Cell, cells, groups
 from cnnjax.sweep.options import Ablation

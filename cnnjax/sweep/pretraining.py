@@ -8,13 +8,13 @@ from flax import nnx
 from rich.console import Console
 
 from cnnjax.checkpoints import restore, save
+from cnnjax.files.digests import digest
 from cnnjax.freeze import Freeze
 from cnnjax.functional import functionalize, leaves_of
 from cnnjax.models import Backbone, Classifier, linear_head
 from cnnjax.models.lecture_cnn import lecture_cnn
 from cnnjax.runtime.cache import cache_folder
 from cnnjax.runtime.progress import Bars
-from cnnjax.staging.trace import digest
 from cnnjax.sweep.data import SweepData
 from cnnjax.sweep.options import Ablation, seeds_text
 from cnnjax.train.trainer import Trainer

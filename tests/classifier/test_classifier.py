@@ -195,7 +195,7 @@ def test_a_backbones_own_top_gives_logits():
         ("mobilnet", {}, LookupError, "no backbone 'mobilnet'; did you mean 'mobilenet'"),
         ("mobilenet", {"head": "lectur"}, LookupError, "no head 'lectur'; did you mean 'lecture'"),
         ("mobilenet", {"preprocessing": "tg"}, LookupError, "no preprocessing 'tg'; did you mean 'tf'"),
-        ("mobilenet", {"resizing": "crop"}, ValueError, "resizing: expected one of"),
+        ("mobilenet", {"resizing": "crop"}, ValueError, "no resizing 'crop'; did you mean"),
         ("mobilenet", {"image_size": 0}, ValueError, "image_size: expected a whole number of pixels"),
         ("mobilenet", {"image_size": 16}, ValueError, "at least 32x32 pixels"),
         ("mobilenet", {"class_names": ("cats",)}, ValueError, "at least two classes, found .'cats'."),
