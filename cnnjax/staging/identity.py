@@ -5,8 +5,9 @@ from typing import Any
 
 from jax.extend import core
 
+from cnnjax.files.digests import digest
 from cnnjax.staging.cut import fingerprints
-from cnnjax.staging.trace import digest, flat_trace
+from cnnjax.staging.trace import flat_trace
 from cnnjax.staging.wording import Unlike, equation, literal
 
 
