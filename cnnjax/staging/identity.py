@@ -26,7 +26,7 @@ def program_digest(fn: Callable[..., Any], *args: Any) -> str:
     Raises:
         NoIdentity: it calls back into Python, or does something else that is not described by its program.
 
-    >>> import jax.numpy as jnp
+    >>> import jax, jax.numpy as jnp
     >>> x = jax.ShapeDtypeStruct((3,), jnp.float32)
     >>> one, same, other = (program_digest(f, x) for f in (lambda x: 2 * x, lambda y: 2 * y, lambda x: 3 * x))
     >>> one == same, one == other
