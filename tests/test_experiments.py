@@ -30,7 +30,7 @@ def opened(name):
 
 @pytest.mark.parametrize("path", sorted(FOLDER.rglob("*.py")), ids=lambda path: path.stem)
 def test_an_experiment_needs_nothing_that_is_not_public(path):
-    """It imports from `cnnjax` and from packages in it, and of these what they give: no deep module, nothing private."""
+    """It imports from `cnnjax` and its packages what these give: no deep module, nothing private."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             assert all(name.name.count(".") == 0 for name in node.names if name.name.startswith("cnnjax"))

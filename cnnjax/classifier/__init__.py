@@ -15,14 +15,10 @@ if TYPE_CHECKING:
 __all__ = ["Config", "Fit", "ImageClassifier", "Prediction", "RuntimeConfig", "SavedClassifierError", "fit"]
 
 # Imported when first asked for: what the command `fit` needs, a loaded classifier does not.
-_LATER = {
-    "Fit": "cnnjax.classifier.fitting",
-    "RuntimeConfig": "cnnjax.classifier.running",
-    "fit": "cnnjax.classifier.fitting",
-}
+_LATER = {"Fit": "fitting", "RuntimeConfig": "running", "fit": "fitting"}
 
 
 def __getattr__(name: str) -> Any:
     if name not in _LATER:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(_LATER[name]), name)
+    return getattr(importlib.import_module(f"{__name__}.{_LATER[name]}"), name)

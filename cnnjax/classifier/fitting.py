@@ -24,6 +24,7 @@ from cnnjax.files.runs import RunFolder, path_name, write_whole
 from cnnjax.fit import Fitted, Fitter, Recipe, find_rate
 from cnnjax.fit.targets import TaskOptions
 from cnnjax.metrics import Journal
+from cnnjax.models.own import imported
 from cnnjax.models.registry import entry_or_own
 from cnnjax.models.sizes import sides
 from cnnjax.order import program_digest
@@ -289,6 +290,11 @@ def _identity(config: Fit, sources: Mapping[str, Any], classifier: ImageClassifi
     images = {f"{name}_images": digest_of(source) for name, source in sources.items()}
     own = program_digest(classifier.model.backbone, (*classifier.image_size, 3)) if classifier.config.own else None
     program = {"program": own} if own else {}
+    recipe = dict(options["recipe"])
+    if (named := recipe.pop("gradient_fn")) is not None:
+        module = sys.modules[getattr(code := imported(named), "__module__", type(code).__module__)]
+        program["gradients"] = digest(named, Path(module.__file__ or "").read_bytes())
+    options["recipe"] = recipe
     return {**options, **images, **program, "weights_digest": digest(*classifier.leaves.values())}
 
 

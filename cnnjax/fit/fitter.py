@@ -19,6 +19,7 @@ from cnnjax.fit.run import CheckpointConfig, Record, Run
 from cnnjax.freeze import layer_names
 from cnnjax.functional import Functional, Leaves, functionalize, lasting_leaves, names_of
 from cnnjax.metrics import Journal
+from cnnjax.models.own import imported
 from cnnjax.optim import by_depth, by_groups, make_optimizer, warmup_cosine, warmup_linear
 from cnnjax.order import Example
 from cnnjax.runtime.precision import Precision
@@ -142,7 +143,12 @@ class Fitter:
         self.recipe, self.store, self._model = recipe, store or FeatureStore(), model
         self.phases = phases(recipe, model, within, example)
         self._example, self._workers = example, workers
-        self._optimizer, self._schedule, self._gradient_fn = optimizer, schedule, gradient_fn
+        self._optimizer, self._schedule = optimizer, schedule
+        if recipe.gradient_fn is not None:
+            if gradient_fn is not None:
+                raise ValueError("gradient_fn: the recipe has one of its own: give one of them")
+            gradient_fn = imported(recipe.gradient_fn)
+        self._gradient_fn = gradient_fn
         self._augment = recipe.augmentation if augment is None else augment
         self._check_own()
         self._factors = _factors(recipe, model, example)

@@ -1,5 +1,7 @@
 """Loops and losses of one's own, beside the same written by hand in plain JAX and optax on the whole model."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -166,6 +168,29 @@ def test_sam_is_its_formula_in_every_way_of_training():
     ends["fitter"] = fitter.fit(labelled(), seed=SEED).leaves
     for found in ends.values():
         equal(found, expected, 2e-3, 2e-4)
+
+
+SAM = """
+import jax, jax.numpy as jnp
+
+def sam(objective, state, radius=0.05):
+    gradients, result = jax.grad(objective, has_aux=True)(state.trainable)
+    scale = radius / (jnp.sqrt(sum(jnp.vdot(g, g) for g in gradients.values())) + 1e-12)
+    climbed = jax.tree.map(lambda w, g: w + scale * g, state.trainable, gradients)
+    return jax.grad(objective, has_aux=True)(climbed)[0], result
+"""
+
+
+def test_sam_of_a_file_is_part_of_a_recipe(tmp_path):
+    (tmp_path / "own.py").write_text(SAM)
+    recipe = Recipe("scratch", epochs=2, batch_size=BATCH, learning_rate=0.1, optimizer="sgd")
+    named = replace(recipe, gradient_fn=f"{tmp_path / 'own.py'}:sam")
+    one, other = Fitter(Net(4, 0), named, SIZE, within=""), Fitter(Net(4, 0), recipe, SIZE, within="", gradient_fn=sam)
+    equal(one.fit(labelled()).leaves, other.fit(labelled()).leaves, 0, 0)
+    with pytest.raises(ValueError, match="gradient_fn: the recipe has one of its own"):
+        Fitter(Net(4, 0), named, SIZE, within="", gradient_fn=sam)
+    with pytest.raises(ValueError, match="expected package.module:function or file.py:function, found 'sam'"):
+        replace(recipe, gradient_fn="sam")
 
 
 def test_sam_trains_replicas_in_one_program():
