@@ -290,11 +290,10 @@ def _identity(config: Fit, sources: Mapping[str, Any], classifier: ImageClassifi
     images = {f"{name}_images": digest_of(source) for name, source in sources.items()}
     own = program_digest(classifier.model.backbone, (*classifier.image_size, 3)) if classifier.config.own else None
     program = {"program": own} if own else {}
-    recipe = dict(options["recipe"])
-    if (named := recipe.pop("gradient_fn")) is not None:
+    recipe = options["recipe"]
+    if (named := recipe.pop("gradient_fn")) is not None:  # its code too: a run does not go on with another
         module = sys.modules[getattr(code := imported(named), "__module__", type(code).__module__)]
-        program["gradients"] = digest(named, Path(module.__file__ or "").read_bytes())
-    options["recipe"] = recipe
+        recipe["gradient_fn"], program["gradients"] = named, digest(Path(module.__file__ or "").read_bytes())
     return {**options, **images, **program, "weights_digest": digest(*classifier.leaves.values())}
 
 
