@@ -296,6 +296,7 @@ class ImageClassifier:
         workers: int = 0,
         journal: "Journal | None" = None,
         report: Report = silent,
+        callbacks: Sequence[Any] = (),
         **options: Any,
     ) -> Fitted:
         """Train this classifier, as Keras's `fit` does: its weights and its history are the trained ones afterwards.
@@ -309,6 +310,7 @@ class ImageClassifier:
             workers: Processes that read images.
             journal: Takes each epoch's record as it ends.
             report: Shows progress.
+            callbacks: Called after each step and each epoch; see `cnnjax.Callback`.
             **options: Fields of `cnnjax.Recipe`.
 
         Returns:
@@ -340,7 +342,7 @@ class ImageClassifier:
                     f"found {some(source.class_names)}"
                 )
         fitter = self.fitter(recipe or Recipe(**options), store=store, workers=workers)
-        fitted = fitter.fit(train, validation, seed=seed, journal=journal, report=report)
+        fitted = fitter.fit(train, validation, seed=seed, journal=journal, report=report, callbacks=callbacks)
         task = self.task.predicting(fitted.task)
         self._hold(replace(self.config, task=task), self._functional, fitted.leaves, self._apply)
         if validation is not None:

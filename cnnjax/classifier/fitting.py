@@ -27,6 +27,7 @@ from cnnjax.fit import Fitted, Fitter, Recipe, find_rate
 from cnnjax.fit.targets import TaskOptions
 from cnnjax.metrics import Journal
 from cnnjax.models.layer_order import program_digest
+from cnnjax.models.own import imported
 from cnnjax.models.registry import entry_or_own
 from cnnjax.models.sizes import sides
 from cnnjax.runtime.cache import cache_folder, keep_programs
@@ -290,6 +291,10 @@ def _identity(config: Fit, sources: Mapping[str, Any], classifier: ImageClassifi
     images = {f"{name}_images": digest_of(source) for name, source in sources.items()}
     own = program_digest(classifier.model.backbone, (*classifier.image_size, 3)) if classifier.config.own else None
     program = {"program": own} if own else {}
+    recipe = options["recipe"]
+    if (named := recipe.pop("gradient_fn")) is not None:  # its code too: a run does not go on with another
+        module = sys.modules[getattr(code := imported(named), "__module__", type(code).__module__)]
+        recipe["gradient_fn"], program["gradients"] = named, digest(Path(module.__file__ or "").read_bytes())
     return {**options, **images, **program, "weights_digest": digest(*classifier.leaves.values())}
 
 

@@ -13,6 +13,7 @@ from cnnjax.data.order import LastBatch
 from cnnjax.freeze import Freeze, Frozen, layer_names, num_weighted_layers
 from cnnjax.functional import leaves_of
 from cnnjax.models.layer_order import Example
+from cnnjax.models.own import is_path
 from cnnjax.optim import make_optimizer
 
 Method = Literal["features", "views", "augment", "finetune", "lp-ft", "gradual", "scratch"]
@@ -96,6 +97,9 @@ class Recipe:
     phase starts from, the best of the phase before, count among them, as Keras's `EarlyStopping(baseline=...)` does."""
     not_finite: Literal["stop", "skip"] = "stop"
     """A loss that is NaN or infinite ends the run, or its step is left out (also for such a gradient) and counted."""
+    gradient_fn: str | None = None
+    """What makes the gradients, package.module:function or file.py:function, such as one for SAM (see cnnjax.train).
+    The loss's own gradient if not given."""
     keep: Literal["last", "best"] = "last"
     """Which epoch's weights a phase ends with: the last one's, or those of the lowest validation loss, its own or of
     the phases before."""
@@ -143,6 +147,10 @@ class Recipe:
             )
         if self.method != "finetune" and (self.unfreeze_from is not None or self.freeze is not None):
             raise ValueError(f"unfreeze_from and freeze are of the method finetune; this is {self.method!r}")
+        if self.gradient_fn is not None and not is_path(self.gradient_fn):
+            raise ValueError(
+                f"gradient_fn: expected package.module:function or file.py:function, found {self.gradient_fn!r}"
+            )
         if self.stages and self.method != "gradual":
             raise ValueError(f"stages are of the method gradual; this is {self.method!r}")
         for text in (*self.stages, *([self.freeze] if self.freeze is not None else [])):

@@ -15,7 +15,7 @@ class NoIdentity(ValueError):
     """A program does something that no text describes, such as a call of Python."""
 
 
-def program_digest(fn: Callable[..., Any], *args: Any) -> str:
+def expression_digest(fn: Callable[..., Any], *args: Any) -> str:
     """SHA-256 (hex) of what a function computes: its operations, and the arrays and numbers that it holds.
 
     Two functions that trace to the same program have the same one, however they are written.
@@ -27,9 +27,9 @@ def program_digest(fn: Callable[..., Any], *args: Any) -> str:
     Raises:
         NoIdentity: it calls back into Python, or does something else that is not described by its program.
 
-    >>> import jax.numpy as jnp
+    >>> import jax, jax.numpy as jnp
     >>> x = jax.ShapeDtypeStruct((3,), jnp.float32)
-    >>> one, same, other = (program_digest(f, x) for f in (lambda x: 2 * x, lambda y: 2 * y, lambda x: 3 * x))
+    >>> one, same, other = (expression_digest(f, x) for f in (lambda x: 2 * x, lambda y: 2 * y, lambda x: 3 * x))
     >>> one == same, one == other
     (True, False)
     """
