@@ -7,11 +7,10 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.extend import core
 
 from cnnjax.staging.cut import frontier
 from cnnjax.staging.times import FIXED, LATE, Known, ProgramDiffers, Time, binding_times, check_wiring, same
-from cnnjax.staging.trace import flat_trace
+from cnnjax.staging.trace import Literal, flat_trace
 from cnnjax.staging.wording import Unlike, equation, literal, traced_at_two
 
 
@@ -135,7 +134,7 @@ class Program:
             for k, said in self.said.items():
                 x, y = first.eqns[k], jaxpr.eqns[k]
                 for p, q in zip(x.invars, y.invars, strict=True):
-                    if isinstance(p, core.Literal):
+                    if isinstance(p, Literal):
                         literal(p, q)
                 if equation(x, y, (self.sizes[0], batch)) != said:
                     raise Unlike(x.primitive.name)

@@ -8,14 +8,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend import core
 
 from cnnjax.files.digests import digest
 from cnnjax.staging.cut import after_large, fingerprints, made_of, needed, row_bytes
 from cnnjax.staging.fold import folded
 from cnnjax.staging.program import Program
 from cnnjax.staging.times import FIXED, LATE, Known, Time
-from cnnjax.staging.trace import inner_jaxprs, open_jaxpr, part
+from cnnjax.staging.trace import Literal, inner_jaxprs, open_jaxpr, part
 
 _Run = Callable[[dict[Any, Any]], list[jax.Array]]
 
@@ -127,7 +126,7 @@ class Staged:
         """
         found = []
         for eqn in self.program.first[0].eqns:
-            ins = [self.times[a].time for a in eqn.invars if not isinstance(a, core.Literal)]
+            ins = [self.times[a].time for a in eqn.invars if not isinstance(a, Literal)]
             late = any(self.times[v].time is Time.LATE for v in eqn.outvars)
             if late and ins and Time.LATE not in ins:
                 found.append(eqn.primitive.name)
