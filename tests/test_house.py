@@ -1,5 +1,8 @@
 """The order that the package's modules are kept in."""
 
+import re
+import tomllib
+
 import house
 
 
@@ -31,3 +34,24 @@ def test_digests_writers_and_what_was_meant_stand_once():
 
 _TO_COME = {"cnnjax.cli", "cnnjax.fit.recipe", "cnnjax.classifier.config", "cnnjax.classifier.classifier",
             "cnnjax.train.lowering"}  # fmt: skip
+
+
+def test_private_interfaces_are_those_that_are_listed():
+    lines = (house.ROOT / "docs" / "private-interfaces.md").read_text().splitlines()
+    cells = [[cell.strip(" `") for cell in line.split(" | ")] for line in lines if line.startswith("| `")]
+    listed = [(cells[0].lstrip("| `"), cells[1]) for cells in cells]
+    found = {(use.name, use.module) for use in house.foreign_private()}
+    assert set(listed) == found
+    assert len(listed) == len(found)
+
+
+def test_packages_whose_private_interfaces_are_used_are_capped():
+    project = tomllib.loads((house.ROOT / "pyproject.toml").read_text())["project"]
+    needs = [re.match(r"([\w.-]+)(\S*)", text) for text in project["dependencies"]]
+    caps = {need[1]: "<" in need[2] for need in needs if need}
+    used = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "array-record", "tyro")
+    assert [name for name in used if not caps[name]] == []
+
+
+def test_files_can_be_read_at_a_sitting():
+    assert set(house.long_files(400)) <= {"cnnjax.classifier.classifier"}

@@ -181,13 +181,14 @@ def _refuse(folder: Path, name: str) -> NoReturn:
 
 
 @contextlib.contextmanager
-def _quiet() -> Generator[None]:
-    """Keeps TFDS's prints and advice from the terminal; progress bars and errors pass."""
+def quiet(*, bars: bool = True) -> Generator[None]:
+    """Keeps TFDS's prints and advice from the terminal; errors pass, and its progress bars if `bars`."""
     logger = logging.getLogger("absl")
     level = logger.level
     logger.setLevel(logging.ERROR)
+    errors = contextlib.nullcontext() if bars else contextlib.redirect_stderr(io.StringIO())
     try:
-        with contextlib.redirect_stdout(io.StringIO()):
+        with contextlib.redirect_stdout(io.StringIO()), errors:
             yield
     finally:
         logger.setLevel(level)
@@ -196,7 +197,7 @@ def _quiet() -> Generator[None]:
 def _builder(name: str, config: str | None, version: str | None, data_dir: str | os.PathLike[str] | None) -> Any:
     full = name + (f"/{config}" if config else "") + (f":{version}" if version else "")
     try:
-        with _quiet():
+        with quiet():
             return tfds.builder(full, data_dir=None if data_dir is None else os.fspath(data_dir))
     except tfds.core.DatasetNotFoundError:
         known = tfds.list_builders(with_community_datasets=False)
@@ -221,7 +222,7 @@ def _prepare(builder: Any) -> None:
     """Lets TFDS download and write the records; its progress bars show."""
     full, root = builder.info.full_name, builder.data_dir_root
     try:
-        with _quiet():
+        with quiet():
             builder.download_and_prepare(file_format="array_record")
     # Whatever the data set's own code and the network raise.
     except Exception as error:

@@ -182,7 +182,7 @@ class Backbone(nnx.Module):
         out = jnp.asarray(x)
         shape, values, found = out.shape, {INPUT: out}, {}
         steps = self._steps(names)
-        self._check(shape)
+        self.check_shape(shape)
         readers = Counter(read for step in steps for read in step.reads)
         for name, reads, padding in steps:
             layer, given = getattr(self, name), [values[read] for read in reads]
@@ -250,7 +250,8 @@ class Backbone(nnx.Module):
             raise LookupError(unknown("layer", name, self.layer_names, f"in {self.name}"))
         return self.layer_names.index(name)
 
-    def _check(self, shape: tuple[int, ...]) -> None:
+    def check_shape(self, shape: tuple[int, ...]) -> None:
+        """Raise `ValueError` unless a batch of that shape, (N, ...), fits the network's input."""
         fits = len(shape) == len(self.input_shape) + 1 and all(
             want in (None, have) for want, have in zip(self.input_shape, shape[1:], strict=True)
         )
@@ -302,7 +303,7 @@ class Classifier(nnx.Module):
     def __init__(self, backbone: Any, head: Any, preprocessing: str):
         both_ours = isinstance(backbone, Backbone) and isinstance(head, Backbone)
         if both_ours and None not in backbone.input_shape:
-            head._check((1, *backbone.output_shape()))
+            head.check_shape((1, *backbone.output_shape()))
         self.backbone = backbone
         self.head = head
         self.preprocessing = checked_preprocessing(preprocessing)
