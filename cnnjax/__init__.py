@@ -26,7 +26,6 @@ if TYPE_CHECKING:
         lecture_head,
         linear_head,
     )
-    from cnnjax.weights.pretrained import open_backbone
     from cnnjax.runtime.cache import keep_programs
     from cnnjax.runtime.devices import Devices
     from cnnjax.staging import Staged
@@ -36,6 +35,7 @@ if TYPE_CHECKING:
     from cnnjax.train.tasks import Classification, MultiLabel, Regression, Task
     from cnnjax.train.trainer import Trainer
     from cnnjax.weights.assign import load_weights
+    from cnnjax.weights.pretrained import open_backbone
 
     __version__: str
 

@@ -22,6 +22,7 @@ from cnnjax.train.dataset import FeatureDataset, LabelledImages
 from cnnjax.train.state import State
 from cnnjax.train.task import Metrics
 from cnnjax.train.trainer import NotFinite, Trainer
+from cnnjax.train.trains import Trains
 
 if TYPE_CHECKING:
     from cnnjax.checkpoints import Checkpoints
@@ -156,7 +157,7 @@ class Run:
     ) -> State:
         phase = self.fitter.phases[self.at.phase]
 
-        def on_epoch_end(trainer: Trainer, state: State, record: dict[str, Any]) -> bool:
+        def on_epoch_end(_: Trains, state: State, record: dict[str, Any]) -> bool:
             self._end_epoch(trainer, phase, state, record, held_out)
             return self._stopped()
 
@@ -266,7 +267,7 @@ class Run:
 
     # Checkpoints.
 
-    def _on_step_end(self, trainer: Trainer, state: State, running_metrics: Metrics, step: int) -> None:
+    def _on_step_end(self, trainer: Trains, state: State, running_metrics: Metrics, step: int) -> None:
         self._latest = _Latest(state, running_metrics, step)
         self.callbacks.on_step_end(trainer, state, running_metrics, step)
         if self._hosts > 1 and step % self._steps and step % _TOGETHER:

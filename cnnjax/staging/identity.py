@@ -3,11 +3,9 @@
 from collections.abc import Callable
 from typing import Any
 
-from jax.extend import core
-
 from cnnjax.files.digests import digest
 from cnnjax.staging.cut import fingerprints
-from cnnjax.staging.trace import flat_trace
+from cnnjax.staging.trace import Literal, flat_trace
 from cnnjax.staging.wording import Unlike, equation, literal
 
 
@@ -39,7 +37,7 @@ def expression_digest(fn: Callable[..., Any], *args: Any) -> str:
     try:
         said = {k: equation(eqn, eqn, (1, 2)) for k, eqn in enumerate(jaxpr.eqns)}
         keys = fingerprints(jaxpr, jaxpr.outvars, leaves, said)
-        outs = [literal(v, v) if isinstance(v, core.Literal) else keys[v] for v in jaxpr.outvars]
+        outs = [literal(v, v) if isinstance(v, Literal) else keys[v] for v in jaxpr.outvars]
     except Unlike as error:
         raise NoIdentity(f"the program is not known by what it says ({error})") from None
     return digest(str(tree), *outs)
