@@ -86,11 +86,11 @@ def test_views_are_made_once_and_are_the_models_own_features(model, images):
     rows = trainer.rows(images)
     assert len(rows) == 11 and rows.views == 3 and rows.arrays[0].shape[0] == 33
     views = Views(images, LECTURE, 3)
-    images = views.read(np.arange(33))
-    assert not np.allclose(images[0], images[1])
-    np.testing.assert_array_equal(images[[7, 30]], views.read(np.array([7, 30])))
+    seen = views.read(np.arange(33))
+    assert not np.allclose(seen[0], seen[1])
+    np.testing.assert_array_equal(seen[[7, 30]], views.read(np.array([7, 30])))
     # The head's pooling has no weights, nor has the division in its dropout: both are done before storing.
-    want = model.backbone(images / 255).mean((1, 2)) / (1 - 0.2)
+    want = model.backbone(seen / 255).mean((1, 2)) / (1 - 0.2)
     assert np.allclose(rows.arrays[0], want, atol=1e-4)
     assert len(store.passes) == 1
     trainer.rows(images)

@@ -15,7 +15,7 @@ from cnnjax.fit.run import CheckpointConfig, Record, Run
 from cnnjax.freeze import layer_names
 from cnnjax.functional import Leaves, lasting_leaves, names_of
 from cnnjax.metrics import Journal
-from cnnjax.optim import by_depth, by_groups, make_optimizer, warmup_cosine, warmup_linear
+from cnnjax.optim import by_depth, by_groups, make_optimizer
 from cnnjax.order import Example
 from cnnjax.runtime.precision import Precision
 from cnnjax.train.dataset import FeatureDataset, LabelledImages
@@ -237,8 +237,8 @@ class Fitter:
 def _factors(recipe: Recipe, model: nnx.Module, example: Example) -> Callable[[str], float] | None:
     lasting = lasting_leaves(model)
     names = {path: every for path, every in names_of(model).items() if path in lasting}
-    if recipe.rate_groups:
-        return by_groups(recipe.rate_groups, names)
+    if recipe.learning_rate_groups:
+        return by_groups(recipe.learning_rate_groups, names)
     if recipe.layer_factor == 1:
         return None
     order = _in_order(model, names, example)
@@ -270,7 +270,4 @@ def _schedule(recipe: Recipe, phase: Phase, batches: int) -> optax.Schedule | No
             f"{batches * phase.epochs} in all: nothing would train; give at most {batches}, an epoch's"
         )
     steps = max(1, batches * phase.epochs // recipe.accumulate)
-    warmup = round(recipe.warmup * steps)
-    if recipe.schedule != "constant":
-        return (warmup_cosine if recipe.schedule == "cosine" else warmup_linear)(steps, warmup)
-    return optax.linear_schedule(1 / (warmup + 1), 1.0, warmup) if warmup else None
+    return recipe.scheduled(steps, round(recipe.warmup * steps))
