@@ -151,7 +151,7 @@ def source_digest(code: Any) -> str:
                 if (
                     other := value
                     if inspect.ismodule(value)
-                    else sys.modules.get(getattr(value, "__module__", None) or "")
+                    else sys.modules.get(str(getattr(value, "__module__", "")))
                 )
             ]
     for path in sorted(files):

@@ -91,7 +91,9 @@ class Recipe(Steps):
     unfreeze_from: str | None = None
     """finetune: the first layer that trains, such as block5_conv1."""
     freeze: str | None = None
-    """finetune: what stays frozen, in place of unfreeze_from: a number of layers, [:-4] as in Keras, a pattern."""
+    """What is frozen: none, all, a number of layers, a layer's name (up to and including), [start:stop] as in Keras, or
+    a pattern. fit takes it with the method finetune, in place of unfreeze_from; ablate compares several, up to six from
+    none to all if not given."""
     stages: tuple[str, ...] = ()
     """gradual: what is frozen in each stage after the head's; three of even depth down to none if not given."""
     tune_epochs: int = 10
@@ -123,7 +125,7 @@ class Recipe(Steps):
     augment: Named = "none"
     """none; lecture: random flips, rotations by 0.1 and zooms by 0.2; imagenet: flips, and parts of half of each side
     and more; or the import path of a function of (key, images, targets) that gives changed ones. The methods views and
-    augment take the lecture's if none is given. ablate compares several."""
+    augment take the lecture's if none is given; ablate compares several."""
     patience: int | None = None
     """Stop a phase after so many epochs without a lower validation loss, and go back to the best weights. Those that a
     phase starts from, the best of the phase before, count among them, as Keras's `EarlyStopping(baseline=...)` does."""

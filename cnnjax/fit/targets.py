@@ -36,8 +36,8 @@ class TaskOptions(TableOptions):
     """What is learned, as options of a command."""
 
     task: str = "classification"
-    """classification; or of the table's columns: multilabel (each 0 or 1), regression (numbers); or the import path of a
-    function of names=... (of the classes or columns) that gives a cnnjax.Task."""
+    """classification; or of the table's columns: multilabel (each 0 or 1), regression (numbers); or the import path of
+    a function of names=... (of the classes or columns) that gives a cnnjax.Task."""
     loss: str | None = None
     """What is minimised in place of the task's own loss: the import path of a function of (outputs, targets) that gives
     a number an example; of a regression also mse (if not given), mae or huber, of standardised targets."""

@@ -1,5 +1,6 @@
 """A user's own network as a backbone: an import path, a function or a module instead of an architecture's name."""
 
+import difflib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -7,10 +8,14 @@ from typing import Any
 
 from flax import nnx
 
-from cnnjax.importing import check_call, imported, is_path, named
+from cnnjax.importing import called, check_call, imported, is_path, named
+from cnnjax.models.heads import HEADS
 from cnnjax.order import output_shape
 
-__all__ = ["Own", "OwnBackbone", "imported", "is_path", "named"]
+__all__ = ["Own", "OwnBackbone", "build_head", "imported", "is_path", "named"]
+
+OwnHead = Callable[..., nnx.Module]
+"""A function of a feature shape, `outputs` and `rngs` that builds a module."""
 
 OwnBackbone = Callable[..., nnx.Module] | nnx.Module
 """A function of `input_shape`, `rngs` and options of its own that builds a module, or the module itself."""
@@ -75,3 +80,49 @@ class ImportedBackbone:
             raise ValueError(f"{self.name} must give a Flax NNX module, found {type(model).__name__}: {model!r:.60}")
         output_shape(model, input_shape)  # raises
         return model
+
+
+def build_head(
+    name: str, feature_shape: tuple[int, ...], outputs: int, rngs: nnx.Rngs, code: OwnHead | None = None
+) -> nnx.Module:
+    """A head on features, by name or the user's.
+
+    Args:
+        name: A key of `cnnjax.models.heads.HEADS`, or the import path of a function of the same arguments.
+        feature_shape: One example's features.
+        outputs: How many numbers it gives for an example.
+        rngs: Keys for weights and dropout.
+        code: The function itself; imported if not given.
+
+    Raises:
+        LookupError: There is no such head; the nearest is given.
+        ValueError: There is no such function, it takes other arguments, or gives no module from the features to
+            f32[N, outputs].
+
+    >>> build_head("linear", (4, 4, 8), 3, nnx.Rngs(0)).output_shape()
+    (3,)
+    """
+    if code is None and not is_path(name):
+        return HEADS[checked_head(name)](feature_shape, outputs=outputs, rngs=rngs)
+    function = imported(name, "a function that builds a head", "heads.py:head") if code is None else code
+    how = "(feature_shape), outputs=..., rngs=nnx.Rngs(seed)"
+    given: dict[str, Any] = {"outputs": outputs, "rngs": rngs}
+    head = called(name, function, how, feature_shape, expected=nnx.Module, gives="a Flax NNX module", **given)
+    if (found := output_shape(head, feature_shape)) != (outputs,):
+        raise ValueError(f"{name}: the head must give [N, {outputs}] of features {feature_shape}, found [N, *{found}]")
+    return head
+
+
+def checked_head(name: str, *others: str) -> str:
+    """The name of a head, or an import path.
+
+    Raises:
+        LookupError: It is neither; the nearest is given.
+    """
+    if is_path(name) or name in HEADS or name in others:
+        return name
+    near = difflib.get_close_matches(name, [*HEADS, *others], 1, 0)[0]
+    raise LookupError(
+        f"no head {name!r}; did you mean {near!r}? There are {', '.join([*HEADS, *others])}, and import paths, "
+        "file.py:function"
+    )

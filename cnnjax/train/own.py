@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cnnjax.importing import called, check_call, imported
+from cnnjax.importing import called, check_call, imported, named
 from cnnjax.train.classification import Classification
 from cnnjax.train.multilabel import MultiLabel
 from cnnjax.train.regression import Regression
@@ -123,14 +123,14 @@ _WITH: dict[type[Task], Any] = {
 }  # fmt: skip
 
 
-def with_code(task: Task, loss: str | None = None, metrics: Sequence[str] = ()) -> Task:
+def with_code(task: Task, loss: str | PerExample | None = None, metrics: Sequence[str | PerExample] = ()) -> Task:
     """A task by name with a loss or metrics of the user's.
 
     Args:
         task: `Classification`, `MultiLabel` or `Regression`.
-        loss: The import path of a function of (outputs, targets) that gives a number an example; the task's own if not
+        loss: A function of (outputs, targets) that gives a number an example, or its import path; the task's own if not
             given.
-        metrics: Import paths of such functions; each is called by its function's name.
+        metrics: Such functions, or import paths of some; each is called by its function's name.
 
     Raises:
         ValueError: There is no such function, it takes other arguments, a name is taken, or the task's own loss is
@@ -142,25 +142,34 @@ def with_code(task: Task, loss: str | None = None, metrics: Sequence[str] = ()) 
     """
     if not loss and not metrics:
         return task
+    if isinstance(metrics, str) or callable(metrics):
+        metrics = (metrics,)
+    functions: dict[str, PerExample] = {}
+    for given in (*([loss] if loss else []), *metrics):
+        functions[_path(given)] = _per_example(given)
     if type(task) not in _WITH:
         raise ValueError(f"loss and metrics are added to a task by name; a {type(task).__name__} has its own")
     own = {"class_weights": None, "focal": None, "pos_weight": None}
     if loss and (set_ := [name for name, off in own.items() if getattr(task, name, off) != off]):
-        raise ValueError(f"{set_[0]} is of the task's own loss, and {loss} stands for it: give one")
-    named: dict[str, str] = {}
-    for path in metrics:
+        raise ValueError(f"{set_[0]} is of the task's own loss, and {_path(loss)} stands for it: give one")
+    measures: dict[str, str] = {}
+    for path in map(_path, metrics):
         name = path.rpartition(":")[2].rpartition(".")[2]
-        if name in (*task.metric_names, *named, *RESERVED):
+        if name in (*task.metric_names, *measures, *RESERVED):
             raise ValueError(f"metric: {path} is called {name}, and so is another measure; give it another name")
-        named[name] = path
-    code = TaskCode(loss or "", tuple(named.items()))
-    functions = tuple((path, _per_example(path)) for path in code.paths)
+        measures[name] = path
+    code = TaskCode(_path(loss) if loss else "", tuple(measures.items()), tuple(functions.items()))
     values = {name: getattr(task, name) for name in task.__dataclass_fields__}  # ty: ignore[unresolved-attribute]
-    return _WITH[type(task)](**values, code=replace(code, functions=functions))
+    return _WITH[type(task)](**values, code=code)
 
 
-def _per_example(path: str) -> PerExample:
-    found = imported(path, f"a function of {_CALL}", "losses.py:loss")
+def _path(given: str | PerExample) -> str:
+    return given if isinstance(given, str) else named(given)
+
+
+def _per_example(given: str | PerExample) -> PerExample:
+    path = _path(given)
+    found = imported(path, f"a function of {_CALL}", "losses.py:loss") if isinstance(given, str) else given
     check_call(path, found, _CALL, None, None)
     return found
 
