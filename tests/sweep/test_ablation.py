@@ -94,8 +94,8 @@ def test_another_configuration_is_refused(finished, config):
 
 def test_killed_and_asked_to_end_it_goes_on_to_the_same_numbers(finished, config, tmp_path):
     command = [
-        sys.executable, "-m", "cnnjax", "ablate", "--data", str(config.data), "--backbone", "lecture_cnn", "--image-size",
-        "48", "--freeze",
+        sys.executable, "-m", "cnnjax", "ablate", "--data", str(config.data), "--backbone", "lecture_cnn",
+        "--image-size", "48", "--freeze",
         *config.freeze, "--head", "linear", "--seeds", "2", "--epochs", "2", "--batch-size", "16", "--optimizer",
         "adam", "--out", str(tmp_path / "run"), "--store", str(tmp_path / "store"),
     ]  # fmt: skip

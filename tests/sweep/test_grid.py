@@ -55,7 +55,8 @@ def test_every_combination_is_a_cell(shapes_folder, tmp_path):
     assert (tuned.learning_rate, tuned.head_rate) == (pytest.approx(1e-4), 1e-3)
     assert tuned.name == "2 rate 0.0001 seed 0 augment none size 10 method lp-ft"
     # Names of a sweep over depth alone stay as they were, so that its run folders are still understood.
-    assert cells(options(shapes_folder, tmp_path), abstract())[0].name == "2 rate 0.001 seed 0"
+    assert cells(options(shapes_folder, tmp_path), abstract(), pretrained=False)[0].name == "2 rate 0.001 seed 0"
+    assert cells(options(shapes_folder, tmp_path), abstract())[0].name == "2 rate 0.0001 seed 0"
 
 
 def test_a_depths_trainer_leaves_memory_when_the_next_comes(shapes_folder, tmp_path, monkeypatch):
