@@ -104,8 +104,8 @@ HeadName = Annotated[
 """The type of an option that names a head."""
 _AUGMENT = (
     "none; lecture: random flips, rotations by 0.1 and zooms by 0.2; imagenet: flips, and parts of half of each side "
-    "and more; or the import path of a function of (key, images, targets) that gives changed ones. The methods views "
-    "and augment take the lecture's if none is given; ablate compares several."
+    "and more; or the import path of a function of (key, images) or (key, images, targets) that gives changed ones. "
+    "The methods views and augment take the lecture's if none is given; ablate compares several."
 )
 Augmentations = Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME", help=_AUGMENT)]
 """The type of an option that names augmentations."""

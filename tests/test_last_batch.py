@@ -139,8 +139,8 @@ def test_what_fills_up_is_not_seen():
 
     def step(fill, masked):
         index = np.array([0, 1, 2, 3, 4, *fill], np.int32)
-        context = own._shared(own.constants, rows)
-        state, metrics = own._taking_step(
+        context = own.context(rows)
+        state, metrics = own.programs.taking_step(
             own.init(), context, rows.arrays, rows.labelled, index, weights, index, np.uint32(0),
             decoded=rows.decoded, masked=masked,
         )  # fmt: skip
@@ -160,8 +160,8 @@ def test_a_batch_of_nothing_moves_no_weight(norm):
     assert own.masks(len(rows))
     before = jax.device_get(own.init())
     index, nothing = np.arange(BATCH, dtype=np.int32), np.zeros(BATCH, np.float32)
-    state, metrics = own._taking_step(
-        own.init(), own._shared(own.constants, rows), rows.arrays, rows.labelled, index, nothing, index, np.uint32(0),
+    state, metrics = own.programs.taking_step(
+        own.init(), own.context(rows), rows.arrays, rows.labelled, index, nothing, index, np.uint32(0),
         decoded=rows.decoded, masked=True,
     )  # fmt: skip
     assert all(np.isfinite(x).all() for x in jax.tree.leaves((state, metrics)))
@@ -176,7 +176,7 @@ def test_whole_batches_and_frozen_statistics_go_without_a_mask():
     for how in ("pad", "drop"):
         own = trainer(last_batch=how)
         state, _ = own.fit(own.init(), own.rows(source), epochs=2)
-        assert "masked" not in vars(own) and own.traces["epoch"] == 1
+        assert "masked" not in vars(own.staged_model) and own.traces["epoch"] == 1
         found.append(own.leaves(state))
     for path, value in found[0].items():
         np.testing.assert_array_equal(found[1][path], value)

@@ -22,8 +22,9 @@ from cnnjax.optim import make_optimizer
 from cnnjax.staging import staged
 from cnnjax.staging.trace import part
 from cnnjax.train.counting import batch_of
+from cnnjax.train.loop import Loop
 from cnnjax.train.tasks import Classification
-from cnnjax.train.trainer import Trainer, _Steered
+from cnnjax.train.trainer import Trainer
 
 RNG = np.random.default_rng(0)
 pytestmark = pytest.mark.usefixtures("compiled_fast")
@@ -148,8 +149,7 @@ def test_the_loop_moves_nothing_between_host_and_device_unasked(resnet):
     trainer = Trainer(resnet, Freeze.through("stem").resolve(resnet), (32, 32), batch_size=8)
     rows, state = trainer.rows(images(16, 32)), trainer.init()
     with jax.transfer_guard_device_to_host("disallow_explicit"):
-        steered = _Steered(lambda done: None, lambda state, so_far, done: None)
-        trainer._run_epoch(state, rows, 0, np.uint32(0), None, steered, 0, trainer.no_metrics())
+        Loop(trainer, rows, 0).epoch(state, 0, None, 0, trainer.no_metrics())
 
 
 @pytest.mark.parametrize("spec", ["none", "1", "2", "3", "all"])
@@ -172,7 +172,7 @@ def test_the_steps_operations_fall_with_depth_as_the_arithmetic_says(spec):
         index[0],
         np.uint32(0),
     )
-    counted = trainer._taking_step.lower(*arguments).cost_analysis()["flops"]
+    counted = trainer.programs.taking_step.lower(*arguments).cost_analysis()["flops"]
 
     depth = {"none": 0, "all": 4}.get(spec) if spec in ("none", "all") else int(spec)
     side, channels, layers = size, 3, []

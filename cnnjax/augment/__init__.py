@@ -15,6 +15,7 @@ medians; 2026-11-23, jax 0.12). Without a resampling both take a millisecond or 
 
 from cnnjax.augment.augmentation import Augmentation, Parameters
 from cnnjax.augment.mixing import Mixing, draw_mixing, mix
+from cnnjax.augment.own import AugmentFn
 from cnnjax.augment.resampling import FILL_MODES, resample
 
-__all__ = ["FILL_MODES", "Augmentation", "Mixing", "Parameters", "draw_mixing", "mix", "resample"]
+__all__ = ["FILL_MODES", "AugmentFn", "Augmentation", "Mixing", "Parameters", "draw_mixing", "mix", "resample"]

@@ -133,20 +133,32 @@ class Augmentation:
         """
         return "augmentation 1: " + ", ".join(f"{f.name}={getattr(self, f.name)!r}" for f in fields(self))
 
-    @partial(jax.jit, static_argnums=0)
-    def __call__(self, key: jax.Array, images: jax.Array) -> jax.Array:
-        """Draw and make the changes (all but mixing).
+    @property
+    def takes_targets(self) -> bool:
+        """Whether it mixes images, and so needs their targets."""
+        return bool(self.mixup or self.cutmix)
+
+    def __call__(self, key: jax.Array, images: jax.Array, targets: Any = None) -> Any:
+        """Draw and make the changes; mix as well where targets are given.
 
         Args:
-            key: A JAX random key.
+            key: A JAX random key; with targets it is split, for the changes and for `mix`.
             images: f32[N, H, W, C]; integers become float32.
+            targets: As `mix` takes them.
 
         Returns:
-            f32[N, H, W, C], or f32[N, *crop, C].
+            f32[N, H, W, C], or f32[N, *crop, C]; with targets a pair of these and the targets.
 
         Raises:
             ValueError: The images have other axes, or the crop is larger than they are.
         """
+        if targets is None:
+            return self._changed(key, images)
+        drawn, mixed = jax.random.split(key)
+        return self.mix(mixed, self._changed(drawn, images), targets)
+
+    @partial(jax.jit, static_argnums=0)
+    def _changed(self, key: jax.Array, images: jax.Array) -> jax.Array:
         return self.apply(self.draw(key, len(images)), images)
 
     @partial(jax.jit, static_argnums=(0, 2))

@@ -7,7 +7,7 @@
 >>> with tempfile.TemporaryDirectory() as folder, Checkpoints(folder) as checkpoints:
 ...     checkpoints.save(7, state, {"epoch": 0}, metric=0.4, wait=True)
 ...     restored = checkpoints.restore(state)
-...     checkpoints.steps(), int(restored["step"]), checkpoints.about()["epoch"]
+...     checkpoints.steps(), int(restored["step"]), checkpoints.metadata()["epoch"]
 True
 ((7,), 7, 0)
 """

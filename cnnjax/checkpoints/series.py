@@ -66,7 +66,7 @@ class Checkpoints:
         self._metrics: dict[int, float | None] = {}
 
     def save(
-        self, step: int, tree: Any, about: Mapping[str, Any], *, metric: float | None = None, wait: bool = False,
+        self, step: int, tree: Any, metadata: Mapping[str, Any], *, metric: float | None = None, wait: bool = False,
         replace: bool = False,
     ) -> bool:  # fmt: skip
         """Begin to write a checkpoint; waits for the one before to be finished.
@@ -74,7 +74,7 @@ class Checkpoints:
         Args:
             step: its name; steps count upwards.
             tree: any tree of arrays. It is copied before this returns: the next step may donate it.
-            about: what JSON can hold: position, configuration. The versions of the libraries are added.
+            metadata: what JSON can hold: position, configuration. The versions of the libraries are added.
             metric: how good the model is, for `keep_best`; one that is not finite counts as none.
             wait: return when it is whole.
             replace: write a step that was saved before once more; the new one takes the name when it is whole.
@@ -83,7 +83,7 @@ class Checkpoints:
             False if the step was saved before, and not to be replaced.
 
         Raises:
-            ValueError: if newer checkpoints exist, `about` is no JSON, or a leaf cannot be saved.
+            ValueError: if newer checkpoints exist, `metadata` is no JSON, or a leaf cannot be saved.
             SaveFailed: this save failed, or the one begun before it, and then this one is not begun: the disk is
                 full, say. A later one may succeed.
         """
@@ -103,7 +103,7 @@ class Checkpoints:
             )
         given = trees.snapshot(tree)
         value = None if metric is None or not math.isfinite(metric) else float(metric)
-        record = {"about": _json(about), "metric": value, "versions": _versions()}
+        record = {"metadata": _json(metadata), "metric": value, "versions": _versions()}
         self._writing, self._metrics[step] = step, value
         try:
             if self._writer is None:
@@ -167,7 +167,7 @@ class Checkpoints:
         """The newest step, None if there is no checkpoint."""
         return max(self.steps(), default=None)
 
-    def about(self, step: int | None = None) -> dict[str, Any]:
+    def metadata(self, step: int | None = None) -> dict[str, Any]:
         """What was said of a checkpoint, and its `metric` and `versions`.
 
         Args:
@@ -180,7 +180,7 @@ class Checkpoints:
         path, hint = self._find(step)
         verify(path, hint, only=trees.ABOUT)
         record = trees.recorded(path)
-        return record["about"] | {"metric": record["metric"], "versions": record["versions"]}
+        return record["metadata"] | {"metric": record["metric"], "versions": record["versions"]}
 
     def restore(self, like: Any, step: int | None = None) -> Any:
         """Read a checkpoint, strictly: nothing is filled in, and no other one is taken instead.
@@ -289,17 +289,17 @@ class Checkpoints:
     def _metric(self, step: int) -> float | None:
         if step not in self._metrics:
             try:
-                self._metrics[step] = self.about(step)["metric"]
+                self._metrics[step] = self.metadata(step)["metric"]
             except OSError:  # damaged: whoever restores it is told
                 self._metrics[step] = None
         return self._metrics[step]
 
 
-def _json(about: Mapping[str, Any]) -> dict[str, Any]:
+def _json(metadata: Mapping[str, Any]) -> dict[str, Any]:
     try:
-        return json.loads(json.dumps(dict(about)))
+        return json.loads(json.dumps(dict(metadata)))
     except (TypeError, ValueError) as error:
-        raise ValueError(f"about: expected what JSON can hold ({error})") from error
+        raise ValueError(f"metadata: expected what JSON can hold ({error})") from error
 
 
 @cache

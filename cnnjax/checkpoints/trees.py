@@ -167,14 +167,14 @@ def _array_handler(ocp: Any) -> Any:
     return ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=_MIB, enable_write_sharding_file=False)
 
 
-def write(writer: Any, folder: Path, given: dict[str, Any], about: Mapping[str, Any]) -> None:
+def write(writer: Any, folder: Path, given: dict[str, Any], metadata: Mapping[str, Any]) -> None:
     """Begin to write what `snapshot` gave; `writer.wait_until_finished` ends it."""
     import orbax.checkpoint as ocp
 
     folder.parent.mkdir(parents=True, exist_ok=True)
     # Orbax would open every array to tell its kind: half of the time of restoring.
     kinds = {path: _kind(x) for path, x in flatten_dict(given, sep="/").items()}
-    writer.save(folder, args=ocp.args.PyTreeSave(given), custom_metadata={**about, "leaves": kinds}, force=True)
+    writer.save(folder, args=ocp.args.PyTreeSave(given), custom_metadata={**metadata, "leaves": kinds}, force=True)
 
 
 def discard(folder: Path) -> None:

@@ -303,13 +303,13 @@ class ImageClassifier:
         *,
         task: Task | None = None,
         loss: str | PerExample | None = None,
-        metric: Sequence[str | PerExample] = (),
+        metrics: Sequence[str | PerExample] = (),
         seed: int = 0,
         init_from: str | os.PathLike[str] | None = None,
         init_part: Literal["all", "backbone"] = "all",
         precision: "Precision" = "auto",
         stream: bool = False,
-        callback: Sequence[Any] = (),
+        callbacks: Sequence[Any] = (),
         workers: int = 0,
         store: "str | os.PathLike[str] | FeatureStore | None" = None,
         store_gib: float = 40.0,
@@ -334,13 +334,13 @@ class ImageClassifier:
             task: In place of the classifier's, for as many outputs.
             loss: In place of the task's: a function of (outputs, targets) that gives a number an example, or its import
                 path.
-            metric: Such functions, whose means are reported too.
+            metrics: Such functions, whose means are reported too.
             seed: Of the order of the images, dropout and augmentation.
             init_from: A run folder or a saved classifier whose weights it starts from, in place of its own.
             init_part: What is taken from there: "all" weights, or the "backbone"'s.
             precision: What is computed with, as for `Trainer`.
             stream: Read the images anew in every epoch, and keep neither them nor features.
-            callback: Called after steps and epochs: callbacks, their classes, or import paths of those; see
+            callbacks: Called after steps and epochs: callbacks, their classes, or import paths of those; see
                 `cnnjax.Fitter.fit`.
             workers: Processes that read images.
             store: Where features are kept: a folder, by default the one in the user's cache that all runs share, or a
@@ -379,11 +379,11 @@ class ImageClassifier:
             raise ValueError(f"a recipe has no {unknown[0]!r}; did you mean {near!r}?")
         from cnnjax.classifier.training import Training, TrainingRun
 
-        classifier = self._for_task(task, loss, metric)
+        classifier = self._for_task(task, loss, metrics)
         classifier._check_sources(train, validation)
         training = Training(
             seed=seed, init_from=None if init_from is None else Path(init_from), init_part=init_part,
-            precision=precision, stream=stream, callback=tuple(callback), workers=workers,
+            precision=precision, stream=stream, callbacks=tuple(callbacks), workers=workers,
             store=None if store is None or isinstance(store, FeatureStore) else Path(store), store_gib=store_gib,
             checkpoint_every=checkpoint_every, keep_checkpoints=keep_checkpoints, fall_back=fall_back,
             devices=devices if isinstance(devices, int) else None, shard_parameters=shard_parameters, hosts=hosts,
@@ -401,11 +401,11 @@ class ImageClassifier:
         self.history = fitted.history
         return fitted
 
-    def _for_task(self, task: Task | None, loss: Any, metric: Sequence[Any]) -> Self:
+    def _for_task(self, task: Task | None, loss: Any, metrics: Sequence[Any]) -> Self:
         """The same classifier with another task of as many outputs."""
-        if task is None and loss is None and not metric:
+        if task is None and loss is None and not metrics:
             return self
-        wanted = with_code(self.task if task is None else task, loss, metric)
+        wanted = with_code(self.task if task is None else task, loss, metrics)
         if wanted.outputs != self.task.outputs:
             raise ValueError(
                 f"task: it needs {wanted.outputs} outputs, and the classifier was made with {self.task.outputs}: make "

@@ -52,13 +52,13 @@ class RuntimeConfig:
         return Devices.all(count=self.devices, shard_parameters=self.shard_parameters)
 
     def keeping(
-        self, checkpoints: "Checkpoints", about: Mapping[str, Any], tell: Callable[[str], None]
+        self, checkpoints: "Checkpoints", metadata: Mapping[str, Any], tell: Callable[[str], None]
     ) -> "CheckpointConfig":
         """What `Fitter.fit` is given."""
         from cnnjax.fit import CheckpointConfig
 
         return CheckpointConfig(
-            checkpoints, every=self.checkpoint_every, about=about, fall_back=self.fall_back, tell=tell
+            checkpoints, every=self.checkpoint_every, metadata=metadata, fall_back=self.fall_back, tell=tell
         )
 
 

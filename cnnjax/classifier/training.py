@@ -15,7 +15,7 @@ from cnnjax.files.runs import RunFolder
 from cnnjax.fit import Fitted, Fitter, Recipe
 from cnnjax.fit.fitter import Report
 from cnnjax.fit.recipe import code_digests, own_code
-from cnnjax.importing import called, imported, named
+from cnnjax.importing import called, check_call, imported, named
 from cnnjax.metrics import Journal
 from cnnjax.models.own import is_path
 from cnnjax.options import Seed
@@ -44,43 +44,48 @@ class Training(Computing, RuntimeConfig):
     """What is taken from there: all weights (the same classes), or the backbone's."""
     stream: bool = False
     """Read the images anew in every epoch, and keep neither them nor features: for sets that nothing holds."""
-    callback: tuple[str, ...] = ()
-    """Import paths of classes, or functions without arguments, that give callbacks (see cnnjax.Fitter.fit)."""
+    callbacks: tuple[str, ...] = ()
+    """Import paths of callbacks (see cnnjax.Callback), called after steps and epochs: classes, of which one is made, or
+    functions of (trainer, state, record), called after each epoch."""
 
     def __post_init__(self) -> None:
         RuntimeConfig.__post_init__(self)
         self.check_workers()
-        for path in self.callback:
+        for path in self.callbacks:
             if isinstance(path, str) and not is_path(path):
-                raise ValueError(f"callback: expected import paths, such as callbacks.py:{path}, found {path!r}")
+                raise ValueError(f"callbacks: expected import paths, such as callbacks.py:{path}, found {path!r}")
 
     def identity(self) -> dict[str, Any]:
         """What of it makes a run this one, as plain values."""
-        plain = {name: value for name, value in asdict(replace(self, callback=())).items() if name not in _WHERE}
+        plain = {name: value for name, value in asdict(replace(self, callbacks=())).items() if name not in _WHERE}
         plain["init_from"] = None if self.init_from is None else str(self.init_from)
-        return plain | {"callback": [x if isinstance(x, str) else named(x) for x in self.callback]}
+        return plain | {"callbacks": [x if isinstance(x, str) else named(x) for x in self.callbacks]}
 
-    def callbacks(self) -> list[Any]:
-        """New callbacks, one of each class.
+    def made_callbacks(self) -> list[Any]:
+        """The callbacks, one new one of each class.
 
         Raises:
             ValueError: There is no such class, or it takes arguments.
         """
         found = []
-        for given in self.callback:
-            what = "a class of a callback"
+        for given in self.callbacks:
+            what = "a callback's class, or a function of (trainer, state, record)"
             code = imported(given, what, "callbacks.py:Callback") if isinstance(given, str) else given
             path = given if isinstance(given, str) else named(given)
-            made = called(path, code, "no arguments") if isinstance(given, str | type) else given
-            if not any(name.startswith("on_") and callable(getattr(made, name)) for name in dir(made)):
-                raise ValueError(f"{path}: a callback has methods such as on_epoch_end, found {made!r:.60}")
+            made = called(path, code, "no arguments") if isinstance(code, type) else code
+            if not any(callable(getattr(made, name, None)) for name in ("on_step_end", "on_epoch_end")):
+                if isinstance(code, type) or not callable(made):
+                    raise ValueError(
+                        f"{path}: a callback has on_step_end or on_epoch_end, and {made!r:.60} has neither"
+                    )
+                check_call(path, made, "(trainer, state, record)", None, None, None)
             found.append(made)
         return found
 
     @property
     def code(self) -> dict[str, Any]:
         """The user's functions that it names, by what they are for."""
-        return own_code(**{f"callback_{k}": given for k, given in enumerate(self.callback)})
+        return own_code(**{f"callback_{k}": given for k, given in enumerate(self.callbacks)})
 
 
 class TrainingRun:
@@ -152,9 +157,14 @@ class TrainingRun:
             if begun and (checkpoints is None or checkpoints.latest() is None):
                 begun()
             keeping = None if checkpoints is None else training.keeping(checkpoints, {"config": about}, tell)
-            more: dict[str, Any] = {"callbacks": own} if (own := training.callbacks()) else {}
             return self.fitter.fit(
-                train, validation, seed=training.seed, journal=journal, report=report, checkpointing=keeping, **more
+                train,
+                validation,
+                seed=training.seed,
+                journal=journal,
+                report=report,
+                checkpointing=keeping,
+                callbacks=training.made_callbacks(),
             )
 
     def fit_in(

@@ -11,7 +11,7 @@ from cnnjax.data.source import image_shape, rows_of, targets_of
 from cnnjax.staging.trace import digest
 
 if TYPE_CHECKING:
-    from cnnjax.augment import Augmentation
+    from cnnjax.augment import AugmentFn
 
 
 class Views:
@@ -22,12 +22,13 @@ class Views:
 
     Args:
         source: The images.
-        augment: What is drawn.
+        augment: What is drawn: an `Augmentation`, or any jittable `f(key, images)` of a batch that gives images.
         views: How many of each image.
         seed: Of the draws.
 
     Raises:
-        ValueError: There is to be no view, or the augmentation mixes images (which needs their labels).
+        ValueError: There is to be no view, or the augmentation takes targets (it mixes images), or cannot be told from
+            another one: its program calls back into Python, and it has no `digest`.
 
     >>> from cnnjax.augment import Augmentation
     >>> from cnnjax.data import InMemory
@@ -37,11 +38,13 @@ class Views:
     (6, [0, 0, 0, 1, 1, 1], (1, 8, 8, 3))
     """
 
-    def __init__(self, source: Any, augment: "Augmentation", views: int, seed: int = 0):
+    def __init__(self, source: Any, augment: "AugmentFn", views: int, seed: int = 0):
         if views < 1:
             raise ValueError(f"views: expected at least 1 of each image, found {views}")
-        if augment.mixup or augment.cutmix:
-            raise ValueError("mixup and cutmix mix images anew in every step; they cannot be stored as views")
+        from cnnjax.augment.own import digest_of
+
+        shape = image_shape(source.image_size)
+        self._augment_digest = digest_of(augment, jax.ShapeDtypeStruct(shape, jnp.float32))
         self.source, self.augment, self.views, self.seed = source, augment, views, seed
         self.image_size, self.class_names = source.image_size, source.class_names
         self._draw = jax.jit(jax.vmap(self._one))
@@ -54,7 +57,7 @@ class Views:
     @property
     def digest(self) -> str:
         """SHA-256 (hex) of the images and of all that decides their views."""
-        return digest(self.source.digest, self.augment.digest, str(self.views), str(self.seed))
+        return digest(self.source.digest, self._augment_digest, str(self.views), str(self.seed))
 
     def __len__(self) -> int:
         return len(self.source) * self.views
@@ -69,4 +72,8 @@ class Views:
         return np.asarray(self._draw(jnp.asarray(wanted, jnp.uint32), images))
 
     def _one(self, index: jax.Array, image: jax.Array) -> jax.Array:
-        return self.augment(jax.random.fold_in(jax.random.key(self.seed), index), image[None])[0]
+        key = jax.random.fold_in(jax.random.key(self.seed), index)
+        found = self.augment(key, jnp.asarray(image, jnp.float32)[None])
+        if found.shape != (1, *image.shape):
+            raise ValueError(f"augment: expected images {[1, *image.shape]}, as they were given, found {found.shape}")
+        return found[0]

@@ -10,6 +10,7 @@ import optax
 from flax import nnx
 
 from cnnjax.augment import Augmentation
+from cnnjax.augment.own import takes_targets
 from cnnjax.data.order import LastBatch
 from cnnjax.freeze import Freeze, Frozen, layer_names, num_weighted_layers
 from cnnjax.functional import leaves_of
@@ -124,13 +125,16 @@ class Recipe(Steps):
     """Whether normalisation of layers that train follows the batch (as in Keras) or keeps its stored statistics."""
     augment: Named = "none"
     """none; lecture: random flips, rotations by 0.1 and zooms by 0.2; imagenet: flips, and parts of half of each side
-    and more; or the import path of a function of (key, images, targets) that gives changed ones. The methods views and
-    augment take the lecture's if none is given; ablate compares several."""
+    and more; or the import path of a function of (key, images) or (key, images, targets) that gives changed ones. The
+    methods views and augment take the lecture's if none is given; ablate compares several."""
     patience: int | None = None
     """Stop a phase after so many epochs without a lower validation loss, and go back to the best weights. Those that a
     phase starts from, the best of the phase before, count among them, as Keras's `EarlyStopping(baseline=...)` does."""
     not_finite: Literal["stop", "skip"] = "stop"
     """A loss that is NaN or infinite ends the run, or its step is left out (also for such a gradient) and counted."""
+    gradient_fn: str | None = None
+    """What makes the gradients, package.module:function or file.py:function, such as one for SAM (see cnnjax.train).
+    The loss's own gradient if not given."""
     keep: Literal["last", "best"] = "last"
     """Which epoch's weights a phase ends with: the last one's, or those of the lowest validation loss, its own or of
     the phases before."""
@@ -177,6 +181,10 @@ class Recipe(Steps):
             )
         if self.method != "finetune" and (self.unfreeze_from is not None or self.freeze is not None):
             raise ValueError(f"unfreeze_from and freeze are of the method finetune; this is {self.method!r}")
+        if self.gradient_fn is not None and not is_path(self.gradient_fn):
+            raise ValueError(
+                f"gradient_fn: expected package.module:function or file.py:function, found {self.gradient_fn!r}"
+            )
         if self.stages and self.method != "gradual":
             raise ValueError(f"stages are of the method gradual; this is {self.method!r}")
         for text in (*self.stages, *([self.freeze] if self.freeze is not None else [])):
@@ -219,7 +227,9 @@ class Recipe(Steps):
     @property
     def code(self) -> dict[str, Any]:
         """The user's functions that it names, by what they are for."""
-        return own_code(optimizer=self.optimizer, schedule=self.schedule, augment=self.augment)
+        return own_code(
+            optimizer=self.optimizer, schedule=self.schedule, augment=self.augment, gradient_fn=self.gradient_fn or ""
+        )
 
     def plain(self) -> dict[str, Any]:
         """All fields as plain values; functions by their import paths."""
@@ -263,10 +273,11 @@ def augmentation(given: Any) -> Any:
         return given
     if isinstance(given, str) and given in AUGMENTATIONS:
         return AUGMENTATIONS[given]
-    path, function = _found(given, "a function of (key, images, targets)", "augmentations.py:augment")
+    path, function = _found(given, "a function of (key, images)", "augmentations.py:augment")
     if isinstance(function, Augmentation):
         return function
-    check_call(path, function, "(key, images, targets)", None, None, None)
+    given_: tuple[None, ...] = (None,) * (3 if takes_targets(function) else 2)
+    check_call(path, function, "(key, images) or (key, images, targets)", *given_)
     return function
 
 

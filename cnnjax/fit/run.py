@@ -17,6 +17,7 @@ from cnnjax.metrics import Journal
 from cnnjax.optim import averaged, transfer_optimizer_state, with_rate
 from cnnjax.optim.average import with_average
 from cnnjax.runtime import preemption
+from cnnjax.train.callbacks import Callbacks
 from cnnjax.train.dataset import FeatureDataset, LabelledImages
 from cnnjax.train.state import State
 from cnnjax.train.task import Metrics
@@ -38,14 +39,14 @@ class CheckpointConfig:
     Attributes:
         checkpoints: where.
         every: seconds between two saves; phases save at their end too, and so does whoever is asked to end.
-        about: what each checkpoint says of the run besides where it stands.
+        metadata: what each checkpoint says of the run besides where it stands.
         fall_back: take the checkpoint before a damaged newest one.
         tell: takes what the run has to say.
     """
 
     checkpoints: "Checkpoints"
     every: float = 60.0
-    about: Mapping[str, Any] = field(default_factory=dict)
+    metadata: Mapping[str, Any] = field(default_factory=dict)
     fall_back: bool = False
     tell: Callable[[str], None] = print
 
@@ -62,6 +63,7 @@ class TrainingProgress:
         best_loss: that loss; where the best weights are kept, what the phase started from counts too.
         history: the records of all epochs so far.
         seconds: what took how long.
+        ended: whether a callback has ended training.
     """
 
     phase: int = 0
@@ -71,13 +73,14 @@ class TrainingProgress:
     best_loss: float | None = None
     history: list[Record] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=lambda: {"features": 0.0, "training": 0.0, "evaluation": 0.0})
+    ended: bool = False
 
 
 class _Latest(NamedTuple):
     """The newest state that no step has taken yet, its epoch's sums, the steps done, and at its end how good it is."""
 
     state: State
-    so_far: Metrics
+    running_metrics: Metrics
     step: int
     metric: float | None = None
 
@@ -87,10 +90,10 @@ class Run:
 
     def __init__(
         self, fitter: "Fitter", train: LabelledImages, validation: LabelledImages | None, seed: int,
-        journal: Journal | None, report: "Report", checkpointing: CheckpointConfig | None,
+        journal: Journal | None, report: "Report", checkpointing: CheckpointConfig | None, callbacks: Callbacks,
     ) -> None:  # fmt: skip
         self.fitter, self.train, self.validation, self.seed = fitter, train, validation, seed
-        self.journal, self.report, self.checkpointing = journal, report, checkpointing
+        self.journal, self.report, self.checkpointing, self.callbacks = journal, report, checkpointing, callbacks
         self.at = TrainingProgress()
         self._best: Leaves | None = None
         self._latest: _Latest | None = None
@@ -105,6 +108,8 @@ class Run:
         for number in range(self.at.phase, len(self.fitter.phases)):
             before = self._phase(number, leaves, before, resumed)
             leaves, resumed = before[1], None
+            if self.at.ended:
+                break
         if self.checkpointing:
             self._guarded(self.checkpointing.checkpoints.wait)
         return leaves
@@ -119,7 +124,7 @@ class Run:
         trainer = self.fitter.trainer(number, len(self.train))
         steps = self._steps
         if resumed is None:
-            state, so_far = self._start(trainer, phase, leaves, before), trainer.no_metrics()
+            state, running_metrics = self._start(trainer, phase, leaves, before), trainer.no_metrics()
             self.at.phase, self.at.begun, self.at.since = number, int(state.step) // steps, 0
             if self._keeps_best and before is not None:
                 # The best of the phase before, with the loss and epoch they have there, and what trains only now.
@@ -127,13 +132,13 @@ class Run:
             else:
                 self._best, self.at.best_loss = None, None
         else:
-            state, so_far = resumed
+            state, running_metrics = resumed
         done = int(state.step)
-        self._latest = _Latest(state, so_far, done)
+        self._latest = _Latest(state, running_metrics, done)
         rows, held_out = self._rows(trainer, number)
-        first = done // steps - (1 if done % steps == 0 and so_far.begun else 0)
+        first = done // steps - (1 if done % steps == 0 and running_metrics.begun else 0)
         if not self._stopped() and (epochs := self.at.begun + phase.epochs - first) > 0:
-            state = self._train(trainer, state, rows, held_out, epochs, so_far)
+            state = self._train(trainer, state, rows, held_out, epochs, running_metrics)
         self._save(wait=False)
         kept = self._best
         if kept is None:
@@ -147,18 +152,19 @@ class Run:
         rows: FeatureDataset,
         held_out: FeatureDataset | None,
         epochs: int,
-        so_far: Metrics,
+        running_metrics: Metrics,
     ) -> State:
         phase = self.fitter.phases[self.at.phase]
 
-        def after(state: State, record: dict[str, float]) -> bool:
+        def on_epoch_end(trainer: Trainer, state: State, record: dict[str, Any]) -> bool:
             self._end_epoch(trainer, phase, state, record, held_out)
             return self._stopped()
 
         try:
             return trainer.fit(
-                state, rows, epochs=epochs, seed=self.seed, progress=self.report(phase.name), after=after,
-                between=self._between, so_far=so_far,
+                state, rows, epochs=epochs, seed=self.seed, progress=self.report(phase.name),
+                on_epoch_end=on_epoch_end, on_step_end=self._on_step_end, running_metrics=running_metrics,
+                step_by_step=bool(self.callbacks.steps),
             )[0]  # fmt: skip
         except preemption.Preempted:
             if self.checkpointing is not None and not self._save(wait=True):
@@ -193,16 +199,19 @@ class Run:
             line |= {f"validation_{name}": value for name, value in found.items()}
             at.seconds["evaluation"] += time.perf_counter() - begun
             improved = at.best_loss is None or math.isnan(at.best_loss) or found["loss"] < at.best_loss
-            at.since += 1
-            if improved:
-                at.best_loss, at.since, at.best = found["loss"], 0, line["epoch"]
-                self._best = _copied(evaluated(state)) if self._keeps_best else None
+        validation_loss = line.get("validation_loss")
+        # Before anything says that the epoch is done: what is saved while they run has them called again.
+        at.ended = self._agreed(self.callbacks.on_epoch_end(trainer, state, line))[0]
+        at.since += held_out is not None
+        if improved:
+            at.best_loss, at.since, at.best = validation_loss, 0, line["epoch"]
+            self._best = _copied(evaluated(state)) if self._keeps_best else None
         at.seconds["training"] += record["seconds"]
         at.history.append(line)
         if self.journal:
             self.journal.write(_untimed(line))
         assert self._latest is not None
-        self._latest = _Latest(state, trainer.no_metrics(), self._latest.step, line.get("validation_loss"))
+        self._latest = _Latest(state, trainer.no_metrics(), self._latest.step, validation_loss)
         asked = self._hosts > 1 and preemption.requested()
         asked, due = self._agreed(asked, self._due(1.0 if not improved else 0.1))
         if asked:
@@ -211,8 +220,9 @@ class Run:
             self._save(wait=False)
 
     def _stopped(self) -> bool:
-        """Whether the validation loss has not fallen for as long as the recipe waits."""
-        return self.fitter.recipe.patience is not None and self.at.since >= self.fitter.recipe.patience
+        """Whether the recipe does not wait any longer for a lower validation loss, or a callback ended training."""
+        patience = self.fitter.recipe.patience
+        return self.at.ended or (patience is not None and self.at.since >= patience)
 
     def _rows(self, trainer: Trainer, number: int) -> tuple[FeatureDataset, FeatureDataset | None]:
         start = time.perf_counter()
@@ -232,7 +242,9 @@ class Run:
             moved, _ = transfer_optimizer_state(
                 before[0].optimizer, before[0].trainable, trainer.optimizer, state.trainable, restart=True
             )
-            state = state._replace(optimizer=with_rate(with_average(moved, state.trainable), phase.learning_rate))
+            if not self.fitter.own_optimizer:
+                moved = with_rate(with_average(moved, state.trainable), phase.learning_rate)
+            state = state._replace(optimizer=moved)
         # Epochs are counted on, so that each phase draws orders and augmentations of its own.
         return state._replace(step=jnp.array(before[0].step))
 
@@ -254,8 +266,9 @@ class Run:
 
     # Checkpoints.
 
-    def _between(self, state: State, so_far: Metrics, step: int) -> None:
-        self._latest = _Latest(state, so_far, step)
+    def _on_step_end(self, trainer: Trainer, state: State, running_metrics: Metrics, step: int) -> None:
+        self._latest = _Latest(state, running_metrics, step)
+        self.callbacks.on_step_end(trainer, state, running_metrics, step)
         if self._hosts > 1 and step % self._steps and step % _TOGETHER:
             return
         asked, due = self._agreed(self._hosts > 1 and preemption.requested(), self._due())
@@ -286,20 +299,23 @@ class Run:
         """Save the latest state; whether it is saved."""
         if self.checkpointing is None or self._latest is None:
             return False
-        state, so_far, step, metric = self._latest
-        if not bool(_finite([so_far.loss, *state.trainable.values()])):
+        state, running_metrics, step, metric = self._latest
+        if not bool(_finite([running_metrics.loss, *state.trainable.values()])):
             return False  # the loop will say so; what was good stays the newest
-        checkpoints, about = self.checkpointing.checkpoints, {**self.checkpointing.about, "standing": asdict(self.at)}
+        checkpoints, metadata = (
+            self.checkpointing.checkpoints,
+            {**self.checkpointing.metadata, "standing": asdict(self.at)},
+        )
         # What failed in the background before must not keep this one from being tried.
         self._guarded(checkpoints.wait)
         place = (step, len(self.at.history))
         if place == self._stored:
             return True
-        tree = {"state": state, "so_far": _as_arrays(so_far), "key": self._key()}
+        tree = {"state": state, "running_metrics": _as_arrays(running_metrics), "key": self._key()}
         if self._best is not None:
             tree["best"] = self._best
         # One that was saved before the epoch's evaluation gives way to one with it.
-        saved = self._guarded(lambda: checkpoints.save(step, tree, about, metric=metric, wait=wait, replace=True))
+        saved = self._guarded(lambda: checkpoints.save(step, tree, metadata, metric=metric, wait=wait, replace=True))
         self._saved, self._stored = time.monotonic(), place if saved else None
         return saved
 
@@ -328,7 +344,7 @@ class Run:
 
         for step in reversed(steps):
             try:
-                self.at = TrainingProgress(**self.checkpointing.checkpoints.about(step)["standing"])
+                self.at = TrainingProgress(**self.checkpointing.checkpoints.metadata(step)["standing"])
                 found = self._restore(self.fitter.trainer(self.at.phase, len(self.train)), step)
             except CorruptCheckpoint as error:
                 if not self.checkpointing.fall_back or step == steps[0]:
@@ -347,7 +363,7 @@ class Run:
     def _restore(self, trainer: Trainer, step: int) -> tuple[State, Metrics]:
         assert self.checkpointing is not None
         state = trainer.abstract_state()
-        like: dict[str, Any] = {"state": state, "so_far": _as_arrays(trainer.no_metrics()), "key": self._key()}
+        like: dict[str, Any] = {"state": state, "running_metrics": _as_arrays(trainer.no_metrics()), "key": self._key()}
         if self._keeps_best and self.at.best_loss is not None:
             like["best"] = {**state.trainable, **state.statistics}
         if self.fitter.devices is not None:
@@ -363,7 +379,7 @@ class Run:
         if not np.array_equal(found["key"], self._key()):
             raise ValueError(f"the checkpoint of step {step} has another seed's random key")
         self._best = found.get("best")
-        return found["state"], found["so_far"]
+        return found["state"], found["running_metrics"]
 
     def _key(self) -> np.ndarray:
         return np.asarray(jax.random.key_data(jax.random.key(np.uint32(self.seed))))

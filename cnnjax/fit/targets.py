@@ -41,7 +41,7 @@ class TaskOptions(TableOptions):
     loss: str | None = None
     """What is minimised in place of the task's own loss: the import path of a function of (outputs, targets) that gives
     a number an example; of a regression also mse (if not given), mae or huber, of standardised targets."""
-    metric: tuple[str, ...] = ()
+    metrics: tuple[str, ...] = ()
     """Import paths of functions of (outputs, targets) that give a number an example; their means are reported too."""
     units: tuple[str, ...] = ()
     """regression: the unit of each target, to be shown with it."""
@@ -63,15 +63,15 @@ class TaskOptions(TableOptions):
         for name, task in _OF.items():
             if getattr(self, name) != self.__dataclass_fields__[name].default and task != self.task:
                 raise ValueError(f"{name} is of the task {task}; this is {self.task!r}")
-        for path in self.metric:
+        for path in self.metrics:
             if not is_path(path):
-                raise ValueError(f"metric: expected import paths, such as metrics.py:{path}, found {path!r}")
+                raise ValueError(f"metrics: expected import paths, such as metrics.py:{path}, found {path!r}")
         if self.loss is not None and not is_path(self.loss):
             known = get_args(RegressionLoss)
             if self.task != "regression" or self.loss not in known:
                 more = f"{', '.join(known)} or " if self.task == "regression" else ""
                 raise ValueError(f"loss: expected {more}an import path, such as losses.py:loss, found {self.loss!r}")
-        if is_path(self.task) and (self.loss or self.metric):
+        if is_path(self.task) and (self.loss or self.metrics):
             raise ValueError("loss and metric are added to a task by name; one of your own has its own")
 
     def check(self, own_data: bool) -> None:
@@ -117,7 +117,7 @@ class TaskOptions(TableOptions):
         if is_path(self.task):
             return own_task(self.task, tuple(getattr(train, "target_names", ()) or getattr(train, "class_names", ())))
         made = self._named(train)
-        return with_code(made, self.loss if self.loss and is_path(self.loss) else None, self.metric)
+        return with_code(made, self.loss if self.loss and is_path(self.loss) else None, self.metrics)
 
     def _named(self, train: Any) -> Task:
         if self.task == "classification":

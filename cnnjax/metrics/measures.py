@@ -79,7 +79,7 @@ def checked_weights(weights: ArrayLike | None, count: int) -> np.ndarray | None:
     if found.shape != (count,) or found.dtype.kind not in "biuf":
         raise ValueError(f"weights: expected {count} numbers, one an example, found {found.dtype}{list(found.shape)}")
     found = found.astype(np.float64)
-    if not np.isfinite(found).all() or found.min() < 0 or not found.max():
+    if not np.isfinite(found).all() or (found < 0).any() or not found.any():
         raise ValueError("weights: expected finite numbers from 0 on, not all 0")
     return None if (found == found[0]).all() else found
 

@@ -289,7 +289,7 @@ def _at(
 
 
 def _curve(scores: np.ndarray, wanted: np.ndarray, weights: np.ndarray | None) -> tuple[tuple[float, float], ...]:
-    each = np.ones(len(scores)) if weights is None else weights
+    each: Any = np.ones(len(scores)) if weights is None else weights
     if not (whole := each[wanted].sum()):
         return ()
     order = np.argsort(-scores, kind="stable")

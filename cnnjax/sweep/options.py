@@ -103,7 +103,8 @@ class Ablation(Network, Resized, Splits, Computing, Steps):
         >>> Ablation.drawn(seeds=1).epochs
         12
         """
-        return cls(**{**DRAWN, **options})
+        given: dict[str, Any] = {**DRAWN, **options}
+        return cls(**given)
 
     @classmethod
     def preset(cls, given: Sequence[str]) -> "Ablation | None":
@@ -116,7 +117,7 @@ class Ablation(Network, Resized, Splits, Computing, Steps):
         found = own_code(
             optimizer=self.optimizer, head=self.head, loss=self.target.loss or "", task=self.target.task,
             **{f"augment_{k}": name for k, name in enumerate(self.augment)},
-            **{f"metric_{k}": path for k, path in enumerate(self.target.metric)},
+            **{f"metric_{k}": path for k, path in enumerate(self.target.metrics)},
         )  # fmt: skip
         return found
 
@@ -125,7 +126,7 @@ class Ablation(Network, Resized, Splits, Computing, Steps):
         """Import paths of all code of the user's that a process has to know."""
         every = (
             self.backbone, self.head, self.optimizer, self.target.loss, self.target.task, self.data or "",
-            *self.augment, *self.target.metric,
+            *self.augment, *self.target.metrics,
         )  # fmt: skip
         return tuple(p for p in every if isinstance(p, str) and is_path(p) and not Path(p).is_dir())
 

@@ -157,7 +157,9 @@ def program(
             (state, context, stored, labelled(examples), *order, seed),
             (None,) * 4 + (axis,) * 3 + (None,),
         )
-    return Program(getattr(trainer, f"_{name}"), arguments, axes, decoded, trains, trains and trainer.masks(examples))
+    return Program(
+        getattr(trainer.programs, name), arguments, axes, decoded, trains, trains and trainer.masks(examples)
+    )
 
 
 class Traffic(NamedTuple):

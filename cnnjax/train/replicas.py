@@ -56,10 +56,11 @@ class Replicas:
         self.together = "conv_general_dilated" not in trainer.staged.late_primitives
         spread, shared = PartitionSpec(_AXIS), PartitionSpec()
         specs = (spread, shared, shared, shared, spread, spread, spread, spread)
+        programs = trainer.programs
 
         def program(*args: Any, masked: bool) -> Any:
-            trainer.traces["replicas"] += 1
-            inner = partial(trainer._scan if self.together else self._alone, masked=masked)
+            programs.traces["replicas"] += 1
+            inner = partial(programs.scan if self.together else self._alone, masked=masked)
             if self.together:
                 inner = jax.vmap(inner, in_axes=(0, None, None, None, 0, 0, 0, 0))
             if len(self.devices) > 1:
@@ -73,7 +74,9 @@ class Replicas:
         """One step of the one replica of a device."""
         context, arrays, labelled, *own = args
         first = partial(jax.tree.map, lambda x: x[0])
-        stepped = self.trainer._take_and_update(first(state), context, arrays, labelled, *first(own), masked=masked)
+        stepped = self.trainer.programs.take_and_update(
+            first(state), context, arrays, labelled, *first(own), masked=masked
+        )
         return jax.tree.map(lambda x: x[None], stepped)
 
     def most(self) -> int:
@@ -155,7 +158,7 @@ class Replicas:
         for epoch in range(first, first + epochs):
             preemption.check()
             start, compiled = time.perf_counter(), compile_seconds()
-            orders = [trainer._order(rows, epoch, key)[1:] for key in keys]
+            orders = [trainer.feed.order(rows, int(key), epoch) for key in keys]
             index, weights, views = (np.stack(parts) for parts in zip(*orders, strict=True))
             arguments = ((trainer.constants, None), rows.arrays, rows.labelled)
             if self.together:

@@ -1,52 +1,43 @@
-"""State, compiled step, compiled epoch, and the loop over them.
+"""What trains: a model cut at the frontier, its compiled programs, and the loop over them.
 
 A `Trainer` takes a model and what is frozen, cuts the model at the frontier, and trains what is left on
 stored features. It knows no data set: images come from anything with `digest`, `labels`, `len` and `read`.
 """
 
-import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, get_args
 
 import jax
 import numpy as np
 import optax
 from flax import nnx
 
-from cnnjax.data.loader import Batch, Loader, to_device
-from cnnjax.data.order import LastBatch, epoch_batches, epoch_views
+from cnnjax.augment.own import AugmentFn
+from cnnjax.data.order import LastBatch
 from cnnjax.data.views import Views
 from cnnjax.features import FeatureStore, Progress, ahead
 from cnnjax.freeze import Frozen
+from cnnjax.functional import Leaves
+from cnnjax.optim import make_optimizer
 from cnnjax.runtime import preemption
-from cnnjax.runtime.compiling import compile_seconds
 from cnnjax.runtime.devices import Devices
 from cnnjax.runtime.precision import Precision
-from cnnjax.train.dataset import FeatureDataset, HostShard, LabelledImages, checked_labelled, feature_rows, image_rows
-from cnnjax.train.programs import NotFiniteChoice, Programs
-from cnnjax.train.state import State
+from cnnjax.train.callbacks import Callbacks, EpochEnd, StepEnd
+from cnnjax.train.classification import Classification
+from cnnjax.train.dataset import FeatureDataset, LabelledImages, checked_labelled, feature_rows, image_rows
+from cnnjax.train.feed import Feed
+from cnnjax.train.loop import Loop, NotFinite
+from cnnjax.train.programs import Programs
+from cnnjax.train.staged_model import StagedModel
+from cnnjax.train.state import State, checked_leaves, fresh_state
+from cnnjax.train.step import BatchResult, GradientFn, NotFiniteChoice, Objective, Step, TrainingBatch
 from cnnjax.train.task import Metrics, Task
 
-if TYPE_CHECKING:
-    from cnnjax.augment import Augmentation
+__all__ = ["NotFinite", "Trainer"]
 
 
-class NotFinite(ValueError):
-    """A loss was NaN or infinite.
-
-    Attributes:
-        epoch: of which epoch, counted from 0.
-        step: which step of it, from 0.
-        examples: i32[B], the batch's examples in the source.
-    """
-
-    def __init__(self, epoch: int, step: int, examples: np.ndarray):
-        super().__init__(f"the loss of step {step} of epoch {epoch} (both from 0) is not finite")
-        self.epoch, self.step, self.examples = epoch, step, examples
-
-
-class Trainer(Programs):
+class Trainer:
     """Trains what is not frozen, on features of what is.
 
     Args:
@@ -56,8 +47,13 @@ class Trainer(Programs):
             no RGB image (a sound's samples).
         batch_size: examples a step.
         optimizer: a name from `cnnjax.optim.OPTIMIZERS`, or an optax transform.
+        gradient_fn: makes the gradients that the optimizer gets: from (objective, state) to (gradients, result), where
+            `objective` is the batch's mean loss as a function of the trainable parameters. The loss's gradient if not
+            given, `jax.grad(objective, has_aux=True)(state.trainable)`. See `cnnjax.train` for SAM.
         store: where features are kept; in memory if not given.
-        augment: what happens to each image before training sees it.
+        augment: what happens to the images before training sees them: a `cnnjax.augment.Augmentation`, or any jittable
+            `f(key, images)` that gives images, or `f(key, images, targets)` that gives images and targets. Those
+            targets are floats that can be mixed: of a classification probabilities.
         views: with `augment`: 0 augments in every step, with the frozen part inside (the lecture's Method 2);
             K draws K views of each image once, stores their features, and shows a random one in each epoch.
         workers: processes that read images; 0 reads in threads of this one.
@@ -77,6 +73,12 @@ class Trainer(Programs):
 
     Attributes:
         traces: how often each program was traced; 1 each after any number of epochs, seeds and learning rates.
+        programs: the compiled programs, which the loop, `Replicas` and `cnnjax.train.lowering` share.
+        feed: what hands rows to them.
+        staged: the training program, cut at the frontier; `inference` the one of evaluation.
+        functional: the model as pure functions.
+        fixed: the frozen leaves by path.
+        outputs: shapes of the model's outputs for a batch.
 
     Example:
         >>> from cnnjax.data import InMemory
@@ -100,11 +102,12 @@ class Trainer(Programs):
         batch_size: int = 32,
         optimizer: str | optax.GradientTransformation = "rmsprop",
         store: FeatureStore | None = None,
-        augment: "Augmentation | None" = None,
+        augment: AugmentFn | None = None,
         views: int = 0,
         workers: int = 0,
         stream: bool = False,
         task: Task | None = None,
+        gradient_fn: GradientFn | None = None,
         not_finite: NotFiniteChoice = "stop",
         precision: Precision = "auto",
         devices: Devices | None = None,
@@ -114,12 +117,106 @@ class Trainer(Programs):
             raise ValueError(f"views: expected 0 or more, and an augmentation to draw them with, found {views}")
         if views and stream:
             raise ValueError("views are stored, and stream stores nothing: give one of them")
-        super().__init__(
-            model, frozen, image_size, batch_size=batch_size, optimizer=optimizer, augment=augment,
-            task=task, not_finite=not_finite, precision=precision, devices=devices,
-            last_batch=last_batch,
-        )  # fmt: skip
+        for name, value, known in (("last_batch", last_batch, LastBatch), ("not_finite", not_finite, NotFiniteChoice)):
+            if value not in get_args(known):
+                raise ValueError(f"{name}: expected one of {', '.join(get_args(known))}, found {value!r}")
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, not {batch_size}")
+        if devices is not None:
+            devices.check_batch(batch_size)
+        for name, value in (("augment", augment), ("gradient_fn", gradient_fn)):
+            if value and not callable(value):
+                raise ValueError(f"{name}: expected a function, found {value!r}")
+        self.task = Classification() if task is None else task
+        if self.task.pending:
+            raise ValueError(f"the task needs {self.task.pending}: give task.resolved(training targets)")
+        self.frozen, self.batch_size, self.image_size = frozen, batch_size, tuple(image_size)
+        self.optimizer = make_optimizer(optimizer) if isinstance(optimizer, str) else optimizer
+        self.augment = augment or None
+        self.not_finite, self.devices, self.last_batch = not_finite, devices, last_batch
         self.store, self.views, self.workers, self.stream = store or FeatureStore(), views, workers, stream
+        self.staged_model = staged = StagedModel(model, frozen, image_size, batch_size, precision, devices)
+        self.task.check_outputs(staged.outputs, batch_size)
+        self.precision, self.functional, self.fixed = staged.precision, staged.functional, staged.fixed
+        self.staged, self.inference, self.example, self.outputs = (
+            staged.training, staged.inference, staged.example, staged.outputs,
+        )  # fmt: skip
+        self.constants, self.inference_constants = staged.constants, staged.inference_constants
+        self.programs = Programs(
+            Step(staged, self.task, self.optimizer, self.augment, gradient_fn, not_finite == "skip")
+        )
+        self.traces = self.programs.traces
+        self.feed = Feed(batch_size, last_batch, devices, workers)
+
+    # The state.
+
+    @property
+    def trainable_parameters(self) -> int:
+        """Number of trainable parameters."""
+        return self.staged_model.trainable_parameters
+
+    def init(self, leaves: Leaves | None = None, learning_rate: float | None = None) -> State:
+        """A fresh state.
+
+        Args:
+            leaves: values to start from, by path (those of another seed's head, say); the model's own
+                where a path is absent. Structure, shape and type may not change.
+            learning_rate: the optimizer's own if not given.
+
+        Raises:
+            ValueError: if a leaf is unknown or of another shape or type, or the optimizer has no rate to set.
+        """
+        staged = self.staged_model
+        given = checked_leaves(leaves or {}, staged.live, (*staged.fixed, *self.functional.random()))
+        state = fresh_state({**staged.live, **given}, staged.trainable, self.optimizer, learning_rate)
+        if self.devices is None:
+            return state
+        self.devices.check_same(state, "the weights to start from")
+        return self.devices.place(state)
+
+    def abstract_state(self) -> State:
+        """Shapes and types of a state."""
+        staged = self.staged_model
+        return jax.eval_shape(lambda: fresh_state(staged.live, staged.trainable, self.optimizer))
+
+    def leaves(self, state: State) -> Leaves:
+        """Every leaf of the trained model, frozen ones included, random streams left out; on one device of this host.
+
+        Every host must call it.
+        """
+        return self.staged_model.leaves({**state.trainable, **state.statistics})
+
+    def model(self, state: State) -> nnx.Module:
+        """The trained model, in inference mode."""
+        return self.staged_model.module({**state.trainable, **state.statistics})
+
+    # The loop.
+
+    def steps_per_epoch(self, examples: int) -> int:
+        """Steps of an epoch of so many examples.
+
+        Raises:
+            ValueError: the only batch is short, and such ones are left out.
+        """
+        return self.feed.steps_per_epoch(examples)
+
+    def masks(self, examples: int) -> bool:
+        """Whether the steps of epochs of so many examples are told which rows of the batch count.
+
+        They are where BatchNorm follows the batch and the last one is filled up.
+
+        Raises:
+            ValueError: it cannot be told which numbers of a BatchNorm's input belong to which row.
+        """
+        return self.last_batch == "pad" and self.staged_model.masks(examples)
+
+    def no_metrics(self) -> Metrics:
+        """Sums over no examples."""
+        return Metrics.zero(self.task.metric_names)
+
+    def context(self, rows: FeatureDataset) -> Any:
+        """What all training steps on these rows read of the frozen part."""
+        return self.feed.shared(self.constants, self.fixed if rows.decoded else None)
 
     def rows(self, source: LabelledImages, *, train: bool = True, progress: Progress | None = None) -> FeatureDataset:
         """The features of a source, from the store or made now.
@@ -130,7 +227,7 @@ class Trainer(Programs):
             progress: called with (images done, images in all) if there is a pass to make.
         """
         labelled = checked_labelled(source, self.image_size, self.task, self.outputs)
-        self.check_scores(labelled)
+        self.programs.functions.check_scores(labelled)
         if self.stream:
             return FeatureDataset("source", labelled, source=source)
         augment = self.augment if train else None
@@ -144,9 +241,9 @@ class Trainer(Programs):
 
     def fit(
         self, state: State, rows: FeatureDataset, *, epochs: int, seed: int = 0, progress: Progress | None = None,
-        after: Callable[[State, dict[str, float]], bool | None] | None = None,
-        between: Callable[[State, Metrics, int], None] | None = None, so_far: Metrics | None = None,
-    ) -> tuple[State, list[dict[str, float]]]:  # fmt: skip
+        callbacks: Sequence[Any] = (), on_step_end: StepEnd | None = None, on_epoch_end: EpochEnd | None = None,
+        running_metrics: Metrics | None = None, step_by_step: bool = False,
+    ) -> tuple[State, list[dict[str, Any]]]:  # fmt: skip
         """Train.
 
         Args:
@@ -155,11 +252,13 @@ class Trainer(Programs):
             epochs: passes over the rows; one that the state stands in the middle of is the first of them.
             seed: of the order of the examples, and of dropout.
             progress: called with (steps done, steps in all).
-            after: called at the end of each epoch with the state (used up by the next: copy what is to stay) and its
-                record; True ends training there.
-            between: called after each step, or each epoch where its steps are one program, with the state, the sums of
-                the epoch so far (both together are where to go on from), and the number of steps done.
-            so_far: those sums, of a state that stands in the middle of an epoch, or at its end before `after`.
+            callbacks: called after each step and each epoch; see `cnnjax.Callback`.
+            on_step_end: called before the callbacks, as `Callback.on_step_end` is, but once an epoch where its steps
+                are one program. State and running metrics together are where to go on from.
+            on_epoch_end: called before the callbacks, as `Callback.on_epoch_end` is.
+            running_metrics: those sums, of a state that stands in the middle of an epoch, or at its end before
+                `on_epoch_end`.
+            step_by_step: run the steps one by one, also where an epoch could be one program.
 
         Returns:
             The new state, and one record an epoch: loss, the task's metrics, steps, seconds, those that compiled.
@@ -167,71 +266,9 @@ class Trainer(Programs):
         Raises:
             NotFinite: a loss is NaN or infinite, and `not_finite` says to stop.
         """
-        log, so_far = [], so_far or self.no_metrics()
-        steps = self.steps_per_epoch(len(rows))
-        report = progress or (lambda done, total: None)
-        # A state that was trained before goes on with the next step, or with what comes after an epoch's last.
-        first, done = divmod(int(state.step), steps)
-        if not done and so_far.begun:
-            first, done = first - 1, steps
-        loader = self._loader(rows, seed, first, first + epochs, done)
-        stream = to_device(loader, devices=self.devices) if loader else None
-        state = self._entered(state)
-        try:
-            for epoch in range(first, first + epochs):
-                start, compiled = time.perf_counter(), compile_seconds()
-                tick = partial(_shifted, report, (epoch - first) * steps, epochs * steps)
-                steered = _Steered(tick, partial(_told, between, epoch * steps))
-                state, metrics, unread = self._run_epoch(
-                    state, rows, epoch, np.uint32(seed), stream, steered, done, so_far
-                )
-                self._check(unread, steps, rows, epoch, seed)
-                record = metrics.summary() | {"epoch": epoch, "steps": steps}
-                spent = {"seconds": time.perf_counter() - start, "compile_seconds": compile_seconds() - compiled}
-                log.append(record | spent)
-                if after and after(state, log[-1]):
-                    break
-                done, so_far = 0, self.no_metrics()
-        finally:
-            if loader:
-                loader.close()
-        return state, log
-
-    def _run_epoch(
-        self, state: State, rows: FeatureDataset, epoch: int, seed: np.uint32, stream: Iterator[Batch] | None,
-        steered: "_Steered", done: int, total: Metrics,
-    ) -> tuple[State, Metrics, list[Any]]:  # fmt: skip
-        """The rest of an epoch; returns the losses of its last steps too, which nobody has looked at yet."""
-        # The frozen part may hold convolutions too, where it runs in the step.
-        if not done and rows.on_device and self._in_loop and not (rows.decoded and jax.default_backend() == "cpu"):
-            context, index, weights, views = self._order(rows, epoch, seed)
-            masked = self.masks(len(rows))
-            batches = self._spread((index, weights, views), axis=1)
-            state, total, unread = self._epoch(
-                state, context, rows.arrays, rows.labelled, *batches, seed, decoded=rows.decoded, masked=masked
-            )
-            jax.block_until_ready(unread)
-            steered.between(state, total, len(index))
-            steered.tick(len(index))
-            return state, total, [unread]
-        losses: list[Any] = []
-        for k, step in enumerate(self._steps(state, rows, epoch, seed, stream, done), done):
-            state, metrics = step
-            total = total.plus(metrics)
-            losses.append(metrics.loss)
-            if len(losses) == 2 * _AHEAD:  # the host may run ahead of the device by a few steps, not by an epoch
-                self._check(losses[:_AHEAD], k + 1 - _AHEAD, rows, epoch, seed)
-                del losses[:_AHEAD]
-            steered.between(state, total, k + 1)
-            steered.tick(k + 1)
-        return state, total, losses
-
-    def _check(self, losses: list[Any], stop: int, rows: FeatureDataset, epoch: int, seed: int | np.uint32) -> None:
-        """Waits for the losses of the steps before `stop`, and refuses to go on where one is no number."""
-        found = np.concatenate([np.ravel(x) for x in jax.device_get(losses)]) if losses else np.zeros(0)
-        if self.not_finite == "stop" and not np.isfinite(found).all():
-            bad = stop - len(found) + int(np.argmin(np.isfinite(found)))
-            raise NotFinite(epoch, bad, self._batches(rows, seed, epoch)[0][bad])
+        return Loop(self, rows, seed, step_by_step, Callbacks(callbacks), on_step_end, on_epoch_end).fit(
+            state, epochs, running_metrics or self.no_metrics(), progress or (lambda done, total: None)
+        )
 
     def steps(
         self, state: State, rows: FeatureDataset, *, seed: int = 0, epoch: int = 0
@@ -245,80 +282,67 @@ class Trainer(Programs):
             seed: as for `fit`.
             epoch: which one: decides the order.
         """
-        loader = self._loader(rows, seed, epoch, epoch + 1, 0)
-        stream = to_device(loader, devices=self.devices) if loader else None
-        return self._steps(self._entered(state), rows, epoch, np.uint32(seed), stream)
+        stream = self.feed.stream(self.feed.loader(rows, seed, epoch, epoch + 1))
+        return Loop(self, rows, seed).steps(self.feed.entered(state), epoch, stream)
 
-    def _loader(self, rows: FeatureDataset, seed: int, first: int, epochs: int, done: int) -> Loader | None:
-        """Reads the images of rows that are not kept, from step `done` of epoch `first` to before `epochs`."""
-        if rows.source is None:
-            return None
-        source: Any = rows.source if self.devices is None else HostShard(rows.source, self.devices.own(self.batch_size))
-        loader = Loader(
-            source, self.batch_size, epochs=epochs, seed=seed, workers=self.workers, last_batch=self.last_batch
-        )
-        loader.restore({"step": first * loader.order.steps_per_epoch + done})
-        return loader
+    # A loop of your own: `cnnjax.train` has examples.
 
-    def _steps(
-        self,
-        state: State,
-        rows: FeatureDataset,
-        epoch: int,
-        seed: np.uint32,
-        stream: Iterator[Batch] | None,
-        first: int = 0,
-    ) -> Generator[tuple[State, Metrics], State | None]:
-        context, index, weights, views = self._order(rows, epoch, seed)
-        how = {"decoded": rows.decoded, "masked": self.masks(len(rows))}
-        loaded: Iterator[Any] = iter(())
-        labelled = rows.labelled if rows.on_device else jax.tree.map(np.asarray, rows.labelled)
-        if stream is None and not rows.on_device:
-            loaded = ahead(lambda k: self._taken(rows, views[k]), range(first, len(index)))
-        for k in range(first, len(index)):
-            preemption.check()
-            if rows.on_device:
-                batch = self._spread((index[k], weights[k], views[k]))
-                state, metrics = self._taking_step(state, context, rows.arrays, labelled, *batch, seed, **how)
-            else:
-                values = (next(stream).examples,) if stream else next(loaded)
-                batch = self._spread((labelled.take(index[k]), weights[k]))
-                state, metrics = self._step(state, context, values, *batch, seed, **how)
-            sent = yield state, metrics
-            state = state if sent is None else self._entered(sent)
+    def batches(self, rows: FeatureDataset, *, seed: int = 0, epoch: int = 0) -> Iterator[TrainingBatch]:
+        """What each step of an epoch takes, in the order of `fit`.
 
-    def _order(
-        self, rows: FeatureDataset, epoch: int, seed: np.uint32
-    ) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray]:
-        """What an epoch's steps share, and each step's examples, their weights, and rows of them."""
-        index, weights = self._batches(rows, seed, epoch)
-        views = index
-        if rows.views > 1:
-            views = index * rows.views + epoch_views(index.shape, rows.views, int(seed), epoch)
-        return self._shared(self.constants, rows), index, weights, views
+        Args:
+            rows: from `rows(source)`.
+            seed: as for `fit`.
+            epoch: which one: decides the order.
+        """
+        context, masked, key = self.context(rows), self.masks(len(rows)), np.uint32(seed)
+        loader = self.feed.loader(rows, seed, epoch, epoch + 1)
+        try:
+            for given in self.feed.inputs(rows, self.feed.order(rows, seed, epoch), self.feed.stream(loader)):
+                if rows.on_device:
+                    arrays, labelled, index, counts, views = given
+                    values, labelled = self.programs.take(arrays, labelled, index, views)
+                else:
+                    values, labelled, counts = given
+                yield TrainingBatch(context, values, labelled, counts, key, rows.decoded, masked)
+        finally:
+            if loader:
+                loader.close()
 
-    def _batches(self, rows: FeatureDataset, seed: int | np.uint32, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        return epoch_batches(len(rows), self.batch_size, int(seed), epoch, self.last_batch)
+    def objective(self, state: State, batch: TrainingBatch) -> Objective:
+        """The mean loss of a batch as a pure function of the trainable parameters, for `jax.grad` and its kind.
 
-    def _shared(self, constants: Any, rows: FeatureDataset) -> tuple[Any, Any]:
-        """What all steps read of the frozen part; on every device, where there are several."""
-        context = (constants, self.fixed if rows.decoded else None)
-        return context if self.devices is None else self.devices.replicate(context)
+        Freezing, stored features, augmentation, dropout, the task, the examples' weights and the rows that BatchNorm
+        leaves out are taken care of. Augmentation is drawn once and the frozen part is run once, here; the function
+        may be called as often as you like, and draws the same dropout each time.
 
-    def _entered(self, state: State) -> State:
-        """A state from elsewhere where the steps expect it; one of theirs is there."""
-        return state if self.devices is None else self.devices.place(state)
+        Args:
+            state: its `step` decides augmentation and dropout, with the batch's seed.
+            batch: one of `batches`.
 
-    def _spread(self, batch: Any, axis: int = 0) -> Any:
-        return batch if self.devices is None else self.devices.batch(batch, axis)
+        Returns:
+            From a dictionary like `state.trainable` to (loss, `BatchResult`): take its gradient with `has_aux=True`.
+        """
+        return self.programs.functions.objective(state, batch)
 
-    def _taken(self, rows: FeatureDataset, index: np.ndarray) -> tuple[Any, ...]:
-        """The rows at `index`, as a step takes them."""
-        if self.devices is None:
-            return rows.take(index)
-        if rows.on_device:
-            return self.devices.batch(rows.take(index))
-        return self.devices.local_batch(rows.take(index[self.devices.own(len(index))]))
+    def apply_gradients(self, state: State, gradients: Leaves, result: BatchResult) -> tuple[State, Metrics]:
+        """One step of the optimizer.
+
+        Args:
+            state: before.
+            gradients: one for each of `state.trainable`.
+            result: what the objective gave beside the loss; running statistics are taken from it.
+
+        Returns:
+            The state after the step, and `Metrics` of the batch. Whether the loss is finite is yours to look at, but
+            with `not_finite="skip"`, which leaves the step out and counts it.
+
+        Raises:
+            ValueError: gradients are of other leaves, or have other shapes.
+        """
+        return self.programs.functions.apply_gradients(state, gradients, result)
+
+    # Evaluation.
 
     def evaluate(self, state: State, rows: FeatureDataset) -> dict[str, float]:
         """Loss and the task's measures over all rows of `rows(source, train=False)`, exact to the last short batch."""
@@ -326,37 +350,19 @@ class Trainer(Programs):
 
     def predict(self, state: State, rows: FeatureDataset) -> tuple[dict[str, float], Any]:
         """Loss and the task's measures, and the model's outputs of every row: logits f32[N, 1 or classes]."""
-        context, state = self._shared(self.inference_constants, rows), self._entered(state)
+        context = self.feed.shared(self.inference_constants, self.fixed if rows.decoded else None)
+        state = self.feed.entered(state)
         total, outputs = self.no_metrics(), []
         labelled = jax.tree.map(np.asarray, rows.labelled)
         starts = range(0, len(rows), self.batch_size)
         batches = [np.minimum(np.arange(k, k + self.batch_size), len(rows) - 1) for k in starts]
-        taken = ahead(partial(self._taken, rows), batches)  # read while the device works on the batch before
+        taken = ahead(partial(self.feed.taken, rows), batches)  # read while the device works on the batch before
         for start, index, values in zip(starts, batches, taken, strict=True):
             preemption.check()
             weights = (np.arange(start, start + self.batch_size) < len(rows)).astype(np.float32)
-            batch = self._spread((labelled.take(index), weights))
-            metrics, out = self._evaluate(state, context, values, *batch, decoded=rows.decoded)
+            batch = self.feed.spread((labelled.take(index), weights))
+            metrics, out = self.programs.evaluate(state, context, values, *batch, decoded=rows.decoded)
             total = total.plus(metrics)
             outputs.append(jax.tree.map(np.asarray, out))
         whole = jax.tree.map(lambda *parts: np.concatenate(parts)[: len(rows)], *outputs)
         return total.summary() | self.task.overall(whole, *labelled), whole
-
-
-_AHEAD = 8
-
-
-class _Steered(NamedTuple):
-    """Who is told of each step."""
-
-    tick: Callable[[int], None]
-    between: Callable[[State, Metrics, int], None]
-
-
-def _told(between: Callable[[State, Metrics, int], None] | None, before: int, state: State, so_far: Metrics, done: int):
-    if between:
-        between(state, so_far, before + done)
-
-
-def _shifted(report: Progress, before: int, total: int, done: int) -> None:
-    report(before + done, total)

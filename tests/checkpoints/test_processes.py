@@ -47,7 +47,7 @@ def test_killed_while_saving_the_newest_whole_one_restores(context, tmp_path):
         newest.append(checkpoints.latest())
         for step in checkpoints.steps():
             assert same(checkpoints.restore(content(0), step), content(step))
-            assert checkpoints.about(step)["step"] == step
+            assert checkpoints.metadata(step)["step"] == step
     assert newest == sorted(set(newest))
     assert cut_short  # else no kill fell into a save
     with Checkpoints(tmp_path) as checkpoints:

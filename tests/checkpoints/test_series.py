@@ -56,17 +56,17 @@ def test_a_step_is_saved_once_and_restored_by_its_number(run):
 
 
 def test_what_is_said_of_a_checkpoint_comes_with_the_versions(run):
-    about = Checkpoints(run).about()
-    assert (about["epoch"], about["rates"], about["metric"]) == (2, [0.1, 0.2], 0.05)
-    assert about["versions"]["jax"] == jax.__version__
-    assert {"cnnjax", "jaxlib", "flax", "optax", "orbax", "numpy", "python"} <= about["versions"].keys()
-    assert Checkpoints(run).about(10)["epoch"] == 1
+    metadata = Checkpoints(run).metadata()
+    assert (metadata["epoch"], metadata["rates"], metadata["metric"]) == (2, [0.1, 0.2], 0.05)
+    assert metadata["versions"]["jax"] == jax.__version__
+    assert {"cnnjax", "jaxlib", "flax", "optax", "orbax", "numpy", "python"} <= metadata["versions"].keys()
+    assert Checkpoints(run).metadata(10)["epoch"] == 1
 
 
 def test_looking_makes_and_removes_nothing(tmp_path):
     checkpoints = Checkpoints(tmp_path / "none")
     assert (checkpoints.steps(), checkpoints.latest()) == ((), None)
-    for ask in (checkpoints.about, lambda: checkpoints.restore(STATE)):
+    for ask in (checkpoints.metadata, lambda: checkpoints.restore(STATE)):
         with pytest.raises(FileNotFoundError, match="no checkpoint in"):
             ask()
     checkpoints.close()
@@ -140,7 +140,7 @@ def test_a_damaged_byte_in_any_file_is_found(run, tmp_path):
     assert same(checkpoints.restore(STATE), value(20))
     (folder / "20" / "_CHECKPOINT_METADATA").write_text("{}")
     with pytest.raises(CorruptCheckpoint, match=r"20 is damaged \(_CHECKPOINT_METADATA: its bytes"):
-        checkpoints.about()
+        checkpoints.metadata()
     assert same(checkpoints.restore(STATE, 10), value(10))
     with checkpoints:  # the damaged one is known by no metric, and keeps nobody from saving
         assert checkpoints.save(30, value(30), {}, wait=True)
@@ -171,5 +171,5 @@ def test_what_cannot_be_is_refused(tmp_path):
         Checkpoints("gs://bucket/run")
     with pytest.raises(ValueError, match="keep: expected 1 or more"):
         Checkpoints(tmp_path, keep=0)
-    with pytest.raises(ValueError, match="about: expected what JSON can hold"):
+    with pytest.raises(ValueError, match="metadata: expected what JSON can hold"):
         Checkpoints(tmp_path).save(1, content(1), {"a": object()})

@@ -81,7 +81,7 @@ def run(kind: str, devices: Devices | None, images: Path, out: Path, name: str) 
         "losses": [record["loss"] for record in log],
         "score": score,
         "traces": dict(made.traces),
-        "compiled": sum(getattr(made, f"_{program}")._cache_size() for program in made.traces),
+        "compiled": sum(getattr(made.programs, program)._cache_size() for program in made.traces),
         "seen": read.seen,
         "held": {path: held(x) for path, x in state.trainable.items()},
         "beside": [held(x) for x in jax.tree.leaves(state.optimizer) if x.shape == leaves["hidden/kernel"].shape],
@@ -112,9 +112,9 @@ def one_process(images: Path, out: Path) -> None:
     run("stored", None, images, out, "stored on 1")
     made, rows = run("stored", eight, images, out, "stored on 8")
     state = made.init()
-    context, index, weights, views = made._order(rows, 0, np.uint32(0))
-    batch = made._spread((index[0], weights[0], views[0]))
-    step = made._taking_step.lower(state, context, rows.arrays, rows.labelled, *batch, np.uint32(0)).compile()
+    context, order = made.context(rows), made.feed.order(rows, 0, 0)
+    batch = made.feed.spread(tuple(part[0] for part in order))
+    step = made.programs.taking_step.lower(state, context, rows.arrays, rows.labelled, *batch, np.uint32(0)).compile()
     told = {
         "collectives": collectives(step.as_text()),
         "trained bytes": 4 * made.trainable_parameters,
@@ -145,7 +145,12 @@ def one_of_several(hosts: str, images: Path, out: Path, lost: int) -> None:
         "few": refused(Devices.all, count=2),
     }
     (out / f"told by {devices.host}.json").write_text(json.dumps(told))
-    made.fit(made.init(), rows, epochs=10_000, after=lambda state, record: (out / f"goes on {devices.host}").touch())
+    made.fit(
+        made.init(),
+        rows,
+        epochs=10_000,
+        on_epoch_end=lambda trainer, state, record: (out / f"goes on {devices.host}").touch(),
+    )
 
 
 if __name__ == "__main__":
