@@ -77,3 +77,24 @@ def test_a_value_that_looks_like_an_old_one_is_let_through():
     assert renamed("fit", ["--data", "head-first", "--out", "--"]) is None
     known = {f"--{name.replace('_', '-')}" for _, kind in commands() for name, *_ in options_of(kind)}
     assert {now for names in RENAMED.values() for old, now in names.items() if now.startswith("--")} <= known
+
+
+def test_a_network_cannot_have_an_option_that_a_command_with_networks_has():
+    from cnnjax.arguments import Architecture
+    from cnnjax.models.registry import RESERVED, register
+
+    with_networks = [kind for _, kind in commands() if issubclass(kind, Architecture)]
+    every = {name for kind in with_networks for name, *_ in options_of(kind)}
+    assert every <= RESERVED
+
+    def deep(
+        input_shape=(8, 8, 3), include_top=True, classes=10, classifier_activation=None, rngs=None, epochs: int = 1
+    ):
+        """A network.
+
+        Args:
+            epochs: How deep it is.
+        """
+
+    with pytest.raises(TypeError, match="the option 'epochs' of deep lacks a name that no command has"):
+        register()(deep)

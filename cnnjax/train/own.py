@@ -101,21 +101,21 @@ class _WithCode(Task):
 class ClassificationWithCode(_WithCode, Classification):
     """A classification with a loss or metrics of the user's."""
 
-    code: TaskCode = field(default_factory=TaskCode)
+    code: TaskCode = field(default_factory=TaskCode)  # ty: ignore[incompatible-attribute-override]  # frozen
 
 
 @dataclass(frozen=True)
 class MultiLabelWithCode(_WithCode, MultiLabel):
     """Several labels, with a loss or metrics of the user's."""
 
-    code: TaskCode = field(default_factory=TaskCode)
+    code: TaskCode = field(default_factory=TaskCode)  # ty: ignore[incompatible-attribute-override]  # frozen
 
 
 @dataclass(frozen=True)
 class RegressionWithCode(_WithCode, Regression):
     """Numbers, with a loss or metrics of the user's; these take the standardised outputs and the targets in units."""
 
-    code: TaskCode = field(default_factory=TaskCode)
+    code: TaskCode = field(default_factory=TaskCode)  # ty: ignore[incompatible-attribute-override]  # frozen
 
 
 _WITH: dict[type[Task], Any] = {
@@ -142,8 +142,8 @@ def with_code(task: Task, loss: str | PerExample | None = None, metrics: Sequenc
     """
     if not loss and not metrics:
         return task
-    if isinstance(metrics, str) or callable(metrics):
-        metrics = (metrics,)
+    if isinstance(metrics, str):
+        raise ValueError(f"metrics: expected a list of functions or import paths, found {metrics!r}")
     functions: dict[str, PerExample] = {}
     for given in (*([loss] if loss else []), *metrics):
         functions[_path(given)] = _per_example(given)
