@@ -15,6 +15,7 @@ from cnnjax.hooks import checked_layer
 from cnnjax.models import Backbone, preprocess
 from cnnjax.models.own import is_path
 from cnnjax.options import Channels, Count, Image, Out
+from cnnjax.order import output_shape
 from cnnjax.pretrained import open_backbone
 from cnnjax.show.augment import Augment
 from cnnjax.show.cam import class_activation
@@ -200,20 +201,22 @@ class Cam(_WithImage):
 
     def draw(self) -> Path:
         """Draw and save."""
-        if is_path(self.backbone):
-            raise ValueError(
-                f"cam needs a network that ends in classes, and {self.backbone} has no top; of a loaded classifier "
-                "call cnnjax.show.cam.grad_cam with the model"
-            )
         if self.weights is None:
             raise ValueError("cam needs --weights FILE, trained and with top: random numbers know no classes")
+        # A network of the user's is taken as it is: one that gives logits of classes [N, K].
+        top = {} if is_path(self.backbone) else {"include_top": True, "classifier_activation": "linear"}
         try:
-            opened = self.opened_for_image(include_top=True, classifier_activation="linear")
+            opened = self.opened_for_image(**top)
         except WeightsError as error:
             if "no_top" not in str(self.weights) and "notop" not in str(self.weights):
                 raise
             raise WeightsError(f"{error}\ncam needs weights with top, such as mobilenet_7_5_224_tf.h5") from error
         model, _, image, inputs = opened
+        if is_path(self.backbone) and len(given := output_shape(model, inputs.shape)) != 1:
+            raise ValueError(
+                f"cam needs a network that ends in classes, f32[N, K], and {self.backbone} gives [N, "
+                f"{', '.join(map(str, given))}]: add the layers that make logits of its maps"
+            )
         found = class_activation(model, jnp.asarray(inputs[None]), self.layer, self.class_index)
         chosen, probabilities = int(found.classes[0]), found.probabilities[0]
         order = np.argsort(-probabilities)
