@@ -206,6 +206,9 @@ def roc(
     )
     if not false[-1] or not true[-1]:  # all of them weigh nothing
         return ()
+    if weights is not None:  # what weighs nothing makes no step, and would hide the corner between two others
+        moves = np.r_[True, np.diff(false + true) > 0]
+        false, true = false[moves], true[moves]
     across, up = np.diff(false), np.diff(true)
     corners = np.r_[True, across[1:] * up[:-1] != across[:-1] * up[1:], True]
     points = np.stack([false[corners] / false[-1], true[corners] / true[-1]], axis=1)
