@@ -1,17 +1,22 @@
-"""Options that the commands share, declared once: which network, and the network's own options.
+"""Options that name a network, shared by several commands as those of `cnnjax.options` are.
 
-The latter are made of the architectures' entries (`cnnjax.models.registry`) when a command line is read.
+A network's own options are made of the architectures' entries (`cnnjax.models.registry`) when a command line is read.
 """
 
 import inspect
 import json
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from operator import getitem
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
 
 from cnnjax.models import registry
+from cnnjax.models.sizes import sides
+from cnnjax.options import OwnImageSize, Storage
+from cnnjax.runtime.precision import Precision
 
 
 def _constructor() -> Callable[..., dict[str, Any]]:
@@ -71,8 +76,6 @@ def _shown(value: Any) -> str:
     return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
-ImageSize = Annotated[int | tuple[int, int], tyro.conf.arg(metavar="PIXELS|HEIGHT WIDTH")]
-"""The type of an option that gives images a size."""
 _NETWORK = (
     f"The network: {', '.join(registry.entries())}; or the import path of a function that builds one of your own, "
     "package.module:function or file.py:function."
@@ -81,3 +84,79 @@ BackboneName = Annotated[str, tyro.conf.arg(metavar="NAME", help=_NETWORK)]
 """The type of an option that names an architecture."""
 BackboneOptions = Annotated[dict[str, Any], tyro.conf.arg(name="", constructor_factory=_constructor)]
 """The type of a field that holds an architecture's own options, each of which is an option of the command."""
+_FREEZE = (
+    "What is frozen: none, all, a number of layers, a layer's name (up to and including), [start:stop] as in Keras, or "
+    "a pattern. fit takes it with the method finetune, in place of unfreeze_from; ablate compares several, up to six "
+    "from none to all if not given."
+)
+Frozen = Annotated[str | None, tyro.conf.arg(metavar="FREEZE", help=_FREEZE)]
+"""The type of an option that says what is frozen."""
+Depths = Annotated[tuple[str, ...], tyro.conf.arg(metavar="FREEZE", help=_FREEZE)]
+"""The same of several."""
+HeadName = Annotated[
+    str,
+    tyro.conf.arg(
+        metavar="NAME",
+        help="lecture: Flatten, Dense 256, Dropout 0.5, Dense. linear: average pooling, Dropout 0.2, Dense. Or the "
+        "import path of a function of (feature_shape, outputs=..., rngs=...) that builds one of your own.",
+    ),
+]
+"""The type of an option that names a head."""
+_AUGMENT = (
+    "none; lecture: random flips, rotations by 0.1 and zooms by 0.2; imagenet: flips, and parts of half of each side "
+    "and more; or the import path of a function of (key, images) or (key, images, targets) that gives changed ones. "
+    "The methods views and augment take the lecture's if none is given; ablate compares several."
+)
+Augmentations = Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME", help=_AUGMENT)]
+"""The type of an option that names augmentations."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Architecture:
+    """Which network, of images of which size."""
+
+    backbone: BackboneName = "mobilenet"
+    """The network."""
+    backbone_options: BackboneOptions = field(default_factory=dict)
+    """Its own options."""
+    image_size: OwnImageSize = None
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the images."""
+        return registry.entry_or_own(self.backbone).image_size if self.image_size is None else sides(self.image_size)
+
+    def check_backbone(self, *, include_top: bool) -> None:
+        """Hold the network's own options as its function takes them.
+
+        Raises:
+            LookupError: There is no such network.
+            ValueError: It has no such option, or a value is of another kind.
+        """
+        own = registry.entry_or_own(self.backbone).checked(self.backbone_options, include_top=include_top)
+        object.__setattr__(self, "backbone_options", own)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Network(Architecture):
+    """A network with its weights."""
+
+    weights: Path | None = None
+    """Keras HDF5 file (.h5) with the network's pretrained weights, .safetensors of a network of your own; random
+    numbers if not given."""
+    preprocessing: str | None = None
+    """tf, caffe, torch, unit or none; what the network's published weights expect if not given, unit without any."""
+
+    def check_weights(self) -> None:
+        """Raise `FileNotFoundError` where there is no such file."""
+        if self.weights is not None and not self.weights.is_file():
+            raise FileNotFoundError(f"no weights file {self.weights}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Computing(Storage):
+    """What is computed with."""
+
+    precision: Precision = "auto"
+    """What is computed with; parameters, statistics and the loss stay float32. auto: bfloat16 on TPUs and on GPUs from
+    NVIDIA's Ampere on, float32 elsewhere."""

@@ -5,6 +5,7 @@ import gc
 import importlib
 import os
 import sys
+from collections.abc import Sequence
 from typing import NoReturn
 
 from cnnjax.runtime.tuning import tune_cpu
@@ -32,9 +33,42 @@ COMMANDS = {
     ),
     "predict": ("cnnjax.classifier.command", "Predict", "predict", "what is on images, by a saved classifier"),
     "size": ("cnnjax.sizing.command", "Size", "size", "output sizes, parameters, multiplications, receptive fields"),
-    "pack": ("cnnjax.data.pack", "Pack", "pack", "a folder of images as one data set that is faster to read"),
-    "show": ("cnnjax.show.command", "Show", "show", "images: filters, activations, edges, field, cam, augment"),
+    "pack": ("cnnjax.data.command", "Pack", "pack", "a folder of images as one data set that is faster to read"),
+    "show": ("cnnjax.show.command", "Show", "show", "drawings: filters, activations, edges, field, cam, augment"),
 }
+
+
+# Command ("" for all) -> what an option, or a value of one, is called now; where that is two words, an option's value.
+RENAMED = {
+    "": {
+        "--on-error": "--on-error", "--rate-groups": "--learning-rate-groups", "--find-rate": "--find-learning-rate",
+        "--error": "--loss", "--image": "IMAGE, without a name", "head-first": "lp-ft",
+    },
+    "summary": {"--name": "NAME, without --"},
+    "evaluate": {"--backbone": "--code"},
+    "predict": {"--backbone": "--code"},
+}  # fmt: skip
+# The option whose values these are.
+_VALUES = {"head-first": "--methods"}
+
+
+def renamed(command: str, words: Sequence[str]) -> str | None:
+    """What to say of a word that is called something else now; None where there is none.
+
+    >>> renamed("fit", ["--data", "pets", "--on-error", "skip"])
+    '`--on-error` is now `--on-error`'
+    >>> renamed("ablate", ["--methods", "direct", "head-first"])
+    '`--methods head-first` is now `--methods lp-ft`'
+    """
+    now, option = RENAMED[""] | RENAMED.get(command, {}), ""
+    for word in words:
+        if word.startswith("--"):
+            option = word.partition("=")[0].replace("_", "-")
+        old = option if word.startswith("--") else word
+        if old in now and (word.startswith("--") or option == _VALUES.get(old)):
+            before = "" if word.startswith("--") else f"{option} "
+            return f"`{before}{old}` is now `{before}{now[old]}`"
+    return None
 
 
 def usage() -> str:
@@ -67,6 +101,8 @@ def main(argv: list[str] | None = None) -> None:
         _fail(f"no command {name!r}" + (f"; did you mean {near[0]!r}?" if near else "") + f"\n\n{usage()}")
     module_name, options, function, _ = COMMANDS[name]
     given = [word.partition("=")[0] for word in rest if word.startswith("--")]
+    if old := renamed(name, rest):
+        _fail(old)
     if twice := sorted({option for option in given if given.count(option) > 1}):
         _fail(f"{twice[0]} is given more than once; give its values together: {twice[0]} A B C")
     # Traced programs are large graphs of Python objects that are needed to the end: walked at Python's usual pace, they
@@ -81,7 +117,9 @@ def main(argv: list[str] | None = None) -> None:
 
     module = importlib.import_module(module_name)
     try:
-        config = tyro.cli(getattr(module, options), args=rest, prog=f"cnnjax {name}")
+        kind = getattr(module, options)
+        preset = kind.preset(given) if hasattr(kind, "preset") else None
+        config = tyro.cli(kind, args=rest, prog=f"cnnjax {name}", **({} if preset is None else {"default": preset}))
         getattr(module, function)(config)
     except BrokenPipeError:  # whoever read the output (`head`, say) has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

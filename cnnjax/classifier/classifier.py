@@ -4,6 +4,7 @@ import difflib
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 import jax
@@ -17,17 +18,21 @@ from cnnjax.classifier.images import Files, check_source, check_source_scale, fi
 from cnnjax.classifier.prediction import Prediction, predictions
 from cnnjax.data.listing import some
 from cnnjax.data.pixels import Resizing, checked_scale
-from cnnjax.data.source import InMemory, Source
+from cnnjax.data.source import InMemory, Source, weights_of
 from cnnjax.features import FeatureStore, ahead
 from cnnjax.fit import Fitted, Fitter, Recipe
 from cnnjax.fit.fitter import Report, silent
 from cnnjax.functional import Functional, Leaves, functionalize, lasting_leaves
-from cnnjax.models import Classifier
-from cnnjax.models.own import OwnBackbone, is_path, named
+from cnnjax.models import Backbone, Classifier
+from cnnjax.models.own import OwnBackbone, OwnHead, is_path, named
+from cnnjax.train.own import with_code
+from cnnjax.train.task import PerExample
 from cnnjax.train.tasks import Classification, Task
 
 if TYPE_CHECKING:
     from cnnjax.metrics import Journal
+    from cnnjax.runtime.devices import Devices
+    from cnnjax.runtime.precision import Precision
 
 Images = str | os.PathLike[str] | Iterable[str | os.PathLike[str]] | np.ndarray | jax.Array | Source
 """Files, folders that are searched for some, arrays u8 or f32[N, H, W, 3] in 0..255, or a source."""
@@ -46,12 +51,14 @@ class ImageClassifier:
             the top of mobilenet or vgg16), more have one each.
         weights: Keras's HDF5 file with the backbone's weights; random numbers if not given.
         image_size: Height and width in pixels, one number for both; the architecture's own if not given.
-        head: "lecture" or "linear" (see `cnnjax.models.heads`), or "top": the backbone's own classification layers.
+        head: "lecture" or "linear" (see `cnnjax.models.heads`); "top": the backbone's own classification layers; or a
+            function that builds one of your own, as these are built, or its import path.
         preprocessing: A key of `cnnjax.models.PREPROCESSING`; what the published weights expect if not given.
         resizing: How images come to their size; see `cnnjax.data.resize`.
         scale: Which values of 16-bit files become 0 and 255; see `cnnjax.data.Folder`.
         seed: Of the random numbers.
         task: What is predicted: `Classification` with extras, `MultiLabel`, `Regression`, or a `Task` of your own.
+        task_path: The import path of the function that gave a task of your own, which is saved.
         **options: The architecture's own, such as `alpha` of mobilenet; those of its classification layers, such as
             `pooling` of cifar_cnn, with head "top" alone.
 
@@ -82,12 +89,13 @@ class ImageClassifier:
         *,
         weights: str | os.PathLike[str] | None = None,
         image_size: int | tuple[int, int] | None = None,
-        head: str = "lecture",
+        head: str | OwnHead = "lecture",
         preprocessing: str | None = None,
         resizing: Resizing = "bilinear",
         scale: Scaling = None,
         seed: int = 0,
         task: Task | None = None,
+        task_path: str = "",
         **options: Any,
     ):
         given = {name: value for name, value in options.items() if value is not None}
@@ -96,13 +104,15 @@ class ImageClassifier:
             name,
             tuple([class_names] if isinstance(class_names, str) else class_names),
             own_size(name) if image_size is None else image_size,
-            head,
+            head if isinstance(head, str) else named(head),
             own_preprocessing(name, given) if preprocessing is None else preprocessing,
             resizing,
             given,
             checked_scale(scale),
             None if isinstance(backbone, str) else backbone,
             task,  # ty: ignore[invalid-argument-type]  # None stands for the classes
+            None if isinstance(head, str) else head,
+            task_path,
         )
         if seed < 0:
             raise ValueError(f"seed: expected a whole number from 0 on, found {seed}")
@@ -196,7 +206,7 @@ class ImageClassifier:
         return other
 
     def predict(
-        self, images: Images, *, on_error: Literal["refuse", "skip"] = "refuse", batch_size: int = 32,
+        self, images: Images, *, on_error: Literal["refuse", "skip"] = "refuse", batch_size: int = 20,
         scale: Scaling = None,
     ) -> list[Prediction]:  # fmt: skip
         """Say what is on images, decoded and resized as for training.
@@ -223,11 +233,11 @@ class ImageClassifier:
         found = predictions(names, self._run(source, batch_size, skip=on_error == "skip"), self.task)
         return [Prediction(p.path, error=errors[i]) if i in errors else p for i, p in enumerate(found)]
 
-    def predict_logits(self, images: Images, *, batch_size: int = 32, scale: Scaling = None) -> np.ndarray:
+    def predict_logits(self, images: Images, *, batch_size: int = 20, scale: Scaling = None) -> np.ndarray:
         """Logits f32[N, 1 or classes], or another task's outputs, of a source, of arrays or of files; as `predict`."""
         return self._run(self._opened(images, scale), batch_size)
 
-    def evaluate(self, source: Source, *, samples: int = 0, batch_size: int = 32) -> Any:
+    def evaluate(self, source: Source, *, samples: int = 0, batch_size: int = 20) -> Any:
         """Measure the classifier on labelled images.
 
         Args:
@@ -243,7 +253,7 @@ class ImageClassifier:
         """
         targets = self.targets(source)
         outputs = self.predict_logits(source, batch_size=batch_size)
-        return self.task.report(outputs, targets, samples=samples)
+        return self.task.report(outputs, targets, weights=weights_of(source), samples=samples)
 
     def targets(self, source: Any) -> Any:
         """A source's targets as this classifier takes them: of classes its `labels`.
@@ -291,12 +301,27 @@ class ImageClassifier:
         validation: Source | None = None,
         recipe: Recipe | None = None,
         *,
+        task: Task | None = None,
+        loss: str | PerExample | None = None,
+        metrics: Sequence[str | PerExample] = (),
         seed: int = 0,
-        store: FeatureStore | None = None,
+        init_from: str | os.PathLike[str] | None = None,
+        init_part: Literal["all", "backbone"] = "all",
+        precision: "Precision" = "auto",
+        stream: bool = False,
+        callbacks: Sequence[Any] = (),
         workers: int = 0,
+        store: "str | os.PathLike[str] | FeatureStore | None" = None,
+        store_gib: float = 40.0,
+        out: str | os.PathLike[str] | None = None,
+        checkpoint_every: float = 60.0,
+        keep_checkpoints: int = 2,
+        fall_back: bool = False,
+        devices: "int | Devices | None" = None,
+        shard_parameters: bool = False,
+        hosts: str | None = None,
         journal: "Journal | None" = None,
         report: Report = silent,
-        callbacks: Sequence[Any] = (),
         **options: Any,
     ) -> Fitted:
         """Train this classifier, as Keras's `fit` does: its weights and its history are the trained ones afterwards.
@@ -305,12 +330,32 @@ class ImageClassifier:
             train: Labelled images of its classes.
             validation: Others, evaluated after each epoch.
             recipe: How to train; or its fields as keyword arguments (`method="finetune", unfreeze_from="conv_pw_12"`).
+                Its optimizer, schedule and augment may be functions, or their import paths.
+            task: In place of the classifier's, for as many outputs.
+            loss: In place of the task's: a function of (outputs, targets) that gives a number an example, or its import
+                path.
+            metrics: Such functions, whose means are reported too.
             seed: Of the order of the images, dropout and augmentation.
-            store: Where features are kept; in memory if not given.
+            init_from: A run folder or a saved classifier whose weights it starts from, in place of its own.
+            init_part: What is taken from there: "all" weights, or the "backbone"'s.
+            precision: What is computed with, as for `Trainer`.
+            stream: Read the images anew in every epoch, and keep neither them nor features.
+            callbacks: Called after steps and epochs: callbacks, their classes, or import paths of those; see
+                `cnnjax.Fitter.fit`.
             workers: Processes that read images.
-            journal: Takes each epoch's record as it ends.
+            store: Where features are kept: a folder, by default the one in the user's cache that all runs share, or a
+                `FeatureStore`, which may be in memory.
+            store_gib: How much that folder may hold, in GiB; the oldest features make room.
+            out: A run folder, in which checkpoints and every epoch's record are kept: the same call goes on from the
+                newest. Nothing is kept if not given.
+            checkpoint_every: Seconds between two checkpoints.
+            keep_checkpoints: How many of the newest stay, besides the one with the lowest validation loss.
+            fall_back: Go on from the checkpoint before, where the newest is damaged.
+            devices: How many devices the batches are spread over, or which; all there are if not given.
+            shard_parameters: Keep each large parameter in parts on the devices, not whole on each.
+            hosts: Join several hosts, as the option of `cnnjax fit`.
+            journal: Takes each epoch's record as it ends, in place of that of the run folder.
             report: Shows progress.
-            callbacks: Called after each step and each epoch; see `cnnjax.Callback`.
             **options: Fields of `cnnjax.Recipe`.
 
         Returns:
@@ -332,6 +377,43 @@ class ImageClassifier:
         if unknown := [name for name in options if name not in Recipe.__dataclass_fields__]:
             near = difflib.get_close_matches(unknown[0], Recipe.__dataclass_fields__, 1, 0)[0]
             raise ValueError(f"a recipe has no {unknown[0]!r}; did you mean {near!r}?")
+        from cnnjax.classifier.training import Training, TrainingRun
+
+        classifier = self._for_task(task, loss, metrics)
+        classifier._check_sources(train, validation)
+        training = Training(
+            seed=seed, init_from=None if init_from is None else Path(init_from), init_part=init_part,
+            precision=precision, stream=stream, callbacks=tuple(callbacks), workers=workers,
+            store=None if store is None or isinstance(store, FeatureStore) else Path(store), store_gib=store_gib,
+            checkpoint_every=checkpoint_every, keep_checkpoints=keep_checkpoints, fall_back=fall_back,
+            devices=devices if isinstance(devices, int) else None, shard_parameters=shard_parameters, hosts=hosts,
+        )  # fmt: skip
+        spread = training.start() if devices is None or isinstance(devices, int) else devices
+        run = TrainingRun(
+            classifier, recipe or Recipe(**options), training, devices=spread,
+            store=store if isinstance(store, FeatureStore) else None,
+        )  # fmt: skip
+        fitted = run.fit_in(None if out is None else Path(out), train, validation, journal=journal, report=report)
+        task = classifier.task.predicting(fitted.task)
+        if validation is not None:
+            task = task.calibrated(*run.judged(fitted, train, validation, report))
+        self._hold(replace(classifier.config, task=task), self._functional, fitted.leaves, self._apply)
+        self.history = fitted.history
+        return fitted
+
+    def _for_task(self, task: Task | None, loss: Any, metrics: Sequence[Any]) -> Self:
+        """The same classifier with another task of as many outputs."""
+        if task is None and loss is None and not metrics:
+            return self
+        wanted = with_code(self.task if task is None else task, loss, metrics)
+        if wanted.outputs != self.task.outputs:
+            raise ValueError(
+                f"task: it needs {wanted.outputs} outputs, and the classifier was made with {self.task.outputs}: make "
+                "one with this task"
+            )
+        return self.with_leaves({}, metrics=self.metrics, history=self.history, task=wanted)
+
+    def _check_sources(self, train: Source, validation: Source | None) -> None:
         for source in (train, *([validation] if validation is not None else [])):
             self.targets(source)  # classes that are not the same are refused here
             check_source(source, self.image_size, self.config.resizing)
@@ -341,15 +423,6 @@ class ImageClassifier:
                     f"to train, the classes must be in the classifier's order {some(self.class_names)}, "
                     f"found {some(source.class_names)}"
                 )
-        fitter = self.fitter(recipe or Recipe(**options), store=store, workers=workers)
-        fitted = fitter.fit(train, validation, seed=seed, journal=journal, report=report, callbacks=callbacks)
-        task = self.task.predicting(fitted.task)
-        self._hold(replace(self.config, task=task), self._functional, fitted.leaves, self._apply)
-        if validation is not None:
-            task = self.task.calibrated(self.predict_logits(validation), self.targets(validation))
-            self.config = replace(self.config, task=task)
-        self.history = fitted.history
-        return fitted
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write `model.safetensors`, `config.json` and `metrics.json` into a folder, whole or not at all.
@@ -365,23 +438,29 @@ class ImageClassifier:
 
     @classmethod
     def load(
-        cls, path: str | os.PathLike[str], *, backbone: str | OwnBackbone | None = None, task: Task | None = None
-    ) -> Self:
+        cls, path: str | os.PathLike[str], *, backbone: str | OwnBackbone | None = None,
+        head: str | OwnHead | None = None, task: Task | None = None, code: str | Iterable[str] = (),
+    ) -> Self:  # fmt: skip
         """Read a saved classifier; it needs nothing beside the folder, and executes nothing of it.
 
         Args:
             path: The folder.
             backbone: Of a classifier with a network of your own: the import path, function or module that builds it.
-                The folder names one, whose code is not run unless you name it here.
-            task: The task that it was saved with, where that was made of functions: they are not saved.
+                The folder names one, whose code is not run unless you name it here, or in `code`.
+            head: The same of a head.
+            task: The task that it was saved with, where that was made of functions without an import path.
+            code: Import paths of all code of your own that the folder names and that may be run: network, head, loss,
+                metrics, task. A function of the same name at another place stands for the one that is named.
 
         Raises:
-            ValueError: The network is one of your own and `backbone` is not given, or the other way round.
+            ValueError: The folder needs code that is not named, or code is named that it does not need.
             FileNotFoundError: There is no such folder; the nearest name is given.
             SavedClassifierError: A file is missing, damaged, of a newer format, or does not fit the others.
         """
-        config, arrays, types, measured = folder.read(path, task)
-        config = _with_code(path, config, backbone)
+        given = {name: own for name, own in (("backbone", backbone), ("head", head)) if own is not None}
+        named_ = (code,) if isinstance(code, str) else tuple(code)
+        config, arrays, types, measured = folder.read(path, task, named_, given)
+        config = _with_head(path, _with_code(path, config, backbone), head)
         functional, hint = _expected(path, config, arrays)
         abstract = {p: variable.get_value() for p, variable in _named(functional)}
         expected = {
@@ -451,11 +530,6 @@ class ImageClassifier:
 
 def _with_code(path: Any, config: Config, backbone: str | OwnBackbone | None) -> Config:
     """The config of a saved classifier, with the code that the caller has named."""
-    if backbone is None and config.own:
-        raise ValueError(
-            f"{path} has a network of its own, {config.backbone}, whose code is not run unless you name it: "
-            f"load(..., backbone={config.backbone!r}), or --backbone {config.backbone}, if you trust that code"
-        )
     if backbone is None or backbone == config.backbone:
         return config
     name = backbone if isinstance(backbone, str) else named(backbone)
@@ -464,6 +538,16 @@ def _with_code(path: Any, config: Config, backbone: str | OwnBackbone | None) ->
     if isinstance(backbone, nnx.Module):  # built already, whatever options it was built with
         return replace(config, backbone=name, code=backbone, options={})
     return replace(config, backbone=name, code=None if isinstance(backbone, str) else backbone)
+
+
+def _with_head(path: Any, config: Config, head: "str | OwnHead | None") -> Config:
+    """The same with the code of a head."""
+    if head is None or head == config.head:
+        return config
+    name = head if isinstance(head, str) else named(head)
+    if not is_path(config.head) or (isinstance(head, str) and not is_path(head)):
+        raise ValueError(f"the head of {path} is {config.head}, and cannot be read as {name}")
+    return replace(config, head=name, head_code=None if isinstance(head, str) else head)
 
 
 def _named(functional: Functional) -> list[tuple[str, Any]]:
@@ -483,6 +567,8 @@ def _expected(path: Any, config: Config, arrays: Mapping[str, np.ndarray]) -> tu
         raise folder.SavedClassifierError(f"{os.path.join(path, folder.CONFIG)} describes no model: {error}") from error
     functional = functionalize(model)
     where, chain = ("backbone", model.backbone) if model.head is None else ("head", model.head)
+    if not isinstance(chain, Backbone):  # a head of the user's: its leaves are compared one by one
+        return functional, ""
     biases = [f"{where}/{name}/bias" for name in reversed(chain.layer_names)]
     last = next(bias for bias in biases if bias in functional.kinds)
     wanted = dict(_named(functional))[last].get_value().shape

@@ -17,7 +17,7 @@ from cnnjax.data.splitting import FRACTIONS, SPLIT_NAMES, OnError, by_class, che
 from cnnjax.runtime.nearest import unknown
 
 TaskKind = Literal["classification", "multilabel", "regression"]
-FILE, SPLIT = "file", "split"
+FILE, SPLIT, WEIGHT = "file", "split", "sample_weight"
 _SHOWN = 20
 
 
@@ -35,14 +35,21 @@ class LabelledFolder(Folder):
     """
 
     target_names: tuple[str, ...]
+    _weights: np.ndarray | None = None  # of all rows of the listing
 
     def __init__(
         self, listing: Listing, class_names: tuple[str, ...], target_names: tuple[str, ...], image_size: Sequence[int],
-        on_error: OnError, resizing: Resizing, scale: str | Sequence[float] | None,
+        on_error: OnError, resizing: Resizing, scale: str | Sequence[float] | None, weights: np.ndarray | None = None,
     ) -> None:  # fmt: skip
+        self._weights = weights
         self.image_size = as_size(image_size)
         self.resizing, self.scale, self.target_names = checked_resizing(resizing), checked_scale(scale), target_names
         self._hold(listing, class_names, on_error)
+
+    @property
+    def weights(self) -> np.ndarray | None:
+        """f32[N], how much each image counts in losses, metrics and reports; None where all count the same."""
+        return None if self._weights is None else self._weights[self.selection.rows]
 
     @property
     def targets(self) -> np.ndarray | None:
@@ -58,6 +65,7 @@ class _Table(NamedTuple):
     cells: tuple[tuple[str, ...], ...]
     lines: tuple[int, ...]
     columns: tuple[str, ...]
+    weights: tuple[float, ...] | None
 
 
 def open_labels(
@@ -76,8 +84,9 @@ def open_labels(
     """Open the images that a CSV file names.
 
     Its first line names the columns: `file`, the path of an image in the folder; `split` (train, validation or test),
-    if the images are not to be split by chance, 70 : 15 : 15, by their names alone; and what is to be learned. Spaces
-    around a cell do not count.
+    if the images are not to be split by chance, 70 : 15 : 15, by their names alone; `sample_weight`, how much an image
+    counts in losses, metrics and reports, if they do not all count the same; and what is to be learned. Spaces around a
+    cell do not count.
 
     Args:
         folder: Holds the images.
@@ -120,7 +129,8 @@ def open_labels(
     else:
         names, labels = (), _numbers(path, read, kind)
     listing = _listing(root, path, read, labels)
-    source = LabelledFolder(listing, names, read.columns, image_size, "refuse", resizing, scale)
+    weights = None if read.weights is None else np.array(read.weights, np.float32)
+    source = LabelledFolder(listing, names, read.columns, image_size, "refuse", resizing, scale, weights)
     parts = {"all": np.arange(len(source))} if whole else _parts(path, read, source)
     found: dict[str, LabelledFolder] = {kind: source.take(rows) for kind, rows in parts.items()}
     if names and classes is None and "train" in found:
@@ -137,6 +147,7 @@ def _read(path: Path, root: Path, wanted: tuple[str, ...]) -> _Table:
     """The table's cells; faults of all lines together."""
     faults: list[tuple[int, str]] = []
     files, splits, cells, lines = list[str](), list[str](), list[tuple[str, ...]](), list[int]()
+    weights: list[float] = []
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.reader(file, strict=True)
@@ -144,6 +155,7 @@ def _read(path: Path, root: Path, wanted: tuple[str, ...]) -> _Table:
             columns = _columns(path, header, wanted)
             places = [header.index(name) for name in columns]
             where, split = header.index(FILE), header.index(SPLIT) if SPLIT in header else None
+            weighs = header.index(WEIGHT) if WEIGHT in header else None
             real, seen = os.path.realpath(root), dict[str, int]()
             for row in reader:
                 line = reader.line_num
@@ -161,6 +173,10 @@ def _read(path: Path, root: Path, wanted: tuple[str, ...]) -> _Table:
                 if kind == "?":
                     faults.append((line, f"split: expected train, validation or test, found {shown(said)!r}"))
                 faults += [(line, f"{shown(header[k])} is empty") for k in places if not own[k]]
+                weight = 1.0 if weighs is None else _number(own[weighs])
+                if weight is None or weight < 0:
+                    faults.append((line, f"{WEIGHT}: expected a number from 0 on, found {shown(own[weighs or 0])!r}"))
+                weights.append(weight or 0.0)
                 files.append(own[where])
                 splits.append(kind)
                 cells.append(tuple(own[k] for k in places))
@@ -171,7 +187,7 @@ def _read(path: Path, root: Path, wanted: tuple[str, ...]) -> _Table:
     if not files:
         raise LabelFileError(f"{shown(path)} names no images")
     return _Table(tuple(os.path.normpath(f).replace(os.sep, "/") for f in files), tuple(splits), tuple(cells),
-                  tuple(lines), columns)  # fmt: skip
+                  tuple(lines), columns, tuple(weights) if WEIGHT in header else None)  # fmt: skip
 
 
 def _columns(path: Path, header: list[str], wanted: tuple[str, ...]) -> tuple[str, ...]:
@@ -179,7 +195,7 @@ def _columns(path: Path, header: list[str], wanted: tuple[str, ...]) -> tuple[st
         raise LabelFileError(f"{shown(path)}, line 1: no column {FILE!r} with the images' paths; found {some(header)}")
     if twice := sorted({name for name in header if header.count(name) > 1}):
         raise LabelFileError(f"{shown(path)}, line 1: column {some(twice)} stands there more than once")
-    others = [name for name in header if name not in (FILE, SPLIT)]
+    others = [name for name in header if name not in (FILE, SPLIT, WEIGHT)]
     for name in wanted:
         if name not in others:
             raise LabelFileError(f"{shown(path)}, line 1: {unknown('column', name, others, 'of targets')}")

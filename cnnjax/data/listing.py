@@ -273,8 +273,9 @@ def account(sources: Mapping[str, Any]) -> Account:
         if selection is not None:
             splits.setdefault(id(selection.listing), {})[split] = selection
             continue
-        found, used[split] = found + len(source) + len(source.skipped), len(source)
-        skipped += [LeftOut(split, *line.partition(": ")[::2]) for line in source.skipped]
+        left_out = getattr(source, "skipped", ())
+        found, used[split] = found + len(source) + len(left_out), len(source)
+        skipped += [LeftOut(split, *line.partition(": ")[::2]) for line in left_out]
     read: dict[Path, set[str]] = {}
     for selections in splits.values():
         listing = next(iter(selections.values())).listing

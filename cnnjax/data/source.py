@@ -266,6 +266,15 @@ def targets_of(source: Any) -> Any:
     return source.labels if targets is None else targets
 
 
+def weights_of(source: Any) -> np.ndarray | None:
+    """How much each example of a source counts, f32[N]; None where all count the same.
+
+    >>> weights_of(InMemory(np.zeros((2, 8, 8, 3), np.uint8), [0, 1], ("a", "b"), weights=[1, 3])).tolist()
+    [1, 3]
+    """
+    return getattr(source, "weights", None)
+
+
 def rows_of(tree: Any, index: Any) -> Any:
     """The rows at `index` of each array of a tree of dictionaries, lists and tuples; here, since it needs no JAX."""
     if isinstance(tree, dict):

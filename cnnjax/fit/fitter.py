@@ -19,10 +19,10 @@ from cnnjax.fit.recipe import Phase, Recipe, phases
 from cnnjax.fit.run import CheckpointConfig, Record, Run
 from cnnjax.freeze import layer_names
 from cnnjax.functional import Functional, Leaves, functionalize, lasting_leaves, names_of
+from cnnjax.importing import imported
 from cnnjax.metrics import Journal
 from cnnjax.models.layer_order import Example
-from cnnjax.models.own import imported
-from cnnjax.optim import by_depth, by_groups, make_optimizer, warmup_cosine, warmup_linear
+from cnnjax.optim import by_depth, by_groups, make_optimizer
 from cnnjax.runtime import Progress
 from cnnjax.runtime.precision import Precision
 from cnnjax.train.callbacks import Callbacks
@@ -209,7 +209,10 @@ class Fitter:
                 "optimizer: expected a function from a learning rate schedule to an optax optimizer, such as "
                 f"optax.adam, found {type(self._optimizer).__name__}: write `lambda rate: ...`"
             )
-        own = {name: getattr(recipe, name) for name in ("weight_decay", "clip", "accumulate", "ema", "rate_groups")}
+        own = {
+            name: getattr(recipe, name)
+            for name in ("weight_decay", "clip", "accumulate", "ema", "learning_rate_groups")
+        }
         own["layer_factor"] = recipe.layer_factor
         if given := [name for name, value in own.items() if value != Recipe.__dataclass_fields__[name].default]:
             raise ValueError(f"optimizer: make {', '.join(given)} part of it, or leave them out of the recipe")
@@ -325,8 +328,8 @@ class Fitter:
 def _factors(recipe: Recipe, model: nnx.Module, example: Example) -> Callable[[str], float] | None:
     lasting = lasting_leaves(model)
     names = {path: every for path, every in names_of(model).items() if path in lasting}
-    if recipe.rate_groups:
-        return by_groups(recipe.rate_groups, names)
+    if recipe.learning_rate_groups:
+        return by_groups(recipe.learning_rate_groups, names)
     if recipe.layer_factor == 1:
         return None
     order = _in_order(model, names, example)
@@ -358,7 +361,4 @@ def _schedule(recipe: Recipe, phase: Phase, batches: int) -> optax.Schedule | No
             f"{batches * phase.epochs} in all: nothing would train; give at most {batches}, an epoch's"
         )
     steps = max(1, batches * phase.epochs // recipe.accumulate)
-    warmup = round(recipe.warmup * steps)
-    if recipe.schedule != "constant":
-        return (warmup_cosine if recipe.schedule == "cosine" else warmup_linear)(steps, warmup)
-    return optax.linear_schedule(1 / (warmup + 1), 1.0, warmup) if warmup else None
+    return recipe.scheduled(steps, round(recipe.warmup * steps))

@@ -16,9 +16,18 @@ from cnnjax.runtime.nearest import did_you_mean, nearest, unknown
 
 STANDARD = ("input_shape", "include_top", "classes", "classifier_activation", "rngs")
 """Arguments that every architecture's function takes; all others are its options."""
-RESERVED = ("name", "backbone", "backbone_options", "class_names", "weights", "image_size", "channels", "head",
-            "preprocessing", "resizing", "seed", "freeze", "data", "out", "layer")  # fmt: skip
-"""What `ImageClassifier`, `open_backbone` and the commands call other things."""
+RESERVED = frozenset(
+    """name backbone backbone_options class_names task_path input_shape
+    accumulate augment batch_size batchnorm callbacks cell channels checkpoint_every class_index class_weights classes
+    classifier clip code count data devices ema epochs fall_back find_learning_rate first_seed focal format freeze head
+    hosts image image_size include_top init_from init_part keep keep_checkpoints label_smoothing labels last_batch layer
+    layer_factor learning_rate learning_rate_groups learning_rates loss method methods metrics not_finite on_error
+    optimizer out patience pos_weight precision preprocessing processes rate recipe resizing running sample_rate scale
+    schedule seconds seed seeds shard_parameters sizes splits stages store store_gib stream target targets task training
+    tune_epochs tuning_factor unfreeze_from units verbose views warmup weight_decay weights wide workers
+    gradient_fn""".split()
+)
+"""What `ImageClassifier`, `open_backbone` and the commands call other things; a test compares it with the commands."""
 
 # An option may come from a stranger's file: what would take hours only to describe is refused.
 _MOST_FACTOR, _MOST_NUMBERS, _MOST_NUMBER = 4.0, 16, 4096
@@ -289,7 +298,7 @@ def _options(function: Any, top: tuple[str, ...]) -> dict[str, Option]:
         kind, choices = _kind(hints.get(name))
         faults = [
             *(["a type (bool, int, float, str, a Literal of texts or tuple[int, ...])"] if kind is None else []),
-            *(["a name that is free"] if name in RESERVED else []),
+            *(["a name that no command has"] if name in RESERVED else []),
             *(["a default"] if parameter.default is inspect.Parameter.empty else []),
             *(["a description under Args in the docstring"] if name not in described else []),
         ]

@@ -38,10 +38,9 @@ def embedded(config: Ablation, console: Console) -> tuple[Ablation, SweepData]:
     """
     from cnnjax.data.shapes import ShapesConfig, open_shapes
 
-    config = replace(
-        config, image_size=config.image_size or SIZE, epochs=config.epochs or 12, optimizer=config.optimizer or "adam"
-    )
-    if config.image_size not in (SIZE, (SIZE, SIZE)):
+    if config.image_size is None:
+        config = replace(config, image_size=SIZE)
+    if config.size != (SIZE, SIZE):
         raise ValueError(f"the built-in images are drawn at {SIZE}x{SIZE}; --image-size is for --data")
     console.print(f"no --data: drawing textured shapes at {SIZE}x{SIZE} (kept in {cache_folder()})", highlight=False)
     splits = {

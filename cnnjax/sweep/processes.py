@@ -22,7 +22,7 @@ from typing import Any
 import jax
 
 from cnnjax.features import GIB, FeatureStore, Progress
-from cnnjax.models.own import imported, is_path
+from cnnjax.importing import imported
 from cnnjax.ops.spread import cpu_threads
 from cnnjax.runtime import preemption
 from cnnjax.runtime.cache import keep_programs
@@ -183,8 +183,8 @@ def _work(connection: Connection, threads: int) -> None:
         if jax.config.jax_compilation_cache_dir:
             keep_programs()  # where it was told to
         config = connection.recv()
-        if is_path(config.backbone):
-            imported(config.backbone)  # what the network's classes are made of
+        for path in config.paths:
+            imported(path)  # what the network's and the sources' classes are made of
         data, missing, store = connection.recv()
         model = data.classifier(make_head(config, data, config.first_seed))
         features = FeatureStore(store, int(config.store_gib * GIB))

@@ -102,7 +102,7 @@ def test_the_range_test_draws_and_trains_nothing(run, tmp_path, capsys, monkeypa
     command = command[: command.index("--out")]
     for schedule in ("cosine", "constant"):
         folders = ["--out", f"{tmp_path}/{schedule}", "--store", f"{tmp_path}/store"]
-        main([*(schedule if word == "cosine" else word for word in command), *folders, "--find-rate"])
+        main([*(schedule if word == "cosine" else word for word in command), *folders, "--find-learning-rate"])
         assert "rates.png" in capsys.readouterr().out and (tmp_path / schedule / "rates.png").exists()
         assert not (tmp_path / schedule / "classifier").exists()
     np.testing.assert_array_equal(seen[0].losses, seen[1].losses)
