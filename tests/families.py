@@ -208,6 +208,8 @@ def randomize(model: Any, seed: int = 0, *, last: Callable[[str], bool] = lambda
             if variable.name in _RANGES:
                 low, high = (0.1, 0.2) if variable.name == "gamma" and last(layer.name) else _RANGES[variable.name]
                 variable.assign(rng.uniform(low, high, variable.shape))
+        if hasattr(layer, "finalize_state"):  # Normalization computes with copies
+            layer.finalize_state()
 
 
 def run(model: Any, x: np.ndarray, names: Sequence[str], keras: Any) -> dict[str, np.ndarray]:

@@ -120,7 +120,7 @@ def test_training_through_stored_features_is_training_unstaged(name, place):
 def test_stochastic_depth_draws_in_training_alone_and_is_done_in_every_step(name):
     _, model = small(name, stochastic_depth=0.9)
     functional, leaves = functionalize(model, frozen=Freeze.all().resolve(model)), leaves_of(model)
-    x = np.random.default_rng(0).uniform(0, 255, (2, *model.input_shape)).astype("float32")
+    x = np.random.default_rng(0).uniform(0, 255, (24, *model.input_shape)).astype("float32")
     run = jax.jit(lambda leaves, train: functional.apply(leaves, x, train=train)[0], static_argnums=1)
     first, second = ({**leaves, **functional.random_leaves(jax.random.key(seed))} for seed in (1, 2))
     assert np.abs(run(first, True) - run(second, True)).max() > 0
