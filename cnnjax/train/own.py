@@ -159,7 +159,7 @@ def with_code(task: Task, loss: str | PerExample | None = None, metrics: Sequenc
             raise ValueError(f"metric: {path} is called {name}, and so is another measure; give it another name")
         measures[name] = path
     code = TaskCode(_path(loss) if loss else "", tuple(measures.items()), tuple(functions.items()))
-    values = {name: getattr(task, name) for name in task.__dataclass_fields__}  # ty: ignore[unresolved-attribute]
+    values = {name: getattr(task, name) for name in task.__dataclass_fields__}  # ty: ignore[missing-attribute]
     return _WITH[type(task)](**values, code=code)
 
 
