@@ -93,7 +93,7 @@ def named(code: OwnBackbone) -> str:
 
     >>> from cnnjax.models import vgg16
     >>> named(vgg16)
-    'cnnjax.models.vgg16:vgg16'
+    'cnnjax.models.vgg:vgg16'
     """
     kind: Any = type(code) if isinstance(code, nnx.Module) else code
     module = getattr(kind, "__module__", type(kind).__module__)
