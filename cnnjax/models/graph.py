@@ -165,16 +165,55 @@ class Graph:
         )  # fmt: skip
         return self._add(name, layer, (x,), (*shape[:-1], x.channels * multiplier))
 
+    def separable_conv(
+        self,
+        name: str,
+        x: Tensor,
+        filters: int,
+        kernel_size: int | Pair,
+        *,
+        strides: int | Pair = 1,
+        padding: Any = "valid",
+        dilation: int | Pair = 1,
+        multiplier: int = 1,
+        bias: bool = True,
+        activation: str = "linear",
+    ) -> Tensor:
+        """Convolve each channel by itself, then all to `filters` channels by 1x1 (Keras's `SeparableConv2D`)."""
+        self._own(name, (x,))
+        size, step, spread = pair(name, kernel_size), pair(name, strides), pair(name, dilation)
+        pads = window_padding(name, padding)
+        shape = pooled(name, x.shape, size, step, pads, spread)
+        layer = layers.separable_conv2d(
+            x.channels, filters, size, step,
+            padding=pads, dilation=spread, multiplier=multiplier, use_bias=bias, activation=activation, rngs=self._rngs,
+        )  # fmt: skip
+        return self._add(name, layer, (x,), (*shape[:-1], filters))
+
     def dense(self, name: str, x: Tensor, units: int, *, bias: bool = True, activation: str = "linear") -> Tensor:
         """Map the last axis to `units` (Keras's `Dense`)."""
         self._own(name, (x,))
         layer = layers.dense(x.channels, units, use_bias=bias, activation=activation, rngs=self._rngs)
         return self._add(name, layer, (x,), (*x.shape[:-1], units))
 
-    def batch_norm(self, name: str, x: Tensor, *, epsilon: float = 1e-3, momentum: float = 0.99) -> Tensor:
-        """Normalise each channel over the batch; `momentum` is what stays of the statistics in a step."""
+    def batch_norm(
+        self,
+        name: str,
+        x: Tensor,
+        *,
+        epsilon: float = 1e-3,
+        momentum: float = 0.99,
+        scale: bool = True,
+        center: bool = True,
+    ) -> Tensor:
+        """Normalise each channel over the batch; `momentum` is what stays of the statistics in a step.
+
+        `scale` and `center` tell whether a trainable factor and term follow (Keras's gamma and beta).
+        """
         self._own(name, (x,))
-        layer = layers.batch_normalization(x.channels, epsilon=epsilon, momentum=momentum, rngs=self._rngs)
+        layer = layers.batch_normalization(
+            x.channels, epsilon=epsilon, momentum=momentum, scale=scale, center=center, rngs=self._rngs
+        )
         return self._add(name, layer, (x,), x.shape)
 
     def layer_norm(self, name: str, x: Tensor, *, epsilon: float = 1e-3) -> Tensor:
@@ -202,8 +241,30 @@ class Graph:
         fixed = [tuple(v) if isinstance(v, Iterable) else v for v in (scale, offset)]
         return self._same(name, layers.Rescaling(*fixed), x)
 
+    def normalization(
+        self, name: str, x: Tensor, mean: Sequence[float] | None = None, variance: Sequence[float] | None = None
+    ) -> Tensor:
+        """(x - mean) / deviation for each channel (Keras's `Normalization`).
+
+        Without `mean` and `variance` they are leaves that come with the weights, and no training changes them.
+        """
+        self._own(name, (x,))
+        if (mean is None) != (variance is None):
+            raise ValueError(f"layer {name!r}: give both mean and variance, or neither; found {mean} and {variance}")
+        if mean is None or variance is None:
+            return self._add(name, layers.Normalization(x.channels), (x,), x.shape)
+        if (len(mean), len(variance)) != (x.channels, x.channels):
+            raise ValueError(
+                f"layer {name!r}: {len(mean)} means and {len(variance)} variances for {x.channels} channels"
+            )
+        return self._add(name, layers.Standardization(tuple(mean), tuple(variance)), (x,), x.shape)
+
     def dropout(self, name: str, x: Tensor, rate: float, *, whole_image: bool = False) -> Tensor:
-        """Drop numbers while training; with `whole_image` an example's all at once (stochastic depth)."""
+        """Drop numbers while training; with `whole_image` an example's all at once: stochastic depth.
+
+        The latter is Keras's `Dropout(rate, noise_shape=(None, 1, 1, 1))` and its ConvNeXt's `StochasticDepth`: each
+        example by itself, and what stays is divided by 1 - rate.
+        """
         axes = tuple(range(1, len(x.shape) + 1)) if whole_image else ()
         return self._same(name, nnx.Dropout(rate, broadcast_dims=axes, rngs=self._rngs), x)
 

@@ -76,6 +76,20 @@ def pairs(name: str, padding: Any) -> Pairs:
     return (both[0], both[1])
 
 
+def correct_pad(shape: Shape, kernel_size: int) -> Pairs:
+    """The zeros before a convolution with stride 2 and an odd kernel, by which it halves any size as "same" does.
+
+    Source: `correct_pad` in keras/src/applications/imagenet_utils.py, which takes a size that is not known for an even
+    one.
+
+    >>> correct_pad((32, 33, 3), 3), correct_pad((None, None, 3), 5)
+    (((0, 1), (1, 1)), ((1, 2), (1, 2)))
+    """
+    half = kernel_size // 2
+    above, left = (half - (1 if n is None else 1 - n % 2) for n in shape[:2])
+    return ((above, half), (left, half))
+
+
 def window_padding(name: str, padding: Any) -> Padding:
     """The padding of a window: "VALID", "SAME", or zeros on each side.
 

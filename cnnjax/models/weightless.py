@@ -274,3 +274,20 @@ class Rescaling(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Scale and shift `x` over its last axis."""
         return x * jnp.asarray(self.scale, x.dtype) + jnp.asarray(self.offset, x.dtype)
+
+
+class Standardization(nnx.Module):
+    """(x - mean) / deviation for each channel, with numbers that are given (Keras's `Normalization(mean, variance)`).
+
+    >>> Standardization((1.0, 2.0), (4.0, 1.0))(jnp.array([[3.0, 3.0]]))
+    Array([[1., 1.]], dtype=float32)
+    """
+
+    def __init__(self, mean: tuple[float, ...], variance: tuple[float, ...]):
+        self.mean = mean
+        self.variance = variance
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Standardise `x` over its last axis."""
+        deviation = np.sqrt(np.asarray(self.variance, np.float32))
+        return (x - jnp.asarray(self.mean, x.dtype)) / jnp.asarray(deviation, x.dtype)
