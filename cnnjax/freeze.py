@@ -19,6 +19,7 @@ from flax import nnx
 from cnnjax.functional import leaves_of, model_name, named_variables, names_of
 from cnnjax.models.layer_order import Call, Example, Layer, layers_in_order, part_of
 from cnnjax.models.layer_order import layers as unordered
+from cnnjax.models.weightless import is_operation
 
 T = TypeVar("T")
 
@@ -166,7 +167,8 @@ class Freeze:
                 raise ValueError(f"patterns that match nothing in {what}:\n" + "\n".join(missed))
             return {called[name] for found in hits.values() for name in found}
         if self.kind == "slice":
-            return set(names[slice(*self.value)])
+            counted = [layer.name for layer in layers if not is_operation(layer.node)]
+            return set(counted[slice(*self.value)])
         if self.kind == "through":
             inside = {own for name, own in called.items() if name == self.value or name.startswith(f"{self.value}/")}
             if not inside:

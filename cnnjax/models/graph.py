@@ -10,7 +10,7 @@ from flax import nnx
 
 from cnnjax.models import layers
 from cnnjax.models.backbone import INPUT, Backbone, Shape
-from cnnjax.models.sizes import Pair, joined, pair, pairs, pooled, same_shapes, window_padding, zeros
+from cnnjax.models.sizes import Pair, correct_pad, joined, pair, pairs, pooled, same_shapes, window_padding, zeros
 
 # Stand in for a size that is not known where any module is traced: what differs between them depends on it.
 _SIZES = (224, 288)
@@ -82,6 +82,7 @@ class Graph:
         self._rngs, self._name, self._input_shape = rngs, name, tuple(input_shape)
         self._layers: dict[str, Any] = {}
         self._reads: dict[str, tuple[str, ...]] = {}
+        self._unnamed: dict[str, int] = {}
         self.input = Tensor(INPUT, self._input_shape, self)
         if input_layer is not None:
             self.input = self._add(input_layer, layers.InputLayer(), (self.input,), self._input_shape)
@@ -102,6 +103,31 @@ class Graph:
         named += [(end.name, self._layers[end.name])] if end.name else []
         return Backbone(named, input_shape=self._input_shape, inputs=self._reads, alpha=alpha, name=self._name)
 
+    def unnamed(self, kind: str) -> str:
+        """The name that Keras gives the next layer of a kind that has none: conv2d, conv2d_1, conv2d_2.
+
+        >>> net = Graph((8, 8, 3), rngs=nnx.Rngs(0))
+        >>> net.unnamed("conv2d"), net.unnamed("add"), net.unnamed("conv2d")
+        ('conv2d', 'add', 'conv2d_1')
+        """
+        number = self._unnamed[kind] = self._unnamed.get(kind, -1) + 1
+        return f"{kind}_{number}" if number else kind
+
+    def operation(self, x: Tensor) -> Tensor:
+        """Mark the layer that gave `x` as arithmetic on tensors (`x + y`), which Keras does not count as a layer.
+
+        It is no part of `Backbone.layers`, and slices (`Freeze.slice`) do not count it.
+
+        >>> net = Graph((8, 8, 3), rngs=nnx.Rngs(0))
+        >>> model = net.backbone(net.operation(net.add("sum", net.input, net.input)))
+        >>> model.layer_names, len(model.layers)
+        (('input_layer', 'sum'), 1)
+        """
+        if x.graph is not self or x.name not in self._layers:
+            raise ValueError(f"{x.name!r} is no layer of {self._name}")
+        self._layers[x.name].operation = True
+        return x
+
     def layer(self, name: str, module: nnx.Module, *inputs: Tensor) -> Tensor:
         """Add any module that takes as many arrays as it has inputs, and gives one.
 
@@ -111,6 +137,11 @@ class Graph:
         """
         self._own(name, inputs)
         return self._add(name, module, inputs, _traced(name, module, inputs))
+
+    def nested(self, name: str, network: Backbone, x: Tensor, shape: Shape) -> Tensor:
+        """A network as one layer (Keras's model in a model), which gives `shape`; its layers are `name/layer`."""
+        self._own(name, (x,))
+        return self._add(name, network, (x,), shape)
 
     def conv(
         self,
@@ -277,6 +308,11 @@ class Graph:
         """
         axes = tuple(range(1, len(x.shape) + 1)) if whole_image else ()
         return self._same(name, nnx.Dropout(rate, broadcast_dims=axes, rngs=self._rngs), x)
+
+    def halving_pad(self, name: str, x: Tensor, kernel_size: int) -> Tensor:
+        """The zeros before a convolution of stride 2 and padding "valid" (`correct_pad`)."""
+        self._own(name, (x,))
+        return self.zero_padding(name, x, correct_pad(x.shape, kernel_size))
 
     def zero_padding(self, name: str, x: Tensor, padding: Any) -> Tensor:
         """Put zeros around the images (Keras's `ZeroPadding2D`). A convolution behind it takes them for its own."""

@@ -90,6 +90,18 @@ def correct_pad(shape: Shape, kernel_size: int) -> Pairs:
     return ((above, half), (left, half))
 
 
+def divisible(channels: float, divisor: int = 8) -> int:
+    """The multiple of `divisor` next to a number of channels, at least one and at least 9/10 of it.
+
+    Source: `_make_divisible` in keras/src/applications/mobilenet_v2.py, `_depth` and `round_filters` elsewhere there.
+
+    >>> divisible(32 * 0.35), divisible(24 * 0.75), divisible(17)
+    (16, 24, 16)
+    """
+    near = max(divisor, int(channels + divisor / 2) // divisor * divisor)
+    return near + divisor if near < 0.9 * channels else near
+
+
 def window_padding(name: str, padding: Any) -> Padding:
     """The padding of a window: "VALID", "SAME", or zeros on each side.
 

@@ -45,6 +45,11 @@ def checked_activation(name: str) -> str:
     return name
 
 
+def is_operation(layer: object) -> bool:
+    """Whether it is arithmetic on tensors, which Keras does not count as a layer (`Graph.operation`)."""
+    return getattr(layer, "operation", False) is True
+
+
 class InputLayer(nnx.Module):
     """The input, which Keras counts as a layer; gives back what it gets.
 

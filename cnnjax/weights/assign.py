@@ -14,10 +14,20 @@ import numpy as np
 from flax import nnx
 
 from cnnjax.models.backbone import Backbone
-from cnnjax.models.layers import DepthwiseConv2D
+from cnnjax.models.layers import DepthwiseConv2D, LayerScale, Normalization, SeparableConv2D
 from cnnjax.weights.hdf5 import Tensors, WeightsError, read_tensors
 
-_NORM = {"scale": "gamma", "bias": "beta", "mean": "moving_mean", "var": "moving_variance"}
+# Keras's names of the leaves of each kind of layer, where they are not ours.
+_NAMES: tuple[tuple[Any, Mapping[str, tuple[str, ...]]], ...] = (
+    (
+        nnx.BatchNorm | nnx.LayerNorm,
+        {"scale": ("gamma",), "bias": ("beta",), "mean": ("moving_mean",), "var": ("moving_variance",)},
+    ),
+    (Normalization, {"mean": ("mean",), "var": ("variance",)}),
+    (LayerScale, {"gamma": ("gamma", "variable", "Variable")}),  # Keras gives it no name
+)
+_SEPARABLE = {"depthwise/kernel": "depthwise_kernel", "pointwise/kernel": "pointwise_kernel", "pointwise/bias": "bias"}
+_UNUSED = "count"  # how many examples Keras's Normalization has seen, which nothing depends on
 
 
 @dataclass(frozen=True)
@@ -45,9 +55,10 @@ def load_weights(model: Backbone, path: str | PathLike[str], *, leave_out: str |
     """Fill every leaf of `model` from a file in Keras's legacy HDF5.
 
     Strict both ways: every parameter and every BatchNorm statistic is filled, every tensor of the file is
-    used or left out on request. Values change; structure, shapes and types do not. Nothing is assigned
-    before everything has been checked. Leaves may be abstract (`nnx.eval_shape(lambda: mobilenet(...))`),
-    so that nothing is initialised for nothing.
+    used or left out on request (but the number of examples that Keras's `Normalization` has seen, of which nothing
+    depends). Values change; structure, shapes and types do not. Nothing is assigned before everything has been
+    checked. Leaves may be abstract (`nnx.eval_shape(lambda: mobilenet(...))`), so that nothing is initialised for
+    nothing.
 
     Args:
         model: The backbone.
@@ -65,6 +76,9 @@ def load_weights(model: Backbone, path: str | PathLike[str], *, leave_out: str |
     """
     path = Path(path)
     tensors = {layer: named for layer, named in read_tensors(path).items() if named}
+    for name in set(tensors) & set(model.layer_names):
+        if isinstance(getattr(model, name), Normalization):
+            tensors[name].pop(_UNUSED, None)
     leaves = {name: found for name in model.layer_names if (found := _leaves(getattr(model, name)))}
     dropped = _left_out(path, tensors, leaves, leave_out)
     used = {layer: named for layer, named in tensors.items() if layer not in dropped}
@@ -102,17 +116,22 @@ def _leaves(layer: nnx.Module) -> dict[str, _Leaf]:
 
 
 def _leaf(layer: nnx.Module, name: str) -> _Leaf:
-    variable: Any = layer
-    for part in name.split("/"):
-        variable = getattr(variable, part)
+    *inside, short = name.split("/")
+    owner: Any = layer
+    for part in inside:
+        owner = getattr(owner, part)
+    variable = getattr(owner, short)
     shape = tuple(variable.get_value().shape)
-    if isinstance(layer, nnx.BatchNorm | nnx.LayerNorm):
-        return _Leaf(variable, (_NORM[name],), shape)
-    if name == "kernel" and isinstance(layer, DepthwiseConv2D):
-        groups = layer.feature_group_count
-        # in Keras [h, w, channels, multiplier], and since version 3 just "kernel"
-        return _Leaf(variable, ("depthwise_kernel", "kernel"), (*shape[:2], groups, shape[3] // groups))
-    return _Leaf(variable, (name,), shape)
+    names = next((known[short] for kind, known in _NAMES if isinstance(owner, kind)), (short,))
+    if short == "kernel" and isinstance(owner, DepthwiseConv2D):
+        # In Keras [h, w, channels, multiplier], and since version 3 just "kernel".
+        names = ("depthwise_kernel", "kernel")
+        shape = (*shape[:2], owner.feature_group_count, shape[3] // owner.feature_group_count)
+    if isinstance(layer, SeparableConv2D):
+        names = (_SEPARABLE[name],)
+    elif inside:  # of a Sequential that is one layer
+        names = (*names, *(f"{'/'.join(inside)}/{other}" for other in names))
+    return _Leaf(variable, names, shape)
 
 
 def _left_out(path: Path, tensors: Tensors, leaves: Mapping[str, Any], leave_out: str | Iterable[str]) -> list[str]:

@@ -199,7 +199,8 @@ def _check_dataset(path: Path, dataset: Any) -> None:
         )
     if dataset.is_virtual:
         raise WeightsError(f"{path}: {dataset.name!r} is a virtual data set, its values are elsewhere; refused")
-    if dataset.dtype.kind != "f":
+    counter = dataset.dtype.kind in "iu" and dataset.shape == ()  # as Keras's Normalization has one
+    if dataset.dtype.kind != "f" and not counter:
         raise WeightsError(f"{path}: {dataset.name!r} holds {dataset.dtype}, expected floating numbers")
     if dataset.shape is None:
         raise WeightsError(f"{path}: {dataset.name!r} has no shape")
