@@ -16,6 +16,7 @@ import fnmatch
 import re
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -75,8 +76,8 @@ BIT = (
 
 # (torch's maker: "torchvision:NAME", "timm:NAME" or a function below; our architecture, options, size, names)
 ROWS = [
-    *((f"torchvision:resnet{d}", "resnet", {"depth": d, "variant": "v1.5"}, 64, RESNET) for d in (18, 34, 50, 101, 152)),
-    *((f"timm:resnet{d}", "resnet", {"depth": d, "variant": "v1.5"}, 64, RESNET) for d in (18, 34, 50, 101, 152)),
+    *((f"{library}:resnet{d}", "resnet", {"depth": d, "variant": "v1.5"}, 64, RESNET)
+      for library in ("torchvision", "timm") for d in (18, 34, 50, 101, 152)),
     ("torchvision:resnext50_32x4d", "resnet",
      {"depth": 50, "variant": "v1.5", "groups": 32, "base_width": 4}, 64, RESNET),
     ("timm:resnext50_32x4d", "resnet", {"depth": 50, "variant": "v1.5", "groups": 32, "base_width": 4}, 64, RESNET),
@@ -223,11 +224,8 @@ def check(folder: Path) -> None:
         with np.load(file) as found:
             state = {key: found[key] for key in found.files if not key.startswith(SEEN)}
             x, want = found[f"{SEEN} x"], found[f"{SEEN} y"]
-        model = nnx.eval_shape(
-            lambda: create(
-                name, **{"classifier_activation": None, "input_shape": (size, size, 3), **options}, rngs=nnx.Rngs(0)
-            )
-        )
+        settings = {"classifier_activation": None, "input_shape": (size, size, 3), **options}
+        model = nnx.eval_shape(partial(create, name, **settings), rngs=nnx.Rngs(0))
         flat = (6, 6, 256) if name == "alexnet" else None
         given, wanted = our_leaves(state, names, flat), leaves_of(model, (nnx.Param, nnx.BatchStat))
         for path, leaf in wanted.items():

@@ -24,21 +24,22 @@ PUBLISHED = tuple(
         licence="BSD-3-Clause",
         include_top=top,
         options={"depth": depth},
+        top1=top1,
     )
-    for depth, *digests in (
-        (121, "9d60b8095a5708f2dcce2bca79d332c7", "30ee3e1110167f948a6b9946edeeb738"),
-        (169, "d699b8f76981ab1b30698df4c175e90b", "b8c4d4c20dd625c148057b9ff1c1176b"),
-        (201, "1ceb130c1ea1b78c3bf6114dbdfd8807", "c13680b51ded0fb44dff2d8f86ac8bb1"),
+    for depth, top1, *digests in (
+        (121, 0.750, "9d60b8095a5708f2dcce2bca79d332c7", "30ee3e1110167f948a6b9946edeeb738"),
+        (169, 0.762, "d699b8f76981ab1b30698df4c175e90b", "b8c4d4c20dd625c148057b9ff1c1176b"),
+        (201, 0.773, "1ceb130c1ea1b78c3bf6114dbdfd8807", "c13680b51ded0fb44dff2d8f86ac8bb1"),
     )
     for md5, top in zip(digests, (True, False), strict=True)
 )
 
 
-@register(published=PUBLISHED, small={"growth": 2, "blocks": (2, 2), "input_shape": (32, 32, 3)})
+@register(published=PUBLISHED, small={"growth": 2, "depths": (2, 2), "input_shape": (32, 32, 3)})
 def densenet(
     depth: int = 121,
     growth: int = 32,
-    blocks: tuple[int, ...] = (),
+    depths: tuple[int, ...] = (),
     input_shape: Shape = (224, 224, 3),
     include_top: bool = True,
     classes: int = 1000,
@@ -51,7 +52,7 @@ def densenet(
     Args:
         depth: The number of weighted layers: 121, 161 (in the paper with a growth of 48), 169 or 201.
         growth: Channels that each layer adds; the first convolution has twice as many.
-        blocks: Layers of each dense block, one to four blocks; if none are given, those of the depth.
+        depths: Layers of each dense block, one to four blocks; if none are given, those of the depth.
         input_shape: (H, W, C), at least 32 pixels a side; None for any height or width.
         include_top: Whether to end in Keras's classification layers; False for a backbone under another head.
         classes: Classes of the top.
@@ -74,10 +75,10 @@ def densenet(
         raise ValueError(
             f"no DenseNet of depth {depth}; did you mean {nearest}? There are {', '.join(map(str, _BLOCKS))}"
         )
-    counts = blocks or _BLOCKS[depth]
+    counts = depths or _BLOCKS[depth]
     if len(counts) > 4 or min(counts) < 1 or growth < 1:
         raise ValueError(
-            f"DenseNet has one to four blocks, each of at least one layer, and a growth from 1 on; found {blocks} and "
+            f"DenseNet has one to four blocks, each of at least one layer, and a growth from 1 on; found {depths} and "
             f"{growth}"
         )
     checked_images("DenseNet", input_shape, 32)

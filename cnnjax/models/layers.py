@@ -116,7 +116,7 @@ class Conv2D(nnx.Conv):
         """
         return self._convolved(x, self.kernel[...], padding)
 
-    def _convolved(self, x: jax.Array, kernel: jax.Array, padding: Padding) -> jax.Array:
+    def _convolved(self, x: jax.Array, kernel: jax.Array, padding: Any) -> jax.Array:
         bias = None if self.bias is None else self.bias[...]
         x, kernel, bias = self.promote_dtype((x, kernel, bias), dtype=self.dtype)
         y = self.conv_general_dilated(

@@ -43,11 +43,12 @@ PUBLISHED = tuple(
         licence="MIT",
         include_top=top,
         options={"depth": depth, "variant": "v1"},
+        top1=top1,
     )
-    for depth, *digests in (
-        (50, "2cb95161c43110f7111970584f804107", "4d473c1dd8becc155b73f8504c6f6626"),
-        (101, "f1aeb4b969a6efcfb50fad2f0c20cfc5", "88cf7a10940856eca736dc7b7e228a21"),
-        (152, "100835be76be38e30d865e96f2aaae62", "ee4c566cf9a93f14d82f913c2dc6dd0c"),
+    for depth, top1, *digests in (
+        (50, 0.749, "2cb95161c43110f7111970584f804107", "4d473c1dd8becc155b73f8504c6f6626"),
+        (101, 0.764, "f1aeb4b969a6efcfb50fad2f0c20cfc5", "88cf7a10940856eca736dc7b7e228a21"),
+        (152, 0.766, "100835be76be38e30d865e96f2aaae62", "ee4c566cf9a93f14d82f913c2dc6dd0c"),
     )
     for md5, top in zip(digests, (True, False), strict=True)
 )

@@ -24,14 +24,15 @@ PUBLISHED = tuple(
         input_size=224,
         preprocessing="tf",
         classes=1000,
-        licence="not stated",
+        licence=None,
         include_top=top,
         options={"depth": depth},
+        top1=top1,
     )
-    for depth, *digests in (
-        (50, "3ef43a0b657b3be2300d5770ece849e0", "fac2f116257151a9d068a22e544a4917"),
-        (101, "6343647c601c52e1368623803854d971", "c0ed64b8031c3730f411d2eb4eea35b5"),
-        (152, "a49b44d1979771252814e80f8ec446f9", "ed17cf2e0169df9d443503ef94b23b33"),
+    for depth, top1, *digests in (
+        (50, 0.760, "3ef43a0b657b3be2300d5770ece849e0", "fac2f116257151a9d068a22e544a4917"),
+        (101, 0.772, "6343647c601c52e1368623803854d971", "c0ed64b8031c3730f411d2eb4eea35b5"),
+        (152, 0.780, "a49b44d1979771252814e80f8ec446f9", "ed17cf2e0169df9d443503ef94b23b33"),
     )
     for md5, top in zip(digests, (True, False), strict=True)
 )

@@ -28,6 +28,7 @@ def _published(depth: int) -> tuple[Published, ...]:
             classes=1000,
             licence="CC-BY-4.0",
             include_top=top,
+            top1=0.713,
         )
         for name, md5, top in (
             (f"vgg{depth}_weights_tf_dim_ordering_tf_kernels", _DIGESTS[depth][0], True),

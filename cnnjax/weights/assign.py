@@ -20,7 +20,7 @@ from cnnjax.weights.hdf5 import Tensors, WeightsError, read_tensors
 # Keras's names of the leaves of each kind of layer, where they are not ours.
 _NAMES: tuple[tuple[Any, Mapping[str, tuple[str, ...]]], ...] = (
     (
-        nnx.BatchNorm | nnx.LayerNorm,
+        nnx.BatchNorm | nnx.LayerNorm | nnx.GroupNorm,
         {"scale": ("gamma",), "bias": ("beta",), "mean": ("moving_mean",), "var": ("moving_variance",)},
     ),
     (Normalization, {"mean": ("mean",), "var": ("variance",)}),

@@ -36,7 +36,7 @@ SMALL = {
     ),
     "densenet": (
         small_densenet,
-        {"blocks": (2, 3, 1, 2)},
+        {"depths": (2, 3, 1, 2)},
         ("pool1", "conv2_block2_concat", "pool2_pool", "conv4_block1_concat", "relu", "predictions"),
     ),
 }
