@@ -10,6 +10,7 @@ import h5py
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 from jax import lax
@@ -17,9 +18,13 @@ from PIL import Image
 from residual import randomized
 from safetensors.numpy import load_file
 
-from cnnjax.functional import leaves_of, named_variables
+from cnnjax import Classifier, Freeze, Trainer
+from cnnjax.data import InMemory
+from cnnjax.freeze import num_weighted_layers
+from cnnjax.functional import functionalize, leaves_of, named_variables
 from cnnjax.models import create
 from cnnjax.models.alexnet import LocalResponseNormalization
+from cnnjax.models.graph import Graph
 from cnnjax.models.preprocessing import preprocess
 from cnnjax.models.regnet import stages
 from cnnjax.weights.assign import load_weights
@@ -285,3 +290,143 @@ def test_resnet8_is_keras_network(shared_data, cifar, keras_oracle):
         outputs[made["name"]] = layer(reads if len(reads) > 1 else reads[0])
     np.testing.assert_allclose(got, outputs["dense"], atol=1e-5)
     assert (run(model, images.astype("float32")).argmax(1) == labels).mean() > 0.7
+
+
+# Small networks: the images' size, options, and three layers up to which they are frozen.
+SMALL = {
+    "vgg19": (32, {"widths": (2, 2, 4, 4, 4)}, ("block1_conv2", "block3_pool", "block5_conv2")),
+    "resnet": (32, {"depth": 50, "variant": "v1.5", "widths": (4, 8), "groups": 2, "base_width": 32},
+               ("conv1_relu", "conv2_block2_2_conv", "conv3_block1_0_bn")),
+    "resnet_v2": (32, {"widths": (2, 3)}, ("pool1_pool", "conv2_block3_1_bn", "conv3_block2_out")),
+    "densenet": (32, {"growth": 2, "depths": (2, 2)}, ("conv1_relu", "conv2_block2_1_bn", "pool2_pool")),
+    "regnet": (32, {"widths": (4, 8), "depths": (1, 2), "group_width": 2},
+               ("stem_relu", "stage1_block1_out", "stage2_block1_se_expand")),
+    "squeezenet": (32, {"squeeze": (2, 2, 2)}, ("pool1", "fire3_expand1x1", "fire3_concat")),
+    "alexnet": (67, {"widths": (4, 4, 4, 4, 4)}, ("norm1", "conv3", "conv4")),
+    "bit": (32, {"widths": (4, 8), "groups": 2}, ("pool1_pool", "conv2_block2_1_gn", "conv3_block2_out")),
+    "nasnet": (32, {"filters": 96, "cells": 1}, ("stem_bn1", "reduction_concat_stem_2", "normal_add_3_2")),
+    "resnet_cifar": (16, {"depth": 14, "widths": (2, 4)}, ("conv1_relu", "conv2_block1_2_bn", "conv3_block1_0_pad")),
+    "resnet8": (16, {"widths": (2, 4, 4)}, ("activation", "batch_normalization_3", "add_1")),
+}  # fmt: skip
+
+
+def small(name):
+    size, options, _ = SMALL[name]
+    shape = (size, size + 8, 3)
+    return randomized(create(name, input_shape=shape, include_top=False, rngs=nnx.Rngs(0), **options))
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("compiled_fast")
+@pytest.mark.parametrize("place", [0, 1, 2])
+@pytest.mark.parametrize("name", SMALL)
+def test_training_through_stored_features_is_training_unstaged(name, place):
+    backbone = small(name)
+    shape, net = backbone.input_shape, Graph(backbone.output_shape(), rngs=nnx.Rngs(1), input_layer=None)
+    head = net.backbone(net.dense("dense", net.global_avg_pool("pool", net.input), 1))
+    model = Classifier(backbone, head, "tf")
+    frozen = Freeze.through(SMALL[name][2][place]).resolve(model, "backbone")
+    images = np.random.default_rng(0).integers(0, 256, (4, *shape), np.uint8)
+    labels = np.arange(4) % 2
+    trainer = Trainer(model, frozen, shape[:2], batch_size=4, optimizer=optax.sgd(0.01), precision="float32")
+    assert not trainer.staged.stores_images_only and trainer.staged.blocked == ()
+    state, _ = trainer.fit(trainer.init(), trainer.rows(InMemory(images, labels, ("a", "b"))), epochs=2)
+
+    functional, leaves = functionalize(model, frozen=frozen), leaves_of(model)
+    trained = [path for path in functional.parameters() if not frozen(path)]
+
+    @jax.jit
+    def step(leaves):
+        def loss(parameters):
+            logits, after = functional.apply({**leaves, **parameters}, jnp.asarray(images), train=True)
+            return optax.sigmoid_binary_cross_entropy(logits[:, 0], labels).mean(), after
+
+        gradients, after = jax.grad(loss, has_aux=True)({path: leaves[path] for path in trained})
+        return {**after, **{path: leaves[path] - 0.01 * gradients[path] for path in trained}}
+
+    want, got = step(step(leaves)), trainer.leaves(state)
+    assert 0 < len(trained) < len(functional.parameters())
+    for path, value in got.items():
+        if frozen(path):  # weights and statistics
+            np.testing.assert_array_equal(value, leaves[path], err_msg=path)
+        else:
+            scale = max(1e-2, np.abs(want[path]).max())
+            np.testing.assert_allclose(value, want[path], rtol=1e-3, atol=1e-3 * scale, err_msg=path)
+    moved = [path for path in trained if path.endswith("kernel") and np.abs(got[path] - leaves[path]).max() > 0]
+    assert len(moved) > len([path for path in trained if path.endswith("kernel")]) / 2
+
+
+@pytest.mark.parametrize(
+    ("name", "stage", "last"),
+    [
+        ("vgg19", "block3", "block3_pool"),
+        ("resnet", "conv2", "conv2_block3_out"),
+        ("resnet", "conv3_block1", "conv3_block1_out"),
+        ("densenet", "conv2", "conv2_block2_concat"),
+        ("densenet", "pool2", "pool2_pool"),
+        ("regnet", "stage1", "stage1_block1_out"),
+        ("squeezenet", "fire2", "fire2_concat"),
+        ("bit", "conv3_block2", "conv3_block2_out"),
+    ],
+)
+def test_a_stage_is_frozen_up_to_its_last_layer(name, stage, last):
+    model = small(name)
+    frozen = Freeze.parse(stage).resolve(model)
+    assert frozen.layers == Freeze.through(last).resolve(model).layers == frozen.layers
+    assert frozen.layers[-1] == last or set(frozen.layers) >= {n for n in model.layer_names if n.startswith(stage)}
+
+
+def test_what_is_no_stage_is_not_taken_for_one():
+    model = small("regnet")
+    for text in ("stage3", "stage", "stage1_block", "stage2_block1_se"):
+        with pytest.raises(ValueError, match=f"no layer {text!r} in "):
+            Freeze.parse(text).resolve(model)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_freezing_means_what_it_means_in_keras(name):
+    model = small(name)
+    names = list(model.layer_names)
+    kernels = [k for k, layer in enumerate(model.layers) if getattr(layer, "kernel", None) is not None
+               or hasattr(layer, "pointwise")]  # fmt: skip
+    assert num_weighted_layers(model) == len(kernels)
+    assert list(Freeze.parse("[:-4]").resolve(model).layers) == names[:-4]
+    assert list(Freeze.depth(2).resolve(model).layers) == names[: kernels[2]]
+    assert list(Freeze.parse("all").resolve(model).layers) == names
+    pattern = f"{names[kernels[1]]},{names[-1]}*"
+    assert set(Freeze.parse(pattern).resolve(model).layers) == {names[kernels[1]], names[-1]}
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("resnet", {"groups": 32}, "groups and base_width are of version 1.5 from depth 50 on"),
+        ("resnet", {"depth": 18, "variant": "v1.5", "base_width": 128}, "of version 1.5 from depth 50 on"),
+        ("resnet", {"variant": "v1.5", "base_width": 0}, "leaves a convolution of widths .* no filters"),
+        ("resnet_v2", {"depth": 49}, "no ResNet-V2 of depth 49; did you mean 50"),
+        ("resnet_v2", {"widths": ()}, "one to 4 stages"),
+        ("densenet", {"depth": 160}, "no DenseNet of depth 160; did you mean 161"),
+        ("densenet", {"depths": (1, 0)}, "each of at least one layer, and a growth from 1 on; found .1, 0. and 32"),
+        ("regnet", {"variant": "y_401mf"}, "no RegNet 'y_401mf'; did you mean 'y_400mf'"),
+        ("regnet", {"widths": (8, 8)}, "a width and a depth from 1 on for each stage"),
+        ("regnet", {"widths": (8, 9), "depths": (1, 1), "group_width": 2}, "groups of 2 channels do not divide"),
+        ("squeezenet", {"squeeze": (1,) * 9}, "one to eight fire modules"),
+        ("alexnet", {"variant": "three"}, "no AlexNet 'three'; did you mean"),
+        ("alexnet", {"widths": (4,)}, "five convolutions"),
+        ("alexnet", {"widths": (3, 3, 3, 3, 3)}, "2 groups do not divide 3 channels"),
+        ("alexnet", {"input_shape": (None, 99, 3)}, "with top needs a known image size"),
+        ("bit", {"groups": 48}, "48 groups do not divide every one of the widths"),
+        ("bit", {"factor": 0}, "a factor from 1 on"),
+        ("nasnet", {"filters": 100}, "expected a multiple of 96, found 100"),
+        ("nasnet", {"variant": "small"}, "no NASNet 'small'"),
+        ("nasnet", {"cells": 0}, "at least one cell in each stage"),
+        ("resnet_cifar", {"depth": 21}, "6 n . 2 layers, found depth 21; did you mean 20"),
+        ("resnet_cifar", {"widths": (4, 2)}, "none narrower than the one before"),
+        ("resnet8", {"input_shape": (None, 32, 3)}, "with top needs a known image size"),
+        *((name, {"classes": 0}, "at least one class, found 0") for name in SMALL),
+        *((name, {"input_shape": (7, 99, 3)}, r"found input_shape \(7, 99, 3\)") for name in SMALL),
+    ],
+)
+def test_impossible_models_are_refused(name, options, message):
+    with pytest.raises(ValueError, match=message):
+        create(name, rngs=nnx.Rngs(0), **options)
