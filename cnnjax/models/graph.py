@@ -310,9 +310,18 @@ class Graph:
         return self._same(name, nnx.Dropout(rate, broadcast_dims=axes, rngs=self._rngs), x)
 
     def halving_pad(self, name: str, x: Tensor, kernel_size: int) -> Tensor:
-        """The zeros before a convolution of stride 2 and padding "valid" (`correct_pad`)."""
+        """The zeros before a convolution of stride 2 and padding "valid" (Keras's `ZeroPadding2D(correct_pad(...))`).
+
+        Keras takes a size that is not known for an even one. Here the images' own decides, so that a network for any
+        size gives what the one for that size gives.
+        """
         self._own(name, (x,))
-        return self.zero_padding(name, x, correct_pad(x.shape, kernel_size))
+        around = correct_pad(x.shape, kernel_size)
+        if None not in x.shape:
+            return self.zero_padding(name, x, around)
+        known = zip(zeros(x.shape, around), x.shape, strict=True)
+        shape = tuple(n if have is not None else None for n, have in known)
+        return self._add(name, layers.HalvingPadding2D(kernel_size), (x,), shape)
 
     def zero_padding(self, name: str, x: Tensor, padding: Any) -> Tensor:
         """Put zeros around the images (Keras's `ZeroPadding2D`). A convolution behind it takes them for its own."""

@@ -4,7 +4,22 @@ from collections.abc import Sequence
 from typing import Any
 
 from cnnjax.models.backbone import Shape
-from cnnjax.models.weightless import Padding, Pairs
+from cnnjax.models.weightless import Padding, Pairs, correct_pad
+
+__all__ = [
+    "Pair",
+    "checked_images",
+    "correct_pad",
+    "divisible",
+    "joined",
+    "pair",
+    "pairs",
+    "pooled",
+    "same_shapes",
+    "sides",
+    "window_padding",
+    "zeros",
+]
 
 Pair = tuple[int, int]
 Named = Sequence[tuple[str, Shape]]
@@ -74,20 +89,6 @@ def pairs(name: str, padding: Any) -> Pairs:
             f"found {padding!r}"
         )
     return (both[0], both[1])
-
-
-def correct_pad(shape: Shape, kernel_size: int) -> Pairs:
-    """The zeros before a convolution with stride 2 and an odd kernel, by which it halves any size as "same" does.
-
-    Source: `correct_pad` in keras/src/applications/imagenet_utils.py, which takes a size that is not known for an even
-    one.
-
-    >>> correct_pad((32, 33, 3), 3), correct_pad((None, None, 3), 5)
-    (((0, 1), (1, 1)), ((1, 2), (1, 2)))
-    """
-    half = kernel_size // 2
-    above, left = (half - (1 if n is None else 1 - n % 2) for n in shape[:2])
-    return ((above, half), (left, half))
 
 
 def divisible(channels: float, divisor: int = 8) -> int:

@@ -2,7 +2,7 @@
 
 import difflib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -105,6 +105,36 @@ class ZeroPadding2D(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Pad `x` to f32[N, top + H + bottom, left + W + right, C]."""
         return jnp.pad(x, ((0, 0), *self.padding, (0, 0)))
+
+
+def correct_pad(shape: Sequence[int | None], kernel_size: int) -> Pairs:
+    """The zeros before a convolution with stride 2 and an odd kernel, by which it halves any size as "same" does.
+
+    Source: `correct_pad` in keras/src/applications/imagenet_utils.py, which takes a size that is not known for an even
+    one (`HalvingPadding2D` looks at the images instead).
+
+    >>> correct_pad((32, 33, 3), 3), correct_pad((None, None, 3), 5)
+    (((0, 1), (1, 1)), ((1, 2), (1, 2)))
+    """
+    half = kernel_size // 2
+    above, left = (half - (1 if n is None else 1 - n % 2) for n in shape[:2])
+    return ((above, half), (left, half))
+
+
+class HalvingPadding2D(nnx.Module):
+    """`ZeroPadding2D(correct_pad(shape, kernel_size))` for images of any size.
+
+    >>> layer = HalvingPadding2D(3)
+    >>> layer(jnp.ones((1, 4, 5, 2))).shape
+    (1, 5, 7, 2)
+    """
+
+    def __init__(self, kernel_size: int):
+        self.kernel_size = kernel_size
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Pad f32[N, H, W, C]."""
+        return jnp.pad(x, ((0, 0), *correct_pad(x.shape[1:], self.kernel_size), (0, 0)))
 
 
 class MaxPooling2D(nnx.Module):

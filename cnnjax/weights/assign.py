@@ -17,6 +17,7 @@ from cnnjax.models.backbone import Backbone
 from cnnjax.models.layers import DepthwiseConv2D, LayerScale, Normalization, SeparableConv2D
 from cnnjax.weights.hdf5 import Tensors, WeightsError, read_tensors
 
+_WHATEVER = "*"  # a tensor without a name of its own: variable, variable_1, Variable
 # Keras's names of the leaves of each kind of layer, where they are not ours.
 _NAMES: tuple[tuple[Any, Mapping[str, tuple[str, ...]]], ...] = (
     (
@@ -24,7 +25,7 @@ _NAMES: tuple[tuple[Any, Mapping[str, tuple[str, ...]]], ...] = (
         {"scale": ("gamma",), "bias": ("beta",), "mean": ("moving_mean",), "var": ("moving_variance",)},
     ),
     (Normalization, {"mean": ("mean",), "var": ("variance",)}),
-    (LayerScale, {"gamma": ("gamma", "variable", "Variable")}),  # Keras gives it no name
+    (LayerScale, {"gamma": ("gamma", _WHATEVER)}),
 )
 _SEPARABLE = {"depthwise/kernel": "depthwise_kernel", "pointwise/kernel": "pointwise_kernel", "pointwise/bias": "bias"}
 _UNUSED = "count"  # how many examples Keras's Normalization has seen, which nothing depends on
@@ -117,6 +118,8 @@ class _Leaf:
 
     def called(self, named: Mapping[str, Any]) -> str | None:
         """Return the name under which the file has it, if it does."""
+        if _WHATEVER in self.names and len(named) == 1:
+            return next(iter(named))
         return next((name for name in self.names if name in named), None)
 
 
@@ -186,7 +189,9 @@ def _contradictions(leaves: Mapping[str, Mapping[str, _Leaf]], used: Tensors) ->
 
 
 def _values(leaf: _Leaf, named: Mapping[str, np.ndarray]) -> np.ndarray:
-    return next(named[key] for key in leaf.names if key in named)
+    found = leaf.called(named)
+    assert found is not None
+    return named[found]
 
 
 def _layer_misfits(layer: str, found: Mapping[str, _Leaf], named: Mapping[str, np.ndarray]) -> list[str]:

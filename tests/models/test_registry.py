@@ -85,7 +85,7 @@ def test_it_is_built_by_name_with_its_options(family):
     ("options", "message"),
     [
         ({"filter": 3}, "gated has no option 'filter'; did you mean 'filters'"),
-        ({"alpha": 1.0}, r"gated has no option 'alpha' \(which is one of mobilenet\); its options are filters, gate"),
+        ({"alpha": 1.0}, r"gated has no option 'alpha' \(which is one of .*mobilenet.*\); its options are"),
         ({"gate": 1}, "gate of gated: expected True or False, found 1"),
         ({"filters": 2.5}, "filters of gated: expected a whole number from 0 to 4096, found 2.5"),
         ({"squash": "softmax"}, r"squash of gated: expected sigmoid or hard_sigmoid \(did you .*\), found 'softmax'"),
@@ -183,7 +183,7 @@ def test_what_cannot_be_an_entry_is_refused():
             alpha: Another one.
         """
 
-    with pytest.raises(TypeError, match="'alpha' is .*int.* in other, .*float.* in mobilenet; it needs one type"):
+    with pytest.raises(TypeError, match=r"'alpha' is .*int.* in other, .*float.* in \w+; it needs one type"):
         register()(other)
 
     def mobilenet(input_shape, include_top, classes, classifier_activation, *, rngs):
