@@ -59,7 +59,10 @@ class Freeze:
 
     @classmethod
     def through(cls, layer: str) -> "Freeze":
-        """Every layer up to and including the one named."""
+        """Every layer up to and including the one named, or the last of a stage or block: `block4`, `conv4_block2`.
+
+        A stage is named by what its layers' names begin with, up to a number.
+        """
         return cls("through", layer)
 
     @classmethod
@@ -171,6 +174,9 @@ class Freeze:
             return set(counted[slice(*self.value)])
         if self.kind == "through":
             inside = {own for name, own in called.items() if name == self.value or name.startswith(f"{self.value}/")}
+            if not inside and re.search(r"\d[a-z]?$", self.value):  # a stage or block: stage3, conv4_block2, block3a
+                of_stage = re.compile(rf"{re.escape(self.value)}[a-z]?_")
+                inside = {own for name, own in called.items() if of_stage.match(name)}
             if not inside:
                 raise ValueError(f"no layer {self.value!r} in {what}{_nearest(self.value, called)}")
             return set(names[: max(names.index(name) for name in inside) + 1])

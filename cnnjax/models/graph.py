@@ -156,8 +156,9 @@ class Graph:
         groups: int = 1,
         bias: bool = True,
         activation: str = "linear",
+        standardized: bool = False,
     ) -> Tensor:
-        """Convolve to `filters` channels (Keras's `Conv2D`)."""
+        """Convolve to `filters` channels (Keras's `Conv2D`), by kernels of mean 0 and deviation 1 if `standardized`."""
         self._own(name, (x,))
         if filters < 1 or groups < 1 or x.channels % groups or filters % groups:
             raise ValueError(
@@ -168,7 +169,8 @@ class Graph:
         shape = pooled(name, x.shape, size, step, pads, spread)
         layer = layers.conv2d(
             x.channels, filters, size, step,
-            padding=pads, dilation=spread, groups=groups, use_bias=bias, activation=activation, rngs=self._rngs,
+            padding=pads, dilation=spread, groups=groups, use_bias=bias, activation=activation,
+            standardized=standardized, rngs=self._rngs,
         )  # fmt: skip
         return self._add(name, layer, (x,), (*shape[:-1], filters))
 
@@ -251,6 +253,14 @@ class Graph:
         """Normalise each position over its channels (Keras's `LayerNormalization`)."""
         self._own(name, (x,))
         return self._add(name, layers.layer_normalization(x.channels, epsilon=epsilon, rngs=self._rngs), (x,), x.shape)
+
+    def group_norm(self, name: str, x: Tensor, groups: int = 32, *, epsilon: float = 1e-3) -> Tensor:
+        """Normalise each group of channels over height and width (Keras's `GroupNormalization`)."""
+        self._own(name, (x,))
+        if groups < 1 or x.channels % groups:
+            raise ValueError(f"layer {name!r}: {groups} groups do not divide {x.channels} channels")
+        layer = layers.group_normalization(x.channels, groups, epsilon=epsilon, rngs=self._rngs)
+        return self._add(name, layer, (x,), x.shape)
 
     def layer_scale(self, name: str, x: Tensor, *, initial: float = 1e-6) -> Tensor:
         """Multiply each channel by a trainable factor."""

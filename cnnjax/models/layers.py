@@ -51,6 +51,7 @@ __all__ = [
     "Flatten",
     "GlobalAveragePooling2D",
     "GlobalMaxPooling2D",
+    "GroupNormalization",
     "HalvingPadding2D",
     "InputLayer",
     "LayerNormalization",
@@ -63,11 +64,13 @@ __all__ = [
     "Reshape",
     "SeparableConv2D",
     "Standardization",
+    "StandardizedConv2D",
     "ZeroPadding2D",
     "batch_normalization",
     "conv2d",
     "dense",
     "depthwise_conv2d",
+    "group_normalization",
     "layer_normalization",
     "separable_conv2d",
 ]
@@ -113,8 +116,11 @@ class Conv2D(nnx.Conv):
         >>> bool(jnp.allclose(layer.of_padded(x, ((0, 1), (0, 1))), after))
         True
         """
+        return self._convolved(x, self.kernel[...], padding)
+
+    def _convolved(self, x: jax.Array, kernel: jax.Array, padding: Any) -> jax.Array:
         bias = None if self.bias is None else self.bias[...]
-        x, kernel, bias = self.promote_dtype((x, self.kernel[...], bias), dtype=self.dtype)
+        x, kernel, bias = self.promote_dtype((x, kernel, bias), dtype=self.dtype)
         y = self.conv_general_dilated(
             x,
             kernel,
@@ -126,6 +132,19 @@ class Conv2D(nnx.Conv):
             precision=self.precision,
         )
         return ACTIVATIONS[self.activation](y if bias is None else y + bias)
+
+
+class StandardizedConv2D(Conv2D):
+    """A convolution whose kernel has mean 0 and deviation 1 for each filter (arXiv:1903.10520). Made by `conv2d`."""
+
+    epsilon: float = 1e-8
+
+    def __call__(self, inputs: jax.Array, out_sharding: object = None) -> jax.Array:
+        """Convolve f32[N, H, W, C] to f32[N, H', W', out_features]."""
+        kernel = self.kernel[...]
+        centred = kernel - jnp.mean(kernel, axis=(0, 1, 2))
+        variance = jnp.mean(centred * centred, axis=(0, 1, 2))
+        return self._convolved(inputs, centred * lax.rsqrt(variance + self.epsilon), self.padding)
 
 
 class Dense(nnx.Linear):
@@ -212,6 +231,10 @@ class LayerNormalization(nnx.LayerNorm):
     """`nnx.LayerNorm` under Keras's name. Made by `layer_normalization`."""
 
 
+class GroupNormalization(nnx.GroupNorm):
+    """`nnx.GroupNorm` under Keras's name. Made by `group_normalization`."""
+
+
 class LayerScale(nnx.Module):
     """A trainable factor a channel (Touvron et al. 2021, arXiv:2103.17239), as ConvNeXt has it.
 
@@ -238,14 +261,17 @@ def conv2d(
     groups: int = 1,
     use_bias: bool = True,
     activation: str = "linear",
+    standardized: bool = False,
     rngs: nnx.Rngs,
 ) -> Conv2D:
     """Build Keras's `Conv2D`: kernel f32[kh, kw, in / groups, out]; Keras's default padding is "VALID".
 
+    With `standardized` it is a `StandardizedConv2D`.
+
     >>> conv2d(3, 32, (3, 3), activation="relu", rngs=nnx.Rngs(0))(jnp.ones((1, 150, 150, 3))).shape
     (1, 148, 148, 32)
     """
-    layer = Conv2D(
+    layer = (StandardizedConv2D if standardized else Conv2D)(
         in_features,
         out_features,
         kernel_size,
@@ -375,3 +401,14 @@ def layer_normalization(features: int, *, epsilon: float = 1e-3, rngs: nnx.Rngs)
     Array([[-1.,  1.]], dtype=float32)
     """
     return LayerNormalization(features, epsilon=epsilon, use_fast_variance=False, rngs=rngs)
+
+
+def group_normalization(
+    features: int, groups: int = 32, *, epsilon: float = 1e-3, rngs: nnx.Rngs
+) -> GroupNormalization:
+    """Build Keras's `GroupNormalization` over height, width and each group of channels: `scale` (gamma), `bias` (beta).
+
+    >>> group_normalization(2, 1, rngs=nnx.Rngs(0))(jnp.array([[[[1.0, 3.0]]]])).round(2)
+    Array([[[[-1.,  1.]]]], dtype=float32)
+    """
+    return GroupNormalization(features, num_groups=groups, epsilon=epsilon, use_fast_variance=False, rngs=rngs)

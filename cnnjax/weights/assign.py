@@ -21,7 +21,7 @@ _WHATEVER = "*"  # a tensor without a name of its own: variable, variable_1, Var
 # Keras's names of the leaves of each kind of layer, where they are not ours.
 _NAMES: tuple[tuple[Any, Mapping[str, tuple[str, ...]]], ...] = (
     (
-        nnx.BatchNorm | nnx.LayerNorm,
+        nnx.BatchNorm | nnx.LayerNorm | nnx.GroupNorm,
         {"scale": ("gamma",), "bias": ("beta",), "mean": ("moving_mean",), "var": ("moving_variance",)},
     ),
     (Normalization, {"mean": ("mean",), "var": ("variance",)}),
@@ -63,7 +63,7 @@ def load_weights(model: Backbone, path: str | PathLike[str], *, leave_out: str |
 
     Args:
         model: The backbone.
-        path: The file, read by `cnnjax.weights.hdf5.read_tensors`.
+        path: The file, read by `cnnjax.weights.hdf5.read_tensors`. A slash in a layer's name is an underscore here.
         leave_out: "top": whatever the file has after the last of the model's layers, if anything (the
             classification layers of a file with top, for a model without). Or layer names or patterns
             (`block5_*`), each of which must match a layer of the file.
@@ -76,7 +76,7 @@ def load_weights(model: Backbone, path: str | PathLike[str], *, leave_out: str |
             is as it was.
     """
     path = Path(path)
-    tensors = {layer: named for layer, named in read_tensors(path).items() if named}
+    tensors = _as_attributes(path, {layer: named for layer, named in read_tensors(path).items() if named})
     for name in set(tensors) & set(model.layer_names):
         if isinstance(getattr(model, name), Normalization):
             tensors[name].pop(_UNUSED, None)
@@ -96,6 +96,16 @@ def load_weights(model: Backbone, path: str | PathLike[str], *, leave_out: str |
             loaded.append(f"{layer}/{name}")
     left_out = tuple(f"{layer}/{name}" for layer in dropped for name in tensors[layer])
     return LoadReport(path, tuple(loaded), left_out)
+
+
+def _as_attributes(path: Path, tensors: Tensors) -> Tensors:
+    """The tensors by names that a layer of ours can have: `fire2/expand1x1` is `fire2_expand1x1`."""
+    renamed: dict[str, str] = {}
+    for layer in tensors:
+        other = renamed.setdefault(layer.replace("/", "_"), layer)
+        if other != layer:
+            raise WeightsError(f"{path}: {other!r} and {layer!r} would be one layer here, {layer.replace('/', '_')!r}")
+    return {name: tensors[layer] for name, layer in renamed.items()}
 
 
 @dataclass(frozen=True)

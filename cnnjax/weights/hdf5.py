@@ -187,9 +187,9 @@ def _datasets(path: Path, root: Any, layer: str) -> dict[str, Any]:
 
 
 def _tensor_name(layer: str, name: str) -> str:
-    short = name.rsplit("/", 1)[-1].removesuffix(":0")
-    parts = short.removeprefix(f"{layer}_").split("_")
-    return _OLD_NAMES.get(parts[0], short) if short.startswith(f"{layer}_") else short
+    short, own = name.rsplit("/", 1)[-1].removesuffix(":0"), layer.rsplit("/", 1)[-1]
+    parts = short.removeprefix(f"{own}_").split("_")
+    return _OLD_NAMES.get(parts[0], short) if short.startswith(f"{own}_") else short
 
 
 def _check_dataset(path: Path, dataset: Any) -> None:
