@@ -1,6 +1,5 @@
 """The commands."""
 
-import difflib
 import gc
 import importlib
 import os
@@ -8,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
+from cnnjax.runtime.nearest import did_you_mean
 from cnnjax.runtime.tuning import tune_cpu
 
 # Command -> (module, options, function, what it does); modules are imported when their command is run.
@@ -41,8 +41,8 @@ COMMANDS = {
 # Command ("" for all) -> what an option, or a value of one, is called now; where that is two words, an option's value.
 RENAMED = {
     "": {
-        "--on-error": "--on-error", "--rate-groups": "--learning-rate-groups", "--find-rate": "--find-learning-rate",
-        "--error": "--loss", "--image": "IMAGE, without a name", "head-first": "lp-ft",
+        "--on-bad": "--on-error", "--rate-groups": "--learning-rate-groups", "--find-rate": "--find-learning-rate",
+        "--error": "--loss", "--picture": "IMAGE, without a name", "head-first": "lp-ft",
     },
     "summary": {"--name": "NAME, without --"},
     "evaluate": {"--backbone": "--code"},
@@ -55,8 +55,8 @@ _VALUES = {"head-first": "--methods"}
 def renamed(command: str, words: Sequence[str]) -> str | None:
     """What to say of a word that is called something else now; None where there is none.
 
-    >>> renamed("fit", ["--data", "pets", "--on-error", "skip"])
-    '`--on-error` is now `--on-error`'
+    >>> renamed("fit", ["--data", "pets", "--on-bad", "skip"])
+    '`--on-bad` is now `--on-error`'
     >>> renamed("ablate", ["--methods", "direct", "head-first"])
     '`--methods head-first` is now `--methods lp-ft`'
     """
@@ -97,8 +97,7 @@ def main(argv: list[str] | None = None) -> None:
         print(__version__)
         return
     if name not in COMMANDS:
-        near = difflib.get_close_matches(name, COMMANDS, 1, 0.4)
-        _fail(f"no command {name!r}" + (f"; did you mean {near[0]!r}?" if near else "") + f"\n\n{usage()}")
+        _fail(f"no command {name!r}{did_you_mean(name, COMMANDS, 0.4)}\n\n{usage()}")
     module_name, options, function, _ = COMMANDS[name]
     given = [word.partition("=")[0] for word in rest if word.startswith("--")]
     if old := renamed(name, rest):

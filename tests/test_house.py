@@ -28,12 +28,7 @@ def test_digests_writers_and_what_was_meant_stand_once():
     """`cnnjax/sizing` imports nothing of ours, so that it has its own."""
     named = {name: path.read_text() for name, (path, _) in house.modules().items() if house.room(name) != "sizing"}
     assert [name for name, text in named.items() if "hashlib" in text] == ["cnnjax.files.digests"]
-    own = {"cnnjax.runtime.nearest", *_TO_COME}
-    assert {name for name, text in named.items() if "difflib" in text} <= own
-
-
-_TO_COME = {"cnnjax.cli", "cnnjax.fit.recipe", "cnnjax.classifier.config", "cnnjax.classifier.classifier",
-            "cnnjax.train.lowering"}  # fmt: skip
+    assert [name for name, text in named.items() if "difflib" in text] == ["cnnjax.runtime.nearest"]
 
 
 def test_private_interfaces_are_those_that_are_listed():

@@ -1,6 +1,5 @@
 """A classifier of images: build it, predict, evaluate, save, load."""
 
-import difflib
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -25,6 +24,7 @@ from cnnjax.fit.fitter import Report, silent
 from cnnjax.functional import Functional, Leaves, functionalize, lasting_leaves
 from cnnjax.models import Backbone, Classifier
 from cnnjax.models.own import OwnBackbone, OwnHead, is_path, named
+from cnnjax.runtime.nearest import did_you_mean
 from cnnjax.train.own import with_code
 from cnnjax.train.task import PerExample
 from cnnjax.train.tasks import Classification, Task
@@ -374,9 +374,9 @@ class ImageClassifier:
         """
         if recipe is not None and options:
             raise ValueError(f"give a recipe or its fields, not both: found {', '.join(options)} beside it")
-        if unknown := [name for name in options if name not in Recipe.__dataclass_fields__]:
-            near = difflib.get_close_matches(unknown[0], Recipe.__dataclass_fields__, 1, 0)[0]
-            raise ValueError(f"a recipe has no {unknown[0]!r}; did you mean {near!r}?")
+        known = Recipe.__dataclass_fields__
+        if strange := [name for name in options if name not in known]:
+            raise ValueError(f"a recipe has no {strange[0]!r}{did_you_mean(strange[0], known)}")
         from cnnjax.classifier.training import Training, TrainingRun
 
         classifier = self._for_task(task, loss, metrics)

@@ -10,7 +10,7 @@ from flax import nnx
 
 from cnnjax.data.listing import some
 from cnnjax.data.pixels import Resizing, Scale, checked_resizing, checked_scale
-from cnnjax.importing import imported, is_path
+from cnnjax.files.importing import imported, is_path
 from cnnjax.models import Backbone, Classifier
 from cnnjax.models.heads import HEADS
 from cnnjax.models.layer_order import output_shape

@@ -13,9 +13,9 @@ import numpy as np
 
 from cnnjax.classifier.config import Config
 from cnnjax.data.listing import existing_folder, some
+from cnnjax.files.importing import is_path, trusted
 from cnnjax.files.runs import finite
 from cnnjax.functional import Leaves
-from cnnjax.importing import is_path, trusted
 from cnnjax.train.tasks import Task, code_of
 
 FORMAT, VERSION = "cnnjax classifier", 1

@@ -12,11 +12,11 @@ from cnnjax.classifier.running import RuntimeConfig, initial_leaves
 from cnnjax.data.source import targets_of
 from cnnjax.features import GIB, FeatureStore
 from cnnjax.files.digests import digest
+from cnnjax.files.importing import called, check_call, imported, named
 from cnnjax.files.runs import RunFolder
 from cnnjax.fit import Fitted, Fitter, Recipe
 from cnnjax.fit.fitter import Report
 from cnnjax.fit.recipe import code_digests, own_code
-from cnnjax.importing import called, check_call, imported, named
 from cnnjax.metrics import Journal
 from cnnjax.models.layer_order import program_digest
 from cnnjax.models.own import is_path

@@ -4,7 +4,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from cnnjax.importing import called, imported, is_path
+from cnnjax.files.importing import called, imported, is_path
 
 _NEEDS = ("image_size", "digest", "read", "__len__")
 

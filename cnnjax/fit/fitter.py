@@ -14,12 +14,12 @@ from cnnjax.augment import AugmentFn
 from cnnjax.data.order import epoch_steps
 from cnnjax.data.source import targets_of
 from cnnjax.features import FeatureStore
+from cnnjax.files.importing import imported
 from cnnjax.fit.plan import Report
 from cnnjax.fit.recipe import Phase, Recipe, phases
 from cnnjax.fit.run import CheckpointConfig, Record, Run
 from cnnjax.freeze import layer_names
 from cnnjax.functional import Functional, Leaves, functionalize, lasting_leaves, names_of
-from cnnjax.importing import imported
 from cnnjax.metrics import Journal
 from cnnjax.models.layer_order import Example
 from cnnjax.optim import by_depth, by_groups, make_optimizer

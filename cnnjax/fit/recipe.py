@@ -1,6 +1,5 @@
 """What training is asked for: the lecture's methods, and what researchers add to them."""
 
-import difflib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from numbers import Integral
@@ -12,11 +11,12 @@ from flax import nnx
 from cnnjax.augment import Augmentation
 from cnnjax.augment.own import takes_targets
 from cnnjax.data.order import LastBatch
+from cnnjax.files.importing import called, check_call, imported, is_path, named, source_digest
 from cnnjax.freeze import Freeze, Frozen, layer_names, num_weighted_layers
 from cnnjax.functional import leaves_of
-from cnnjax.importing import called, check_call, imported, is_path, named, source_digest
 from cnnjax.models.layer_order import Example
 from cnnjax.optim import make_optimizer, warmup_cosine, warmup_linear
+from cnnjax.runtime.nearest import unknown
 
 if TYPE_CHECKING:
     Named = str | Callable[..., Any]
@@ -248,9 +248,8 @@ def checked_name(what: str, value: Any, known: Sequence[str], *, own: bool = Fal
     """
     if value in known or (own and (callable(value) or (isinstance(value, str) and is_path(value)))):
         return
-    near = difflib.get_close_matches(str(value), known, 1, 0)[0]
     more = ", and import paths, file.py:function" if own else ""
-    raise ValueError(f"no {what} {value!r}; did you mean {near!r}? There are {', '.join(known)}{more}")
+    raise ValueError(f"{unknown(what, value, known, listed=True)}{more}")
 
 
 def checked_augment(value: Any) -> None:
@@ -382,8 +381,7 @@ def phases(
 def _before(layer: str, names: Sequence[str]) -> Freeze:
     """Freezes what lies before a layer."""
     if layer not in names:
-        near = difflib.get_close_matches(layer, names, 1, 0)[0]
-        raise ValueError(f"unfreeze_from: no layer {layer!r} in the backbone; did you mean {near!r}?")
+        raise ValueError(f"unfreeze_from: {unknown('layer', layer, names, 'in the backbone')}")
     place = names.index(layer)
     return Freeze.slice(None, place) if place else Freeze.none()
 

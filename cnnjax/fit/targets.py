@@ -1,6 +1,5 @@
 """What commands are asked to learn: classes of a folder, or the columns of a table beside it; by which loss."""
 
-import difflib
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -10,7 +9,8 @@ from typing import Any, Literal, get_args
 from cnnjax.data import open_data
 from cnnjax.data.labels import TaskKind, open_labels
 from cnnjax.data.own import is_own_data
-from cnnjax.importing import is_path
+from cnnjax.files.importing import is_path
+from cnnjax.runtime.nearest import unknown
 from cnnjax.train.own import own_task, with_code
 from cnnjax.train.regression import RegressionLoss
 from cnnjax.train.tasks import Classification, MultiLabel, Regression, Task
@@ -55,11 +55,8 @@ class TaskOptions(TableOptions):
     def __post_init__(self) -> None:
         kinds = get_args(TaskKind)
         if not is_path(self.task) and self.task not in kinds:
-            near = difflib.get_close_matches(self.task, kinds, 1, 0)[0]
-            raise ValueError(
-                f"no task {self.task!r}; did you mean {near!r}? There are {', '.join(kinds)}, and import paths, "
-                "file.py:function"
-            )
+            found = unknown("task", self.task, kinds, listed=True)
+            raise ValueError(f"{found}, and import paths, file.py:function")
         for name, task in _OF.items():
             if getattr(self, name) != self.__dataclass_fields__[name].default and task != self.task:
                 raise ValueError(f"{name} is of the task {task}; this is {self.task!r}")

@@ -1,6 +1,5 @@
 """A user's own network as a backbone: an import path, a function or a module instead of an architecture's name."""
 
-import difflib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -8,9 +7,10 @@ from typing import Any
 
 from flax import nnx
 
-from cnnjax.importing import called, check_call, imported, is_path, named
+from cnnjax.files.importing import called, check_call, imported, is_path, named
 from cnnjax.models.heads import HEADS
 from cnnjax.models.layer_order import output_shape
+from cnnjax.runtime.nearest import unknown
 
 __all__ = ["ImportedBackbone", "OwnBackbone", "build_head", "imported", "is_path", "named"]
 
@@ -121,8 +121,4 @@ def checked_head(name: str, *others: str) -> str:
     """
     if is_path(name) or name in HEADS or name in others:
         return name
-    near = difflib.get_close_matches(name, [*HEADS, *others], 1, 0)[0]
-    raise LookupError(
-        f"no head {name!r}; did you mean {near!r}? There are {', '.join([*HEADS, *others])}, and import paths, "
-        "file.py:function"
-    )
+    raise LookupError(f"{unknown('head', name, [*HEADS, *others], listed=True)}, and import paths, file.py:function")

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from cnnjax.importing import called, imported, is_path, named
+from cnnjax.files.importing import called, imported, is_path, named
 from cnnjax.optim.average import average
 from cnnjax.optim.factors import Factors, path_of, scale_by_path
 from cnnjax.optim.schedules import constant

@@ -13,10 +13,10 @@ from cnnjax.data import account
 from cnnjax.data.order import epoch_steps
 from cnnjax.features import GIB, FeatureStore
 from cnnjax.files.digests import digest
+from cnnjax.files.importing import named
 from cnnjax.files.runs import RunFolder, path_name
 from cnnjax.fit.recipe import code_digests
 from cnnjax.functional import leaves_of
-from cnnjax.importing import named
 from cnnjax.models import Classifier, SoundClassifier
 from cnnjax.models.layer_order import program_digest
 from cnnjax.models.own import is_path

@@ -8,10 +8,10 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from cnnjax.arguments import Augmentations, Computing, Depths, HeadName, Network
+from cnnjax.files.importing import is_path
 from cnnjax.fit.recipe import Steps, checked_augment, own_code
 from cnnjax.fit.targets import TaskOptions
 from cnnjax.freeze import Freeze
-from cnnjax.importing import is_path
 from cnnjax.models.sizes import sides
 from cnnjax.optim import make_optimizer
 from cnnjax.options import AnyData, Out, Resized, Splits

@@ -22,7 +22,7 @@ from typing import Any
 import jax
 
 from cnnjax.features import GIB, FeatureStore, Progress
-from cnnjax.importing import imported
+from cnnjax.files.importing import imported
 from cnnjax.ops.spread import cpu_threads
 from cnnjax.runtime import preemption
 from cnnjax.runtime.cache import keep_programs

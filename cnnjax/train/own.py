@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cnnjax.importing import called, check_call, imported, named
+from cnnjax.files.importing import called, check_call, imported, named
 from cnnjax.train.classification import Classification
 from cnnjax.train.multilabel import MultiLabel
 from cnnjax.train.regression import Regression

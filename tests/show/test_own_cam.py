@@ -7,8 +7,8 @@ from PIL import Image
 from safetensors.numpy import save_file
 
 from cnnjax.cli import main
+from cnnjax.files.importing import imported
 from cnnjax.functional import leaves_of
-from cnnjax.importing import imported
 from cnnjax.show import command
 
 CODE = """

@@ -1,7 +1,5 @@
 """Code of the user's by its import path, `package.module:function` or `file.py:function`."""
 
-import difflib
-import hashlib
 import importlib
 import importlib.util
 import inspect
@@ -10,6 +8,9 @@ from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from cnnjax.files.digests import content_digest, joined_digest
+from cnnjax.runtime.nearest import did_you_mean
 
 
 def is_path(name: str) -> bool:
@@ -67,8 +68,8 @@ def imported(path: str, what: str = "a function that builds a module", such_as: 
     for name in attribute.split("."):
         if not hasattr(found, name):
             public = [n for n, x in vars(found).items() if callable(x) and not n.startswith("_")]
-            near = difflib.get_close_matches(name, public, 1, 0.6)
-            hint = f"; did you mean {near[0]!r}? It has" if near else "; it has"
+            near = did_you_mean(name, public, 0.6)
+            hint = f"{near} It has" if near else "; it has"
             raise ValueError(f"{path}: there is no {name!r} in {place}{hint} {', '.join(public[:8]) or 'no functions'}")
         found = getattr(found, name)
     if not callable(found):
@@ -130,11 +131,9 @@ def source_digest(code: Any) -> str:
     64
     """
     kind = code if hasattr(code, "__qualname__") else type(code)
-    found = hashlib.sha256(kind.__qualname__.encode())
     module = sys.modules.get(kind.__module__)
     if module is None or getattr(module, "__file__", None) is None:  # built in, or typed at a prompt
-        found.update(named(code).encode())
-        return found.hexdigest()
+        return joined_digest(kind.__qualname__, [named(code).encode()])
     folder = Path(str(module.__file__)).resolve().parent
     files: dict[Path, bytes] = {}
     waiting: list[Any] = [module]
@@ -154,9 +153,7 @@ def source_digest(code: Any) -> str:
                     else sys.modules.get(str(getattr(value, "__module__", "")))
                 )
             ]
-    for path in sorted(files):
-        found.update(hashlib.sha256(files[path]).digest())
-    return found.hexdigest()
+    return joined_digest(kind.__qualname__, (content_digest(files[path]) for path in sorted(files)))
 
 
 def trusted(wanted: Mapping[str, str], given: Iterable[str], where: str) -> dict[str, str]:
@@ -210,11 +207,10 @@ def _module_of_file(path: str, place: str) -> Any:
     file = Path(place)
     if not file.is_file():
         beside = sorted(p.name for p in file.parent.glob("*.py")) if file.parent.is_dir() else []
-        near = difflib.get_close_matches(file.name, beside, 1, 0.6)
-        raise ValueError(f"{path}: there is no file {file}" + (f"; did you mean {near[0]!r}?" if near else ""))
+        raise ValueError(f"{path}: there is no file {file}{did_you_mean(file.name, beside, 0.6)}")
     content = file.read_bytes()
     # The same in every process, so that what its classes make can be sent from one to another.
-    name = f"cnnjax_own_{hashlib.sha256(str(file.resolve()).encode() + content).hexdigest()[:12]}"
+    name = f"cnnjax_own_{joined_digest(str(file.resolve()), [content])[:12]}"
     if name not in sys.modules:
         spec = importlib.util.spec_from_file_location(name, file)
         assert spec is not None and spec.loader is not None
