@@ -32,8 +32,8 @@ COMMANDS = {
         "measure a saved classifier on labelled data",
     ),
     "predict": ("cnnjax.classifier.command", "Predict", "predict", "what is on images, by a saved classifier"),
-    "size": ("cnnjax.sizing.command", "Size", "size", "output sizes, parameters, multiplications, receptive fields"),
-    "pack": ("cnnjax.data.command", "Pack", "pack", "a folder of images as one data set that is faster to read"),
+    "size": ("cnnjax.commands.size", "Size", "size", "output sizes, parameters, multiplications, receptive fields"),
+    "pack": ("cnnjax.commands.pack", "Pack", "pack", "a folder of images as one data set that is faster to read"),
     "show": ("cnnjax.show.command", "Show", "show", "drawings: filters, activations, edges, field, cam, augment"),
 }
 

@@ -21,7 +21,7 @@ def test_circles_are_found():
 
 
 def test_only_the_nouns_stand_at_the_root():
-    assert house.loose() == ["__main__", "arguments", "cli", "freeze", "functional", "hooks"]
+    assert house.loose() == ["__main__", "cli", "freeze", "functional", "hooks"]
 
 
 def test_digests_writers_and_what_was_meant_stand_once():
@@ -49,4 +49,4 @@ def test_packages_whose_private_interfaces_are_used_are_capped():
 
 
 def test_files_can_be_read_at_a_sitting():
-    assert set(house.long_files(400)) <= {"cnnjax.classifier.classifier"}
+    assert house.long_files(400) == {}

@@ -83,7 +83,7 @@ def test_a_value_that_looks_like_an_old_one_is_let_through():
 
 
 def test_a_network_cannot_have_an_option_that_a_command_with_networks_has():
-    from cnnjax.arguments import Architecture
+    from cnnjax.commands.network import Architecture
     from cnnjax.models.registry import RESERVED, register
 
     with_networks = [kind for _, kind in commands() if issubclass(kind, Architecture)]

@@ -10,13 +10,13 @@ from tyro.conf import Positional, arg
 
 from cnnjax.classifier.classifier import ImageClassifier
 from cnnjax.classifier.prediction import Prediction
+from cnnjax.commands.options import Data, Decoding, Out, Saved
 from cnnjax.data import Folder, account, holds_records, open_data, open_labels, splits
 from cnnjax.data.listing import shown, some, visible_folders
 from cnnjax.data.own import is_own_data, open_own
 from cnnjax.files.writing import write_whole
 from cnnjax.fit.recipe import Batches
 from cnnjax.fit.targets import TableOptions
-from cnnjax.options import Data, Decoding, Out, Saved
 from cnnjax.runtime.cache import keep_programs
 from cnnjax.train.tasks import Classification, MultiLabel, Regression, Task
 

@@ -1,6 +1,7 @@
 """What a classifier is, apart from its weights: plain values, which a saved classifier keeps as JSON."""
 
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -154,6 +155,24 @@ class Config:
             shape = self._check_features(backbone) if lecture else output_shape(backbone, (*self.size, 3))
             head = build_head(self.head, shape, self.task.outputs or 1, nnx.Rngs(seed), self.head_code)
         return Classifier(backbone, head, self.preprocessing)
+
+    def filled(self, weights: str | os.PathLike[str], seed: int) -> Classifier:
+        """The model with a backbone of weights from a file: Keras's, or those of a network of one's own.
+
+        Raises:
+            FileNotFoundError: There is no such file.
+            ValueError: The weights do not fit.
+        """
+        from cnnjax.weights.assign import load_weights
+        from cnnjax.weights.leaves import load_leaves
+
+        # Abstract: nothing is drawn that the file replaces.
+        backbone = nnx.eval_shape(lambda: self.build_backbone(nnx.Rngs(0)))
+        if self.own:
+            load_leaves(backbone, weights)
+        else:
+            load_weights(backbone, weights, leave_out=() if self.head == TOP else "top")
+        return self.on(backbone, seed)
 
     @property
     def _top_outputs(self) -> int | None:

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 from rich.console import Console
 
-from cnnjax.arguments import HeadName, Network
 from cnnjax.classifier.classifier import ImageClassifier
 from cnnjax.classifier.command import affordable
 from cnnjax.classifier.training import Training, TrainingRun
+from cnnjax.commands.network import HeadName, Network
+from cnnjax.commands.options import Data, Out, Resized, Splits
 from cnnjax.data import account
 from cnnjax.data.own import is_own_data
 from cnnjax.data.source import weights_of
@@ -25,7 +26,6 @@ from cnnjax.fit import Fitted, Fitter, Recipe, find_rate
 from cnnjax.fit.targets import TaskOptions
 from cnnjax.metrics import Journal
 from cnnjax.models.own import checked_head, is_path
-from cnnjax.options import Data, Out, Resized, Splits
 from cnnjax.runtime.cache import keep_programs
 from cnnjax.runtime.preemption import watching
 from cnnjax.runtime.progress import Bars

@@ -4,11 +4,13 @@ from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
 
-from cnnjax.arguments import Computing
 from cnnjax.checkpoints import Checkpoints
+from cnnjax.classifier.config import Config
 from cnnjax.classifier.running import RuntimeConfig, initial_leaves
+from cnnjax.commands.network import Computing
+from cnnjax.commands.options import Seed
 from cnnjax.data.source import targets_of
 from cnnjax.features import GIB, FeatureStore
 from cnnjax.files.digests import digest
@@ -17,16 +19,18 @@ from cnnjax.files.runs import RunFolder
 from cnnjax.fit import Fitted, Fitter, Recipe
 from cnnjax.fit.fitter import Report
 from cnnjax.fit.recipe import code_digests, own_code
+from cnnjax.functional import Leaves
 from cnnjax.metrics import Journal
+from cnnjax.models import Classifier
 from cnnjax.models.layer_order import program_digest
 from cnnjax.models.own import is_path
-from cnnjax.options import Seed
 from cnnjax.runtime.cache import cache_folder
+from cnnjax.runtime.nearest import did_you_mean
 from cnnjax.runtime.precision import resolved
 from cnnjax.train.dataset import digest_of
+from cnnjax.train.tasks import Task
 
 if TYPE_CHECKING:
-    from cnnjax.classifier.classifier import ImageClassifier
     from cnnjax.runtime.devices import Devices
 
 _WHERE = ("store", "store_gib", "workers", *RuntimeConfig.__dataclass_fields__)
@@ -88,6 +92,36 @@ class Training(Computing, RuntimeConfig):
         return own_code(**{f"callback_{k}": given for k, given in enumerate(self.callbacks)})
 
 
+def recipe_from(recipe: Recipe | None, options: Mapping[str, Any]) -> Recipe:
+    """A recipe, or one of its fields by name.
+
+    Raises:
+        ValueError: Both are given, or there is no such field.
+    """
+    if recipe is not None and options:
+        raise ValueError(f"give a recipe or its fields, not both: found {', '.join(options)} beside it")
+    known = Recipe.__dataclass_fields__
+    if strange := [name for name in options if name not in known]:
+        raise ValueError(f"a recipe has no {strange[0]!r}{did_you_mean(strange[0], known)}")
+    return recipe or Recipe(**options)
+
+
+class Trainable(Protocol):
+    """What is trained: a network, what it is for, and its weights. `ImageClassifier` is one."""
+
+    @property
+    def config(self) -> Config: ...
+    @property
+    def model(self) -> Classifier: ...
+    @property
+    def leaves(self) -> Leaves: ...
+    @property
+    def image_size(self) -> tuple[int, int]: ...
+    @property
+    def task(self) -> Task: ...
+    def with_leaves(self, leaves: Mapping[str, Any]) -> Self: ...
+
+
 class TrainingRun:
     """A training that is about to begin: programs are made when it does.
 
@@ -104,7 +138,7 @@ class TrainingRun:
     """
 
     def __init__(
-        self, classifier: "ImageClassifier", recipe: Recipe, training: Training, *,
+        self, classifier: Trainable, recipe: Recipe, training: Training, *,
         devices: "Devices | None" = None, store: FeatureStore | None = None,
     ):  # fmt: skip
         if training.init_from is not None:

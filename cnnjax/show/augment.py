@@ -10,8 +10,8 @@ import numpy as np
 from tyro.conf import Positional
 
 from cnnjax.augment import Augmentation, Parameters
+from cnnjax.commands.options import Count, Image, Out, OwnImageSize, Seed
 from cnnjax.models.sizes import sides
-from cnnjax.options import Count, Image, Out, OwnImageSize, Seed
 from cnnjax.show.images import in_colour, middle, read_image, resized
 from cnnjax.show.sheet import FAINT, MARGIN, MOST_PIXELS, Sheet, text_width
 from cnnjax.show.tiles import fitting_grid, resampled

@@ -8,14 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 from tyro.conf import Positional, arg
 
-from cnnjax.arguments import Network
+from cnnjax.commands.network import Network
+from cnnjax.commands.options import Channels, Count, Image, Out
 from cnnjax.files.runs import path_name
 from cnnjax.functional import modules
 from cnnjax.hooks import checked_layer
 from cnnjax.models import Backbone, preprocess
 from cnnjax.models.layer_order import output_shape
 from cnnjax.models.own import is_path
-from cnnjax.options import Channels, Count, Image, Out
 from cnnjax.show.augment import Augment
 from cnnjax.show.cam import class_activation
 from cnnjax.show.draw import draw_activations, draw_edges, draw_filters

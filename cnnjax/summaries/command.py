@@ -8,9 +8,9 @@ from typing import Annotated
 import tyro
 from flax import nnx
 
-from cnnjax.arguments import Architecture, BackboneName, Frozen
+from cnnjax.commands.network import Architecture, BackboneName, Frozen
+from cnnjax.commands.options import Channels, Format
 from cnnjax.models.own import is_path
-from cnnjax.options import Channels, Format
 from cnnjax.summaries.summary import summary
 from cnnjax.weights.pretrained import open_backbone
 

@@ -7,14 +7,14 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from cnnjax.arguments import Augmentations, Computing, Depths, HeadName, Network
+from cnnjax.commands.network import Augmentations, Computing, Depths, HeadName, Network
+from cnnjax.commands.options import AnyData, Out, Resized, Splits
 from cnnjax.files.importing import is_path
 from cnnjax.fit.recipe import Steps, checked_augment, own_code
 from cnnjax.fit.targets import TaskOptions
 from cnnjax.freeze import Freeze
 from cnnjax.models.sizes import sides
 from cnnjax.optim import make_optimizer
-from cnnjax.options import AnyData, Out, Resized, Splits
 
 DRAWN = {"backbone": "lecture_cnn", "image_size": 64, "epochs": 12, "optimizer": "adam"}
 """What a sweep over the images that it draws itself has in place of other defaults."""

@@ -1,7 +1,7 @@
 """Losses, metrics and whole tasks of the user's, named by their import paths."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import jax
@@ -159,8 +159,28 @@ def with_code(task: Task, loss: str | PerExample | None = None, metrics: Sequenc
             raise ValueError(f"metric: {path} is called {name}, and so is another measure; give it another name")
         measures[name] = path
     code = TaskCode(_path(loss) if loss else "", tuple(measures.items()), tuple(functions.items()))
-    values = {name: getattr(task, name) for name in task.__dataclass_fields__}  # ty: ignore[missing-attribute]
+    given: Any = task
+    values = {field.name: getattr(given, field.name) for field in fields(given)}
     return _WITH[type(task)](**values, code=code)
+
+
+def changed_task(
+    own: Task, task: Task | None, loss: str | PerExample | None, metrics: Sequence[str | PerExample]
+) -> Task:
+    """The task of a model that is given another one, or a loss or metrics of the user's; its own if nothing is given.
+
+    Raises:
+        ValueError: It is for another number of outputs.
+    """
+    if task is None and loss is None and not metrics:
+        return own
+    wanted = with_code(own if task is None else task, loss, metrics)
+    if wanted.outputs != own.outputs:
+        raise ValueError(
+            f"task: it needs {wanted.outputs} outputs, and the classifier was made with {own.outputs}: make "
+            "one with this task"
+        )
+    return wanted
 
 
 def _path(given: str | PerExample) -> str:

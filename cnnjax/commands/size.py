@@ -12,7 +12,7 @@ from rich.measure import Measurement
 from rich.table import Table
 from tyro.conf import Positional, arg
 
-from cnnjax.options import Format
+from cnnjax.commands.options import Format
 from cnnjax.sizing.field import Field
 from cnnjax.sizing.notation import parse_input
 from cnnjax.sizing.stack import Row, size_stack, total

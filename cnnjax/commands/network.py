@@ -1,4 +1,4 @@
-"""Options that name a network, shared by several commands as those of `cnnjax.options` are.
+"""Options that name a network, shared by several commands as those of `cnnjax.commands.options` are.
 
 A network's own options are made of the architectures' entries (`cnnjax.models.registry`) when a command line is read.
 """
@@ -13,9 +13,9 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from cnnjax.commands.options import OwnImageSize, Storage
 from cnnjax.models import registry
 from cnnjax.models.sizes import sides
-from cnnjax.options import OwnImageSize, Storage
 from cnnjax.runtime.precision import Precision
 
 

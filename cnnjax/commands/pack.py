@@ -7,10 +7,10 @@ from typing import Annotated
 from rich.console import Console
 from tyro.conf import Positional, arg
 
+from cnnjax.commands.options import Out, OwnImageSize, Resized
 from cnnjax.data.decoded import DecodedFormat, decoded_files
 from cnnjax.data.pack import pack_folder
 from cnnjax.data.source import as_size
-from cnnjax.options import Out, OwnImageSize, Resized
 from cnnjax.runtime.progress import Bars
 
 

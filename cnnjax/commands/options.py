@@ -1,6 +1,6 @@
 """Options that several commands have, declared once: one name, one default, one meaning. Nothing here needs JAX.
 
-Those that name a network are in `cnnjax.arguments`.
+Those that name a network are in `cnnjax.commands.network`.
 """
 
 from dataclasses import dataclass
