@@ -61,6 +61,14 @@ class Pair:
         return nnx.eval_shape(lambda: create(self.name, rngs=nnx.Rngs(0), **given))
 
 
+def _two_stages(x: Any) -> Any:
+    """Of Keras's ResNet50V2."""
+    theirs = importlib.import_module("keras.src.applications.resnet")
+    return theirs.stack_residual_blocks_v2(
+        theirs.stack_residual_blocks_v2(x, 64, 3, name="conv2"), 128, 4, name="conv3"
+    )
+
+
 _CONVNEXT = {"depths": (1, 2, 1, 1), "widths": (8, 12, 16, 24)}
 FAMILIES = (
     Pair(
@@ -120,6 +128,27 @@ FAMILIES = (
                 "mixed10", "predictions"),
         end="mixed3", depths=("max_pooling2d", "mixed1", "batch_normalization_27"), small={"alpha": 1 / 16},
     ),
+    Pair(
+        "resnet_v2", {"widths": (64, 128)}, "resnet.ResNet",
+        {"stack_fn": _two_stages, "preact": True, "use_bias": True}, (37, 64, 3),
+        layers=("pool1_pool", "conv2_block1_out", "max_pooling2d", "conv2_block3_out", "conv3_block4_out",
+                "predictions"),
+        end="conv3_block1_out", depths=("pool1_pool", "conv2_block3_1_bn", "conv2_block3_out"),
+        small={"widths": (2, 3)},
+    ),
+    Pair(
+        "densenet", {"depths": (2, 3, 1, 2)}, "densenet.DenseNet", {"blocks": [2, 3, 1, 2]}, (37, 64, 3),
+        layers=("pool1", "conv2_block2_concat", "pool2_pool", "conv4_block1_concat", "relu", "predictions"),
+        depths=("conv1_relu", "conv2_block2_1_bn", "pool2_pool"), small={"growth": 2, "depths": (2, 2)},
+    ),
+    Pair(
+        "nasnet", {"filters": 96, "cells": 1}, "nasnet.NASNet",
+        {"penultimate_filters": 96, "num_blocks": 1, "stem_block_filters": 32, "skip_reduction": False}, (37, 64, 3),
+        layers=("stem_bn1", "reduction_concat_stem_1", "normal_concat_0", "reduction_concat_reduce_1", "normal_add_3_2",
+                "normal_concat_3", "predictions"),
+        end="reduction_add_1_stem_2", depths=("stem_bn1", "reduction_concat_stem_1", "adjust_bn_stem_2"),
+        small={"filters": 96, "cells": 1},
+    ),
 )  # fmt: skip
 """One small network a family; `ALL` has every variant."""
 
@@ -142,6 +171,12 @@ ALL = (
             for k in ("tiny", "small", "base", "large", "xlarge")}),
     Pair("xception", {}, "xception.Xception", {}, (96, 96, 3)),
     Pair("inception_v3", {}, "inception_v3.InceptionV3", {}, (96, 96, 3)),
+    Pair("vgg16", {}, "vgg16.VGG16", {}),
+    Pair("vgg19", {}, "vgg19.VGG19", {}),
+    *_rows("resnet", "resnet", {k: f"ResNet{k}" for k in (50, 101, 152)}, "depth"),
+    *_rows("resnet_v2", "resnet_v2", {k: f"ResNet{k}V2" for k in (50, 101, 152)}, "depth"),
+    *_rows("densenet", "densenet", {k: f"DenseNet{k}" for k in (121, 169, 201)}, "depth"),
+    *_rows("nasnet", "nasnet", {k: f"NASNet{k.title()}" for k in ("mobile", "large")}),
 )  # fmt: skip
 
 
