@@ -3,7 +3,7 @@
 import math
 import os
 from contextlib import AbstractContextManager
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
@@ -12,9 +12,8 @@ from flax import nnx
 from cnnjax.functional import functionalize, leaves_of
 from cnnjax.ops import use_onednn
 from cnnjax.ops.onednn import takes
+from cnnjax.runtime.tuning import OneDNN
 from cnnjax.staging.trace import flat_trace, inner_jaxprs
-
-OneDNN = Literal["auto", "always", "never"]
 
 # Measured on two cores of a Xeon with AVX-512 (2026-11-29; MobileNet, ResNet-50, VGG16 and the lecture's CNN in batches
 # of 16): without oneDNN a step runs at 33 to 150 GFLOP/s, with it a step takes 5 to 33 % less time. Compiling a step
