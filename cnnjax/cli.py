@@ -137,7 +137,8 @@ def _tuning(tuned: bool) -> str:
     from cnnjax.ops.onednn import takes
 
     memory = "freed memory stays with the process" if tuned else "memory is managed as the system has it"
-    return f"{memory}; oneDNN {'computes convolutions and products' if takes('float32') else 'is not used'}"
+    asked = "computes convolutions where a run is long enough" if takes("float32") else "is not used"
+    return f"{memory}; oneDNN {asked}"
 
 
 def _fail(message: str, code: int = 2) -> NoReturn:

@@ -18,6 +18,7 @@ from flax import nnx
 from cnnjax.functional import leaves_of, model_name, named_variables, names_of
 from cnnjax.models.layer_order import Call, Example, Layer, layers_in_order, part_of
 from cnnjax.models.layer_order import layers as unordered
+from cnnjax.models.weightless import is_operation
 from cnnjax.runtime.nearest import did_you_mean
 
 T = TypeVar("T")
@@ -58,7 +59,10 @@ class Freeze:
 
     @classmethod
     def through(cls, layer: str) -> "Freeze":
-        """Every layer up to and including the one named."""
+        """Every layer up to and including the one named, or the last of a stage or block: `block4`, `conv4_block2`.
+
+        A stage is named by what its layers' names begin with, up to a number.
+        """
         return cls("through", layer)
 
     @classmethod
@@ -166,9 +170,13 @@ class Freeze:
                 raise ValueError(f"patterns that match nothing in {what}:\n" + "\n".join(missed))
             return {called[name] for found in hits.values() for name in found}
         if self.kind == "slice":
-            return set(names[slice(*self.value)])
+            counted = [layer.name for layer in layers if not is_operation(layer.node)]
+            return set(counted[slice(*self.value)])
         if self.kind == "through":
             inside = {own for name, own in called.items() if name == self.value or name.startswith(f"{self.value}/")}
+            if not inside and re.search(r"\d[a-z]?$", self.value):  # a stage or block: stage3, conv4_block2, block3a
+                of_stage = re.compile(rf"{re.escape(self.value)}[a-z]?_")
+                inside = {own for name, own in called.items() if of_stage.match(name)}
             if not inside:
                 raise ValueError(f"no layer {self.value!r} in {what}{_nearest(self.value, called)}")
             return set(names[: max(names.index(name) for name in inside) + 1])

@@ -98,7 +98,7 @@ class ImageClassifier:
         config = Config(
             name,
             tuple([class_names] if isinstance(class_names, str) else class_names),
-            own_size(name) if image_size is None else image_size,
+            own_size(name, given) if image_size is None else image_size,
             head if isinstance(head, str) else named(head),
             own_preprocessing(name, given) if preprocessing is None else preprocessing,
             resizing,

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -9,6 +10,7 @@ from typing import Annotated, Any
 from tyro.conf import Positional, arg
 
 from cnnjax.classifier.classifier import ImageClassifier
+from cnnjax.classifier.images import find_images
 from cnnjax.classifier.prediction import Prediction
 from cnnjax.commands.options import Data, Decoding, Out, Saved
 from cnnjax.data import Folder, account, holds_records, open_data, open_labels, splits
@@ -19,6 +21,7 @@ from cnnjax.fit.recipe import Batches
 from cnnjax.fit.targets import TableOptions
 from cnnjax.runtime.cache import keep_programs
 from cnnjax.train.tasks import Classification, MultiLabel, Regression, Task
+from cnnjax.train.worth import onednn_for
 
 ALL = "all"
 SAMPLES = 2000
@@ -67,7 +70,8 @@ def evaluate(config: Evaluate) -> None:
     source = _source(config, classifier)
     print(f"{config.data}, {config.split}: {account({config.split: source})}")
     samples = config.samples if config.samples is not None else affordable(len(source), classifier.task)
-    found = classifier.evaluate(source, samples=samples, batch_size=config.batch_size)
+    with _onednn(classifier, len(source)):
+        found = classifier.evaluate(source, samples=samples, batch_size=config.batch_size)
     print(found.text())
     if config.out is None:
         return
@@ -91,12 +95,19 @@ def predict(config: Predict) -> None:
     """Print what is on the images, as a table or as JSON lines."""
     keep_programs()
     classifier = ImageClassifier.load(config.classifier, code=config.code)
-    found = classifier.predict(config.files, on_error=config.on_error, batch_size=config.batch_size, scale=config.scale)
+    with _onednn(classifier, len(find_images(config.files))):
+        found = classifier.predict(
+            config.files, on_error=config.on_error, batch_size=config.batch_size, scale=config.scale
+        )
     if config.json:
         for prediction in found:
             print(json.dumps(prediction.to_json(config.top), allow_nan=False))
     else:
         print(_table(found, config.top or 1, classifier.task))
+
+
+def _onednn(classifier: ImageClassifier, images: int) -> AbstractContextManager[None]:
+    return onednn_for(classifier.model, (*classifier.image_size, 3), images, 1, frozen=True)
 
 
 def _source(config: Evaluate, classifier: ImageClassifier) -> Any:

@@ -234,9 +234,10 @@ class Config:
         return head
 
 
-def own_size(backbone: str) -> tuple[int, int]:
+def own_size(backbone: str, options: Mapping[str, Any] | None = None) -> tuple[int, int]:
     """Height and width that an architecture's images have if nothing else is said."""
-    return entry_or_own(backbone).image_size
+    found = entry_or_own(backbone)
+    return found.image_size if isinstance(found, ImportedBackbone) else found.image_size_of(options or {})
 
 
 def own_preprocessing(backbone: str, options: Mapping[str, Any] | None = None) -> str:

@@ -102,7 +102,7 @@ def _fit(config: Fit, devices: "Devices | None") -> Path:
     identity = _identity(config, sources, trains)
     out = config.out or _default_folder(config, identity)
     run = RunFolder(out, identity) if primary else None
-    with run.locked() if run else nullcontext(), Bars(console) as bars:
+    with run.locked() if run else nullcontext(), Bars(console) as bars, trains.onednn(sources["train"]):
 
         def report(name: str) -> Any:
             return bars.bar(name, "images" if name.startswith("features") else "steps")

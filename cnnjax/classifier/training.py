@@ -1,7 +1,7 @@
 """One training of a classifier: what `ImageClassifier.fit` and `cnnjax fit` share."""
 
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
@@ -29,11 +29,12 @@ from cnnjax.runtime.nearest import did_you_mean
 from cnnjax.runtime.precision import resolved
 from cnnjax.train.dataset import digest_of
 from cnnjax.train.tasks import Task
+from cnnjax.train.worth import onednn_for
 
 if TYPE_CHECKING:
     from cnnjax.runtime.devices import Devices
 
-_WHERE = ("store", "store_gib", "workers", *RuntimeConfig.__dataclass_fields__)
+_WHERE = ("onednn", "store", "store_gib", "workers", *RuntimeConfig.__dataclass_fields__)
 """Options of training that change nothing of what is computed."""
 
 
@@ -167,6 +168,15 @@ class TrainingRun:
             "weights_digest": digest(*self.classifier.leaves.values()),
         }  # fmt: skip
 
+    def onednn(self, train: Any) -> AbstractContextManager[None]:
+        """The block in which the run's programs are compiled: with oneDNN where the work ahead pays for it."""
+        whole = self.recipe.method == "scratch" or (self.recipe.augmentation is not None and not self.recipe.views)
+        phases = self.fitter.phases if whole else self.fitter.phases[1:]  # whose steps hold convolutions
+        return onednn_for(
+            self.classifier.model, (*self.classifier.image_size, 3), len(train), sum(p.epochs for p in phases),
+            frozen=not phases, programs=1 + len(phases), choice=self.training.onednn,
+        )  # fmt: skip
+
     def fit(
         self, train: Any, validation: Any = None, *, folder: Path | None, about: Mapping[str, Any], report: Report,
         journal: Journal | None = None, tell: Callable[[str], None] = print, begun: Callable[[], None] | None = None,
@@ -208,13 +218,14 @@ class TrainingRun:
         self.fitter.resolve(train)
         self.fitter.check(len(train), validated=validation is not None)
         if out is None:
-            return self.fit(train, validation, folder=None, about={}, report=report, journal=journal)
+            with self.onednn(train):
+                return self.fit(train, validation, folder=None, about={}, report=report, journal=journal)
         sources = {"train": train} | ({} if validation is None else {"validation": validation})
         config = {name: x for name, x in self.classifier.config.to_json().items() if name != "task"}
         about = {**config, **self.identity(sources)}
         primary = self.devices is None or self.devices.primary
         run = RunFolder(out, about) if primary else None
-        with run.locked() if run else nullcontext():
+        with run.locked() if run else nullcontext(), self.onednn(train):
             if run and journal is None:
                 journal = Journal(out / "metrics.jsonl")
             return self.fit(train, validation, folder=out, about=about, report=report, journal=journal)

@@ -17,6 +17,7 @@ from cnnjax.commands.options import OwnImageSize, Storage
 from cnnjax.models import registry
 from cnnjax.models.sizes import sides
 from cnnjax.runtime.precision import Precision
+from cnnjax.runtime.tuning import OneDNN
 
 
 def _constructor() -> Callable[..., dict[str, Any]]:
@@ -160,3 +161,6 @@ class Computing(Storage):
     precision: Precision = "auto"
     """What is computed with; parameters, statistics and the loss stay float32. auto: bfloat16 on TPUs and on GPUs from
     NVIDIA's Ampere on, float32 elsewhere."""
+    onednn: OneDNN = "auto"
+    """On CPU: whether convolutions are asked of oneDNN, whose programs are faster and compiled anew at each start.
+    auto: where the run is long enough for that to pay."""

@@ -12,14 +12,12 @@ import tyro
 from cnnjax.data.folder import OnError
 from cnnjax.data.pixels import Resizing
 
-ImageSize = Annotated[int | tuple[int, int], tyro.conf.arg(metavar="PIXELS|HEIGHT WIDTH")]
-"""The type of an option that gives images a size."""
-IMAGE_SIZE = (
+_IMAGE_SIZE = (
     "Height and width of the images in pixels, one number for both. If not given: the network's own; of pack the "
     "files' own; of show augment 224."
 )
-OwnImageSize = Annotated[ImageSize | None, tyro.conf.arg(help=IMAGE_SIZE)]
-"""The same, with a default that the network decides."""
+OwnImageSize = Annotated[int | tuple[int, int] | None, tyro.conf.arg(metavar="PIXELS|HEIGHT WIDTH", help=_IMAGE_SIZE)]
+"""The type of an option that gives images a size."""
 _DATA = (
     "Folder of images, SPLIT/CLASS/FILE or CLASS/FILE, packed or not; tfds:NAME[:CONFIG]; or the import path of a "
     "function that gives sources of your own (see cnnjax.data.open_data)."

@@ -27,7 +27,7 @@ def named(code: Any) -> str:
 
     >>> from cnnjax.models import vgg16
     >>> named(vgg16)
-    'cnnjax.models.vgg16:vgg16'
+    'cnnjax.models.vgg:vgg16'
     """
     kind = code if hasattr(code, "__qualname__") else type(code)
     module = kind.__module__

@@ -232,8 +232,10 @@ class Recipe(Steps):
         )
 
     def plain(self) -> dict[str, Any]:
-        """All fields as plain values; functions by their import paths."""
+        """All fields as plain values; functions by their import paths, and no `gradient_fn` where there is none."""
         found = {f.name: getattr(self, f.name) for f in fields(self)}
+        if self.gradient_fn is None:
+            del found["gradient_fn"]
         return {name: named(value) if callable(value) else value for name, value in found.items()}
 
 

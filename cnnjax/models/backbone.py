@@ -11,7 +11,7 @@ from jax.typing import ArrayLike
 
 from cnnjax.models.layers import Conv2D, DepthwiseConv2D, ZeroPadding2D
 from cnnjax.models.preprocessing import checked_preprocessing, preprocess
-from cnnjax.models.weightless import Pairs
+from cnnjax.models.weightless import Pairs, is_operation
 from cnnjax.runtime.nearest import did_you_mean, unknown
 
 Shape = tuple[int | None, ...]
@@ -123,8 +123,12 @@ class Backbone(nnx.Module):
 
     @property
     def layers(self) -> tuple[Any, ...]:
-        """The layers in Keras's order: `len(model.layers)`, `model.layers[:-4]` mean what they mean there."""
-        return tuple(getattr(self, name) for name in self.layer_names)
+        """The layers in Keras's order: `len(model.layers)`, `model.layers[:-4]` mean what they mean there.
+
+        Arithmetic on tensors, which Keras does not list among them, is left out (`Graph.operation`).
+        """
+        found = (getattr(self, name) for name in self.layer_names)
+        return tuple(layer for layer in found if not is_operation(layer))
 
     def get_layer(self, name: str) -> Any:
         """Return the layer of that name.

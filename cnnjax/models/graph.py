@@ -10,7 +10,7 @@ from flax import nnx
 
 from cnnjax.models import layers
 from cnnjax.models.backbone import INPUT, Backbone, Shape
-from cnnjax.models.sizes import Pair, joined, pair, pairs, pooled, same_shapes, window_padding, zeros
+from cnnjax.models.sizes import Pair, correct_pad, joined, pair, pairs, pooled, same_shapes, window_padding, zeros
 
 # Stand in for a size that is not known where any module is traced: what differs between them depends on it.
 _SIZES = (224, 288)
@@ -82,6 +82,7 @@ class Graph:
         self._rngs, self._name, self._input_shape = rngs, name, tuple(input_shape)
         self._layers: dict[str, Any] = {}
         self._reads: dict[str, tuple[str, ...]] = {}
+        self._unnamed: dict[str, int] = {}
         self.input = Tensor(INPUT, self._input_shape, self)
         if input_layer is not None:
             self.input = self._add(input_layer, layers.InputLayer(), (self.input,), self._input_shape)
@@ -102,6 +103,31 @@ class Graph:
         named += [(end.name, self._layers[end.name])] if end.name else []
         return Backbone(named, input_shape=self._input_shape, inputs=self._reads, alpha=alpha, name=self._name)
 
+    def unnamed(self, kind: str) -> str:
+        """The name that Keras gives the next layer of a kind that has none: conv2d, conv2d_1, conv2d_2.
+
+        >>> net = Graph((8, 8, 3), rngs=nnx.Rngs(0))
+        >>> net.unnamed("conv2d"), net.unnamed("add"), net.unnamed("conv2d")
+        ('conv2d', 'add', 'conv2d_1')
+        """
+        number = self._unnamed[kind] = self._unnamed.get(kind, -1) + 1
+        return f"{kind}_{number}" if number else kind
+
+    def operation(self, x: Tensor) -> Tensor:
+        """Mark the layer that gave `x` as arithmetic on tensors (`x + y`), which Keras does not count as a layer.
+
+        It is no part of `Backbone.layers`, and slices (`Freeze.slice`) do not count it.
+
+        >>> net = Graph((8, 8, 3), rngs=nnx.Rngs(0))
+        >>> model = net.backbone(net.operation(net.add("sum", net.input, net.input)))
+        >>> model.layer_names, len(model.layers)
+        (('input_layer', 'sum'), 1)
+        """
+        if x.graph is not self or x.name not in self._layers:
+            raise ValueError(f"{x.name!r} is no layer of {self._name}")
+        self._layers[x.name].operation = True
+        return x
+
     def layer(self, name: str, module: nnx.Module, *inputs: Tensor) -> Tensor:
         """Add any module that takes as many arrays as it has inputs, and gives one.
 
@@ -111,6 +137,11 @@ class Graph:
         """
         self._own(name, inputs)
         return self._add(name, module, inputs, _traced(name, module, inputs))
+
+    def nested(self, name: str, network: Backbone, x: Tensor, shape: Shape) -> Tensor:
+        """A network as one layer (Keras's model in a model), which gives `shape`; its layers are `name/layer`."""
+        self._own(name, (x,))
+        return self._add(name, network, (x,), shape)
 
     def conv(
         self,
@@ -125,8 +156,9 @@ class Graph:
         groups: int = 1,
         bias: bool = True,
         activation: str = "linear",
+        standardized: bool = False,
     ) -> Tensor:
-        """Convolve to `filters` channels (Keras's `Conv2D`)."""
+        """Convolve to `filters` channels (Keras's `Conv2D`), by kernels of mean 0 and deviation 1 if `standardized`."""
         self._own(name, (x,))
         if filters < 1 or groups < 1 or x.channels % groups or filters % groups:
             raise ValueError(
@@ -137,7 +169,8 @@ class Graph:
         shape = pooled(name, x.shape, size, step, pads, spread)
         layer = layers.conv2d(
             x.channels, filters, size, step,
-            padding=pads, dilation=spread, groups=groups, use_bias=bias, activation=activation, rngs=self._rngs,
+            padding=pads, dilation=spread, groups=groups, use_bias=bias, activation=activation,
+            standardized=standardized, rngs=self._rngs,
         )  # fmt: skip
         return self._add(name, layer, (x,), (*shape[:-1], filters))
 
@@ -165,22 +198,69 @@ class Graph:
         )  # fmt: skip
         return self._add(name, layer, (x,), (*shape[:-1], x.channels * multiplier))
 
+    def separable_conv(
+        self,
+        name: str,
+        x: Tensor,
+        filters: int,
+        kernel_size: int | Pair,
+        *,
+        strides: int | Pair = 1,
+        padding: Any = "valid",
+        dilation: int | Pair = 1,
+        multiplier: int = 1,
+        bias: bool = True,
+        activation: str = "linear",
+    ) -> Tensor:
+        """Convolve each channel by itself, then all to `filters` channels by 1x1 (Keras's `SeparableConv2D`)."""
+        self._own(name, (x,))
+        size, step, spread = pair(name, kernel_size), pair(name, strides), pair(name, dilation)
+        pads = window_padding(name, padding)
+        shape = pooled(name, x.shape, size, step, pads, spread)
+        layer = layers.separable_conv2d(
+            x.channels, filters, size, step,
+            padding=pads, dilation=spread, multiplier=multiplier, use_bias=bias, activation=activation, rngs=self._rngs,
+        )  # fmt: skip
+        return self._add(name, layer, (x,), (*shape[:-1], filters))
+
     def dense(self, name: str, x: Tensor, units: int, *, bias: bool = True, activation: str = "linear") -> Tensor:
         """Map the last axis to `units` (Keras's `Dense`)."""
         self._own(name, (x,))
         layer = layers.dense(x.channels, units, use_bias=bias, activation=activation, rngs=self._rngs)
         return self._add(name, layer, (x,), (*x.shape[:-1], units))
 
-    def batch_norm(self, name: str, x: Tensor, *, epsilon: float = 1e-3, momentum: float = 0.99) -> Tensor:
-        """Normalise each channel over the batch; `momentum` is what stays of the statistics in a step."""
+    def batch_norm(
+        self,
+        name: str,
+        x: Tensor,
+        *,
+        epsilon: float = 1e-3,
+        momentum: float = 0.99,
+        scale: bool = True,
+        center: bool = True,
+    ) -> Tensor:
+        """Normalise each channel over the batch; `momentum` is what stays of the statistics in a step.
+
+        `scale` and `center` tell whether a trainable factor and term follow (Keras's gamma and beta).
+        """
         self._own(name, (x,))
-        layer = layers.batch_normalization(x.channels, epsilon=epsilon, momentum=momentum, rngs=self._rngs)
+        layer = layers.batch_normalization(
+            x.channels, epsilon=epsilon, momentum=momentum, scale=scale, center=center, rngs=self._rngs
+        )
         return self._add(name, layer, (x,), x.shape)
 
     def layer_norm(self, name: str, x: Tensor, *, epsilon: float = 1e-3) -> Tensor:
         """Normalise each position over its channels (Keras's `LayerNormalization`)."""
         self._own(name, (x,))
         return self._add(name, layers.layer_normalization(x.channels, epsilon=epsilon, rngs=self._rngs), (x,), x.shape)
+
+    def group_norm(self, name: str, x: Tensor, groups: int = 32, *, epsilon: float = 1e-3) -> Tensor:
+        """Normalise each group of channels over height and width (Keras's `GroupNormalization`)."""
+        self._own(name, (x,))
+        if groups < 1 or x.channels % groups:
+            raise ValueError(f"layer {name!r}: {groups} groups do not divide {x.channels} channels")
+        layer = layers.group_normalization(x.channels, groups, epsilon=epsilon, rngs=self._rngs)
+        return self._add(name, layer, (x,), x.shape)
 
     def layer_scale(self, name: str, x: Tensor, *, initial: float = 1e-6) -> Tensor:
         """Multiply each channel by a trainable factor."""
@@ -202,10 +282,46 @@ class Graph:
         fixed = [tuple(v) if isinstance(v, Iterable) else v for v in (scale, offset)]
         return self._same(name, layers.Rescaling(*fixed), x)
 
+    def normalization(
+        self, name: str, x: Tensor, mean: Sequence[float] | None = None, variance: Sequence[float] | None = None
+    ) -> Tensor:
+        """(x - mean) / deviation for each channel (Keras's `Normalization`).
+
+        Without `mean` and `variance` they are leaves that come with the weights, and no training changes them.
+        """
+        self._own(name, (x,))
+        if (mean is None) != (variance is None):
+            raise ValueError(f"layer {name!r}: give both mean and variance, or neither; found {mean} and {variance}")
+        if mean is None or variance is None:
+            return self._add(name, layers.Normalization(x.channels), (x,), x.shape)
+        if (len(mean), len(variance)) != (x.channels, x.channels):
+            raise ValueError(
+                f"layer {name!r}: {len(mean)} means and {len(variance)} variances for {x.channels} channels"
+            )
+        return self._add(name, layers.Standardization(tuple(mean), tuple(variance)), (x,), x.shape)
+
     def dropout(self, name: str, x: Tensor, rate: float, *, whole_image: bool = False) -> Tensor:
-        """Drop numbers while training; with `whole_image` an example's all at once (stochastic depth)."""
+        """Drop numbers while training; with `whole_image` an example's all at once: stochastic depth.
+
+        The latter is Keras's `Dropout(rate, noise_shape=(None, 1, 1, 1))` and its ConvNeXt's `StochasticDepth`: each
+        example by itself, and what stays is divided by 1 - rate.
+        """
         axes = tuple(range(1, len(x.shape) + 1)) if whole_image else ()
         return self._same(name, nnx.Dropout(rate, broadcast_dims=axes, rngs=self._rngs), x)
+
+    def halving_pad(self, name: str, x: Tensor, kernel_size: int) -> Tensor:
+        """The zeros before a convolution of stride 2 and padding "valid" (Keras's `ZeroPadding2D(correct_pad(...))`).
+
+        Keras takes a size that is not known for an even one. Here the images' own decides, so that a network for any
+        size gives what the one for that size gives.
+        """
+        self._own(name, (x,))
+        around = correct_pad(x.shape, kernel_size)
+        if None not in x.shape:
+            return self.zero_padding(name, x, around)
+        known = zip(zeros(x.shape, around), x.shape, strict=True)
+        shape = tuple(n if have is not None else None for n, have in known)
+        return self._add(name, layers.HalvingPadding2D(kernel_size), (x,), shape)
 
     def zero_padding(self, name: str, x: Tensor, padding: Any) -> Tensor:
         """Put zeros around the images (Keras's `ZeroPadding2D`). A convolution behind it takes them for its own."""

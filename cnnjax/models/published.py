@@ -17,9 +17,10 @@ class Published:
         input_size: Height and width in pixels that it was trained at.
         preprocessing: A key of `cnnjax.models.PREPROCESSING`.
         classes: How many classes it was trained on.
-        licence: The licence of the weights.
+        licence: The licence of the weights, None where their publisher states none.
         include_top: Whether the file has the classification layers.
         options: What the architecture's function is called with for them: `{"alpha": 0.75}`.
+        top1: The accuracy on ImageNet's validation images that the publisher states, 0 to 1; None where none is.
     """
 
     name: str
@@ -29,9 +30,10 @@ class Published:
     input_size: int
     preprocessing: str
     classes: int
-    licence: str
+    licence: str | None
     include_top: bool
     options: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    top1: float | None = None
 
     @property
     def alpha(self) -> float | None:

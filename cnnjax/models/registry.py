@@ -67,6 +67,8 @@ class Option:
         Raises:
             ValueError: It is of another kind, or out of all proportion.
         """
+        if value is None and self.default is None:
+            return None
         if self.kind is float and _is(value, int | float) and 0 <= value <= _MOST_FACTOR:
             return float(value)
         if self.kind is int and _is(value, int) and 0 <= value <= _MOST_NUMBER:
@@ -94,6 +96,7 @@ class Entry:
         options: Its own arguments by name.
         published: Its published weights.
         small: Arguments that make a network which is quickly traced, for tests of every architecture.
+        sizes: Height and width of the images of each `variant`, where these differ.
     """
 
     name: str
@@ -101,6 +104,7 @@ class Entry:
     options: Mapping[str, Option]
     published: tuple[Published, ...]
     small: Mapping[str, Any]
+    sizes: Mapping[str, int]
 
     def checked(self, options: Mapping[str, Any], *, include_top: bool = True) -> dict[str, Any]:
         """The options as the function takes them.
@@ -145,6 +149,17 @@ class Entry:
     @property
     def image_size(self) -> tuple[int, int]:
         """Height and width of its images if nothing else is said."""
+        return self.image_size_of({})
+
+    def image_size_of(self, options: Mapping[str, Any]) -> tuple[int, int]:
+        """The same of a network with these options.
+
+        >>> entry("efficientnet").image_size_of({"variant": "b3"})
+        (300, 300)
+        """
+        if self.sizes:
+            size = self.sizes[options.get("variant") or self.options["variant"].default]
+            return size, size
         height, width, _ = inspect.signature(self.function).parameters["input_shape"].default
         return height, width
 
@@ -153,7 +168,11 @@ _entries: dict[str, Entry] = {}
 
 
 def register(
-    *, published: Iterable[Published] = (), top: Iterable[str] = (), small: Mapping[str, Any] | None = None
+    *,
+    published: Iterable[Published] = (),
+    top: Iterable[str] = (),
+    small: Mapping[str, Any] | None = None,
+    sizes: Mapping[str, int] | None = None,
 ) -> Callable[[_F], _F]:
     """Make an architecture available: to `create`, `ImageClassifier`, `open_backbone` and every command, by name.
 
@@ -165,6 +184,8 @@ def register(
         published: Its published weights.
         top: The options on which only the classification layers depend.
         small: Arguments that make a network which is quickly traced.
+        sizes: Height and width of the images by the choices of the option `variant`, where these differ; `input_shape`
+            is None by default then, and stands for three channels of that size.
 
     Raises:
         TypeError: The function lacks an argument that all have, or an option lacks type, default, description or a name
@@ -174,7 +195,11 @@ def register(
 
     def kept(function: Any) -> Any:
         name = function.__name__
-        found = Entry(name, function, _options(function, tuple(top)), tuple(published), dict(small or {}))
+        found = Entry(
+            name, function, _options(function, tuple(top)), tuple(published), dict(small or {}), dict(sizes or {})
+        )
+        if sizes and set(sizes) != set(found.options["variant"].choices):
+            raise TypeError(f"{name} has sizes of {sorted(sizes)}, and variants {found.options['variant'].choices}")
         known = _entries.get(name)
         if known and known.function.__module__ != function.__module__:
             raise ValueError(f"there are two backbones {name!r}: in {known.function.__module__}, {function.__module__}")

@@ -4,7 +4,22 @@ from collections.abc import Sequence
 from typing import Any
 
 from cnnjax.models.backbone import Shape
-from cnnjax.models.weightless import Padding, Pairs
+from cnnjax.models.weightless import Padding, Pairs, correct_pad
+
+__all__ = [
+    "Pair",
+    "checked_images",
+    "correct_pad",
+    "divisible",
+    "joined",
+    "pair",
+    "pairs",
+    "pooled",
+    "same_shapes",
+    "sides",
+    "window_padding",
+    "zeros",
+]
 
 Pair = tuple[int, int]
 Named = Sequence[tuple[str, Shape]]
@@ -74,6 +89,18 @@ def pairs(name: str, padding: Any) -> Pairs:
             f"found {padding!r}"
         )
     return (both[0], both[1])
+
+
+def divisible(channels: float, divisor: int = 8) -> int:
+    """The multiple of `divisor` next to a number of channels, at least one and at least 9/10 of it.
+
+    Source: `_make_divisible` in keras/src/applications/mobilenet_v2.py, `_depth` and `round_filters` elsewhere there.
+
+    >>> divisible(32 * 0.35), divisible(24 * 0.75), divisible(17)
+    (16, 24, 16)
+    """
+    near = max(divisor, int(channels + divisor / 2) // divisor * divisor)
+    return near + divisor if near < 0.9 * channels else near
 
 
 def window_padding(name: str, padding: Any) -> Padding:

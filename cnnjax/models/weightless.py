@@ -1,7 +1,7 @@
 """Keras's layers without weights: they hold nothing but static, hashable settings."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -42,6 +42,11 @@ def checked_activation(name: str) -> str:
     if name not in ACTIVATIONS:
         raise ValueError(unknown("activation", name, ACTIVATIONS, listed=True))
     return name
+
+
+def is_operation(layer: object) -> bool:
+    """Whether it is arithmetic on tensors, which Keras does not count as a layer (`Graph.operation`)."""
+    return getattr(layer, "operation", False) is True
 
 
 class InputLayer(nnx.Module):
@@ -99,6 +104,36 @@ class ZeroPadding2D(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Pad `x` to f32[N, top + H + bottom, left + W + right, C]."""
         return jnp.pad(x, ((0, 0), *self.padding, (0, 0)))
+
+
+def correct_pad(shape: Sequence[int | None], kernel_size: int) -> Pairs:
+    """The zeros before a convolution with stride 2 and an odd kernel, by which it halves any size as "same" does.
+
+    Source: `correct_pad` in keras/src/applications/imagenet_utils.py, which takes a size that is not known for an even
+    one (`HalvingPadding2D` looks at the images instead).
+
+    >>> correct_pad((32, 33, 3), 3), correct_pad((None, None, 3), 5)
+    (((0, 1), (1, 1)), ((1, 2), (1, 2)))
+    """
+    half = kernel_size // 2
+    above, left = (half - (1 if n is None else 1 - n % 2) for n in shape[:2])
+    return ((above, half), (left, half))
+
+
+class HalvingPadding2D(nnx.Module):
+    """`ZeroPadding2D(correct_pad(shape, kernel_size))` for images of any size.
+
+    >>> layer = HalvingPadding2D(3)
+    >>> layer(jnp.ones((1, 4, 5, 2))).shape
+    (1, 5, 7, 2)
+    """
+
+    def __init__(self, kernel_size: int):
+        self.kernel_size = kernel_size
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Pad f32[N, H, W, C]."""
+        return jnp.pad(x, ((0, 0), *correct_pad(x.shape[1:], self.kernel_size), (0, 0)))
 
 
 class MaxPooling2D(nnx.Module):
@@ -273,3 +308,20 @@ class Rescaling(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Scale and shift `x` over its last axis."""
         return x * jnp.asarray(self.scale, x.dtype) + jnp.asarray(self.offset, x.dtype)
+
+
+class Standardization(nnx.Module):
+    """(x - mean) / deviation for each channel, with numbers that are given (Keras's `Normalization(mean, variance)`).
+
+    >>> Standardization((1.0, 2.0), (4.0, 1.0))(jnp.array([[3.0, 3.0]]))
+    Array([[1., 1.]], dtype=float32)
+    """
+
+    def __init__(self, mean: tuple[float, ...], variance: tuple[float, ...]):
+        self.mean = mean
+        self.variance = variance
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Standardise `x` over its last axis."""
+        deviation = np.sqrt(np.asarray(self.variance, np.float32))
+        return (x - jnp.asarray(self.mean, x.dtype)) / jnp.asarray(deviation, x.dtype)

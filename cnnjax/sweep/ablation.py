@@ -11,6 +11,7 @@ from rich.console import Console
 
 from cnnjax.data import account
 from cnnjax.data.order import epoch_steps
+from cnnjax.data.source import image_shape
 from cnnjax.features import GIB, FeatureStore
 from cnnjax.files.digests import digest
 from cnnjax.files.importing import named
@@ -20,6 +21,7 @@ from cnnjax.functional import leaves_of
 from cnnjax.models import Classifier, SoundClassifier
 from cnnjax.models.layer_order import program_digest
 from cnnjax.models.own import is_path
+from cnnjax.ops.onednn import takes
 from cnnjax.runtime.cache import cache_folder, keep_programs
 from cnnjax.runtime.precision import resolved
 from cnnjax.runtime.preemption import watching
@@ -31,6 +33,7 @@ from cnnjax.sweep.options import Ablation
 from cnnjax.sweep.processes import run_in_processes
 from cnnjax.sweep.runner import SweepRunner, chosen, make_head
 from cnnjax.train.dataset import digest_of
+from cnnjax.train.worth import onednn_for
 
 
 def sweep(config: Ablation, data: SweepData, console: Console | None = None) -> Path:
@@ -59,7 +62,13 @@ def sweep(config: Ablation, data: SweepData, console: Console | None = None) -> 
     )
     run = RunFolder(out, identity)
     store = config.store or cache_folder() / "features"
-    with run.locked():
+    within = sum(cell.freeze != "all" for cell in wanted)
+    asked = onednn_for(
+        model, image_shape(data.example), max(config.sizes or (len(data.splits["train"]),)), config.epochs * within,
+        frozen=not within, programs=len({cell.program for cell in wanted}), choice=config.onednn,
+    )  # fmt: skip
+    with run.locked(), asked:
+        config = replace(config, onednn="always" if takes("float32") else "never")  # in other processes as well
         _run_missing(config, data, run, wanted, model, store, console)
     if any(getattr(source, "skipped", ()) for source in data.splits.values()):
         account(data.splits).write(run.path / "skipped.csv")
@@ -122,7 +131,7 @@ def _identity(config: Ablation, data: SweepData) -> dict[str, Any]:
     options = {
         k: v
         for k, v in asdict(config).items()
-        if k not in ("out", "store", "store_gib", "workers", "processes", "target", "image_size", "augment")
+        if k not in ("out", "onednn", "store", "store_gib", "workers", "processes", "target", "image_size", "augment")
     } | config.target.changed()
     options |= {"image_size": list(config.size), "augment": [named(x) if callable(x) else x for x in config.augment]}
     options |= code_digests(config.code)

@@ -23,6 +23,7 @@ import jax
 
 from cnnjax.features import GIB, FeatureStore, Progress
 from cnnjax.files.importing import imported
+from cnnjax.ops import use_onednn
 from cnnjax.ops.spread import cpu_threads
 from cnnjax.runtime import preemption
 from cnnjax.runtime.cache import keep_programs
@@ -189,13 +190,14 @@ def _work(connection: Connection, threads: int) -> None:
         model = data.classifier(make_head(config, data, config.first_seed))
         features = FeatureStore(store, int(config.store_gib * GIB))
         runner = SweepRunner(config, data, model, features, partial(_bar, connection))
-        runner.prepare([cell for group in missing for cell in group])
-        connection.send(("ready",))
-        while True:
-            unit = connection.recv()
-            runner.open(unit[0])
-            connection.send(("opened", unit[0].program))
-            connection.send(("done", runner.run(unit)))
+        with use_onednn(config.onednn != "never"):
+            runner.prepare([cell for group in missing for cell in group])
+            connection.send(("ready",))
+            while True:
+                unit = connection.recv()
+                runner.open(unit[0])
+                connection.send(("opened", unit[0].program))
+                connection.send(("done", runner.run(unit)))
     except (EOFError, BrokenPipeError):  # the parent has what it wanted, or is gone
         pass
     except Exception as error:

@@ -13,11 +13,22 @@ import numpy as np
 from flax import nnx
 
 from cnnjax.models.backbone import Backbone
-from cnnjax.models.layers import DepthwiseConv2D
+from cnnjax.models.layers import DepthwiseConv2D, LayerScale, Normalization, SeparableConv2D
 from cnnjax.runtime.nearest import nearest
 from cnnjax.weights.hdf5 import Tensors, WeightsError, read_tensors
 
-_NORM = {"scale": "gamma", "bias": "beta", "mean": "moving_mean", "var": "moving_variance"}
+_WHATEVER = "*"  # a tensor without a name of its own: variable, variable_1, Variable
+# Keras's names of the leaves of each kind of layer, where they are not ours.
+_NAMES: tuple[tuple[Any, Mapping[str, tuple[str, ...]]], ...] = (
+    (
+        nnx.BatchNorm | nnx.LayerNorm | nnx.GroupNorm,
+        {"scale": ("gamma",), "bias": ("beta",), "mean": ("moving_mean",), "var": ("moving_variance",)},
+    ),
+    (Normalization, {"mean": ("mean",), "var": ("variance",)}),
+    (LayerScale, {"gamma": ("gamma", _WHATEVER)}),
+)
+_SEPARABLE = {"depthwise/kernel": "depthwise_kernel", "pointwise/kernel": "pointwise_kernel", "pointwise/bias": "bias"}
+_UNUSED = "count"  # how many examples Keras's Normalization has seen, which nothing depends on
 
 
 @dataclass(frozen=True)
@@ -45,13 +56,14 @@ def load_weights(model: Backbone, path: str | PathLike[str], *, leave_out: str |
     """Fill every leaf of `model` from a file in Keras's legacy HDF5.
 
     Strict both ways: every parameter and every BatchNorm statistic is filled, every tensor of the file is
-    used or left out on request. Values change; structure, shapes and types do not. Nothing is assigned
-    before everything has been checked. Leaves may be abstract (`nnx.eval_shape(lambda: mobilenet(...))`),
-    so that nothing is initialised for nothing.
+    used or left out on request (but the number of examples that Keras's `Normalization` has seen, of which nothing
+    depends). Values change; structure, shapes and types do not. Nothing is assigned before everything has been
+    checked. Leaves may be abstract (`nnx.eval_shape(lambda: mobilenet(...))`), so that nothing is initialised for
+    nothing.
 
     Args:
         model: The backbone.
-        path: The file, read by `cnnjax.weights.hdf5.read_tensors`.
+        path: The file, read by `cnnjax.weights.hdf5.read_tensors`. A slash in a layer's name is an underscore here.
         leave_out: "top": whatever the file has after the last of the model's layers, if anything (the
             classification layers of a file with top, for a model without). Or layer names or patterns
             (`block5_*`), each of which must match a layer of the file.
@@ -64,7 +76,10 @@ def load_weights(model: Backbone, path: str | PathLike[str], *, leave_out: str |
             is as it was.
     """
     path = Path(path)
-    tensors = {layer: named for layer, named in read_tensors(path).items() if named}
+    tensors = _as_attributes(path, {layer: named for layer, named in read_tensors(path).items() if named})
+    for name in set(tensors) & set(model.layer_names):
+        if isinstance(getattr(model, name), Normalization):
+            tensors[name].pop(_UNUSED, None)
     leaves = {name: found for name in model.layer_names if (found := _leaves(getattr(model, name)))}
     dropped = _left_out(path, tensors, leaves, leave_out)
     used = {layer: named for layer, named in tensors.items() if layer not in dropped}
@@ -83,6 +98,16 @@ def load_weights(model: Backbone, path: str | PathLike[str], *, leave_out: str |
     return LoadReport(path, tuple(loaded), left_out)
 
 
+def _as_attributes(path: Path, tensors: Tensors) -> Tensors:
+    """The tensors by names that a layer of ours can have: `fire2/expand1x1` is `fire2_expand1x1`."""
+    renamed: dict[str, str] = {}
+    for layer in tensors:
+        other = renamed.setdefault(layer.replace("/", "_"), layer)
+        if other != layer:
+            raise WeightsError(f"{path}: {other!r} and {layer!r} would be one layer here, {layer.replace('/', '_')!r}")
+    return {name: tensors[layer] for name, layer in renamed.items()}
+
+
 @dataclass(frozen=True)
 class _Leaf:
     """One variable of the model, with the names and the shape that Keras gives it."""
@@ -93,6 +118,8 @@ class _Leaf:
 
     def called(self, named: Mapping[str, Any]) -> str | None:
         """Return the name under which the file has it, if it does."""
+        if _WHATEVER in self.names and len(named) == 1:
+            return next(iter(named))
         return next((name for name in self.names if name in named), None)
 
 
@@ -102,17 +129,22 @@ def _leaves(layer: nnx.Module) -> dict[str, _Leaf]:
 
 
 def _leaf(layer: nnx.Module, name: str) -> _Leaf:
-    variable: Any = layer
-    for part in name.split("/"):
-        variable = getattr(variable, part)
+    *inside, short = name.split("/")
+    owner: Any = layer
+    for part in inside:
+        owner = getattr(owner, part)
+    variable = getattr(owner, short)
     shape = tuple(variable.get_value().shape)
-    if isinstance(layer, nnx.BatchNorm | nnx.LayerNorm):
-        return _Leaf(variable, (_NORM[name],), shape)
-    if name == "kernel" and isinstance(layer, DepthwiseConv2D):
-        groups = layer.feature_group_count
-        # in Keras [h, w, channels, multiplier], and since version 3 just "kernel"
-        return _Leaf(variable, ("depthwise_kernel", "kernel"), (*shape[:2], groups, shape[3] // groups))
-    return _Leaf(variable, (name,), shape)
+    names = next((known[short] for kind, known in _NAMES if isinstance(owner, kind)), (short,))
+    if short == "kernel" and isinstance(owner, DepthwiseConv2D):
+        # In Keras [h, w, channels, multiplier], and since version 3 just "kernel".
+        names = ("depthwise_kernel", "kernel")
+        shape = (*shape[:2], owner.feature_group_count, shape[3] // owner.feature_group_count)
+    if isinstance(layer, SeparableConv2D):
+        names = (_SEPARABLE[name],)
+    elif inside:  # of a Sequential that is one layer
+        names = (*names, *(f"{'/'.join(inside)}/{other}" for other in names))
+    return _Leaf(variable, names, shape)
 
 
 def _left_out(path: Path, tensors: Tensors, leaves: Mapping[str, Any], leave_out: str | Iterable[str]) -> list[str]:
@@ -157,7 +189,9 @@ def _contradictions(leaves: Mapping[str, Mapping[str, _Leaf]], used: Tensors) ->
 
 
 def _values(leaf: _Leaf, named: Mapping[str, np.ndarray]) -> np.ndarray:
-    return next(named[key] for key in leaf.names if key in named)
+    found = leaf.called(named)
+    assert found is not None
+    return named[found]
 
 
 def _layer_misfits(layer: str, found: Mapping[str, _Leaf], named: Mapping[str, np.ndarray]) -> list[str]:

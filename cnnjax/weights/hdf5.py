@@ -187,9 +187,9 @@ def _datasets(path: Path, root: Any, layer: str) -> dict[str, Any]:
 
 
 def _tensor_name(layer: str, name: str) -> str:
-    short = name.rsplit("/", 1)[-1].removesuffix(":0")
-    parts = short.removeprefix(f"{layer}_").split("_")
-    return _OLD_NAMES.get(parts[0], short) if short.startswith(f"{layer}_") else short
+    short, own = name.rsplit("/", 1)[-1].removesuffix(":0"), layer.rsplit("/", 1)[-1]
+    parts = short.removeprefix(f"{own}_").split("_")
+    return _OLD_NAMES.get(parts[0], short) if short.startswith(f"{own}_") else short
 
 
 def _check_dataset(path: Path, dataset: Any) -> None:
@@ -199,7 +199,8 @@ def _check_dataset(path: Path, dataset: Any) -> None:
         )
     if dataset.is_virtual:
         raise WeightsError(f"{path}: {dataset.name!r} is a virtual data set, its values are elsewhere; refused")
-    if dataset.dtype.kind != "f":
+    counter = dataset.dtype.kind in "iu" and dataset.shape == ()  # as Keras's Normalization has one
+    if dataset.dtype.kind != "f" and not counter:
         raise WeightsError(f"{path}: {dataset.name!r} holds {dataset.dtype}, expected floating numbers")
     if dataset.shape is None:
         raise WeightsError(f"{path}: {dataset.name!r} has no shape")

@@ -67,7 +67,8 @@ def open_backbone(
     own = {key: value for key, value in given.items() if key not in STANDARD}
     options: dict[str, Any] = {**given, **found.checked(own, include_top=include_top), "include_top": include_top}
     if image_size is not None or channels is not None:
-        options["input_shape"] = (*(found.image_size if image_size is None else sides(image_size)), channels or 3)
+        size = found.image_size_of(own) if image_size is None else sides(image_size)
+        options["input_shape"] = (*size, channels or 3)
     model = create(name, rngs=nnx.Rngs(0), **options)
     if weights is not None:
         load_weights(model, weights, leave_out=() if include_top else "top")

@@ -39,7 +39,29 @@ def test_depthwise_conv2d(padding, strides, keras_oracle):
     np.testing.assert_allclose(ours(JAX_X), want, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("activation", ["linear", "relu", "sigmoid", "softmax"])
+@pytest.mark.parametrize(("padding", "strides"), [("same", (1, 1)), ("valid", (2, 2))])
+def test_separable_conv2d(padding, strides, keras_oracle):
+    theirs = keras_oracle.keras.layers.SeparableConv2D(5, (3, 3), strides, padding, bias_initializer="ones")
+    want = np.asarray(theirs(X))
+    ours = layers.separable_conv2d(3, 5, (3, 3), strides, padding=padding.upper(), rngs=nnx.Rngs(0))
+    depthwise, pointwise, bias = _values(theirs)
+    ours.depthwise.kernel[...] = jnp.array(depthwise.transpose(0, 1, 3, 2))
+    ours.pointwise.kernel[...], ours.pointwise.bias[...] = jnp.array(pointwise), jnp.array(bias)
+    np.testing.assert_allclose(ours(JAX_X), want, rtol=1e-5, atol=1e-5)
+
+
+def test_normalization_by_stored_statistics(keras_oracle):
+    theirs = keras_oracle.keras.layers.Normalization()
+    theirs.adapt(2.0 * X + 1.0)
+    ours = layers.Normalization(3)
+    ours.mean[...], ours.var[...] = (jnp.array(values) for values in _values(theirs)[:2])
+    np.testing.assert_allclose(ours(JAX_X), theirs(X), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "activation",
+    ["linear", "relu", "relu6", "sigmoid", "softmax", "tanh", "silu", "swish", "hard_sigmoid", "hard_swish", "gelu"],
+)
 def test_dense_and_activations(activation, keras_oracle):
     theirs = keras_oracle.keras.layers.Dense(5, activation=activation)
     want = np.asarray(theirs(X))
@@ -50,14 +72,17 @@ def test_dense_and_activations(activation, keras_oracle):
     np.testing.assert_allclose(layers.Activation(activation)(JAX_X), alone, rtol=1e-5, atol=1e-6)
 
 
-def test_batch_normalization_trains_and_infers_like_keras(keras_oracle):
-    theirs = keras_oracle.keras.layers.BatchNormalization()
-    ours = layers.batch_normalization(3, rngs=nnx.Rngs(0))
+@pytest.mark.parametrize(("scale", "center"), [(True, True), (False, True), (True, False), (False, False)])
+def test_batch_normalization_trains_and_infers_like_keras(scale, center, keras_oracle):
+    theirs = keras_oracle.keras.layers.BatchNormalization(scale=scale, center=center)
+    ours = layers.batch_normalization(3, scale=scale, center=center, rngs=nnx.Rngs(0))
     x = 3.0 + 2.0 * X
     for _ in range(3):
         want = theirs(x, training=True)
         np.testing.assert_allclose(ours(x), want, rtol=1e-4, atol=1e-5)
-    moved = dict(zip(("scale", "bias", "mean", "var"), _values(theirs), strict=True))
+    names = [*["scale"] * scale, *["bias"] * center, "mean", "var"]
+    moved = dict(zip(names, _values(theirs), strict=True))
+    assert sorted("/".join(path) for path, _ in nnx.to_flat_state(nnx.state(ours))) == sorted(names)
     assert abs(moved["mean"].mean() - 3.0 * (1 - 0.99**3)) < 0.02
     for name, values in moved.items():
         np.testing.assert_allclose(getattr(ours, name)[...], values, rtol=1e-4, atol=1e-6)
@@ -71,6 +96,11 @@ def test_batch_normalization_trains_and_infers_like_keras(keras_oracle):
         (layers.InputLayer(), "Identity", {}),
         (layers.ReLU(), "ReLU", {}),
         (layers.ReLU(1.0), "ReLU", {"max_value": 1.0}),
+        (
+            layers.Standardization((1.0, 2.0, 3.0), (4.0, 9.0, 0.25)),
+            "Normalization",
+            {"mean": [1.0, 2.0, 3.0], "variance": [4.0, 9.0, 0.25]},
+        ),
         (layers.ZeroPadding2D(((0, 1), (2, 3))), "ZeroPadding2D", {"padding": ((0, 1), (2, 3))}),
         (layers.MaxPooling2D(), "MaxPooling2D", {}),
         (layers.MaxPooling2D((3, 2), (2, 1)), "MaxPooling2D", {"pool_size": (3, 2), "strides": (2, 1)}),

@@ -85,7 +85,7 @@ def test_it_is_built_by_name_with_its_options(family):
     ("options", "message"),
     [
         ({"filter": 3}, "gated has no option 'filter'; did you mean 'filters'"),
-        ({"alpha": 1.0}, r"gated has no option 'alpha' \(which is one of mobilenet\); its options are filters, gate"),
+        ({"alpha": 1.0}, r"gated has no option 'alpha' \(which is one of .*mobilenet.*\); its options are"),
         ({"gate": 1}, "gate of gated: expected True or False, found 1"),
         ({"filters": 2.5}, "filters of gated: expected a whole number from 0 to 4096, found 2.5"),
         ({"squash": "softmax"}, r"squash of gated: expected sigmoid or hard_sigmoid \(did you .*\), found 'softmax'"),
@@ -183,7 +183,7 @@ def test_what_cannot_be_an_entry_is_refused():
             alpha: Another one.
         """
 
-    with pytest.raises(TypeError, match="'alpha' is .*int.* in other, .*float.* in mobilenet; it needs one type"):
+    with pytest.raises(TypeError, match=r"'alpha' is .*int.* in other, .*float.* in \w+; it needs one type"):
         register()(other)
 
     def mobilenet(input_shape, include_top, classes, classifier_activation, *, rngs):
@@ -212,10 +212,9 @@ def test_every_architecture_keeps_the_rules(name):
     with pytest.raises(ValueError, match=r"too small|at least"):
         create(name, input_shape=(4, 64, 3), include_top=False, rngs=nnx.Rngs(0), **small)
     any_size = create(name, input_shape=(None, None, 3), include_top=False, rngs=nnx.Rngs(0), **small)
-    assert (
-        any_size.output_shape((64, 80, 3))
-        == create(name, input_shape=(64, 80, 3), include_top=False, rngs=nnx.Rngs(0), **small).output_shape()
-    )
+    shape = (height + 32, width + 48, 3)
+    fixed = create(name, input_shape=shape, include_top=False, rngs=nnx.Rngs(0), **small)
+    assert any_size.output_shape(shape) == fixed.output_shape()
     for file in found.published:
         assert found.preprocessing(file.options) == file.preprocessing and file.backbone == name
         found.checked(file.options)

@@ -253,11 +253,11 @@ def test_command_prints_the_slide_and_refuses_what_is_wrong(capsys):
     cli.main(["summary", "cifar_cnn", "--pooling", "max", "--format", "json"])
     assert json.loads(capsys.readouterr().out)["parameters"] == 179_306
     for args, message in (
-        (["vgg61"], "no backbone 'vgg61'; did you mean 'vgg16'"),
+        (["vgg6"], "no backbone 'vgg6'; did you mean 'vgg16'"),
         (["vgg16", "--freeze", "block5_conv4"], "no layer 'block5_conv4' in vgg16; did you mean 'block5_conv3'"),
         (["vgg16", "--image-size", "16"], "at least 32x32 pixels"),
         (["vgg16", "--image-size", "-3"], "image_size: expected a whole number of pixels from 1 on"),
-        (["vgg16", "--widths", "3"], "vgg16 has no option 'widths'"),
+        (["vgg16", "--alpha", "1"], "vgg16 has no option 'alpha'"),
         (["mobilenet", "--classes", "0"], "at least one class, found 0"),
     ):
         with pytest.raises(SystemExit) as end:

@@ -213,3 +213,15 @@ def test_two_tensors_for_one_array_must_be_equal(write):
     with pytest.raises(WeightsError, match="second/kernel and first/kernel are one array in the model, and differ"):
         load_weights(model, write({"second": {"kernel:0": twos}, "first": {"kernel:0": threes}}))
     np.testing.assert_array_equal(second.kernel[...], twos)
+
+
+def test_a_slash_in_a_layers_name_is_an_underscore(write):
+    # As in SqueezeNet's file: the layer `block/conv1` with tensors `block/conv1_W:0` inside its own group.
+    kernel, bias = np.ones((1, 1, 3, 4), np.float32), np.arange(4, dtype=np.float32)
+    named = {"block/conv1_W:0": kernel, "block/conv1_b:0": bias}
+    model = Backbone([("block_conv1", conv2d(3, 4, (1, 1), rngs=nnx.Rngs(0)))], input_shape=(8, 8, 3))
+    assert load_weights(model, write({"block/conv1": named})).loaded == ("block_conv1/bias", "block_conv1/kernel")
+    np.testing.assert_array_equal(model.block_conv1.kernel, kernel)
+    np.testing.assert_array_equal(model.block_conv1.bias, bias)
+    twice = write({"block/conv1": named, "block_conv1": {"block_conv1/kernel:0": kernel}}, name="twice.h5")
+    assert "'block/conv1' and 'block_conv1' would be one layer here, 'block_conv1'" in _refused(model, twice)

@@ -1,5 +1,6 @@
-"""VGG16 against Keras, with weights that Keras saved."""
+"""VGG16 and VGG19 against Keras, with weights that Keras saved."""
 
+import importlib
 import inspect
 import re
 
@@ -9,7 +10,7 @@ import pytest
 from flax import nnx
 
 from cnnjax.models.preprocessing import preprocess
-from cnnjax.models.vgg16 import PUBLISHED, vgg16
+from cnnjax.models.vgg import PUBLISHED, vgg16, vgg19
 from cnnjax.weights.assign import load_weights
 
 NAMES = ("block1_conv2", "block1_pool", "block3_conv3", "block5_conv1", "block5_pool")
@@ -61,12 +62,13 @@ def test_top_gives_keras_outputs(keras_oracle, tmp_path, assert_same):
     np.testing.assert_array_equal(without.block5_conv3.kernel, ours.block5_conv3.kernel)
 
 
-@pytest.mark.parametrize("top", [False, True])
-def test_layers_are_keras_layers(top, keras_oracle):
+@pytest.mark.parametrize(("depth", "top"), [(16, False), (16, True), (19, False), (19, True)])
+def test_layers_are_keras_layers(depth, top, keras_oracle):
     keras = keras_oracle.keras
     keras.backend.clear_session()
-    theirs = keras.applications.VGG16(weights=None, input_shape=(64, 96, 3), include_top=top)
-    ours = nnx.eval_shape(lambda: vgg16((64, 96, 3), include_top=top, rngs=nnx.Rngs(0)))
+    theirs = getattr(keras.applications, f"VGG{depth}")(weights=None, input_shape=(64, 96, 3), include_top=top)
+    function = {16: vgg16, 19: vgg19}[depth]
+    ours = nnx.eval_shape(lambda: function((64, 96, 3), include_top=top, rngs=nnx.Rngs(0)))
     assert ours.layer_names == tuple(layer.name for layer in theirs.layers)
     shapes = jax.eval_shape(
         lambda m, x: m.activations(x, m.layer_names), ours, jax.ShapeDtypeStruct((1, 64, 96, 3), np.float32)
@@ -82,6 +84,7 @@ def test_layers_are_keras_layers(top, keras_oracle):
     [
         ({"input_shape": (224, 31, 3)}, r"at least 32x32 pixels, found input_shape \(224, 31, 3\)"),
         ({"input_shape": (None, 64, 3), "include_top": True}, "with top needs a known image size"),
+        ({"widths": ()}, r"one to 5 blocks, .* found \(\)"),
     ],
 )
 def test_impossible_models_are_refused(kwargs, message):
@@ -89,11 +92,11 @@ def test_impossible_models_are_refused(kwargs, message):
         vgg16(**{"include_top": False, **kwargs}, rngs=nnx.Rngs(0))
 
 
-def test_published_files_are_those_keras_downloads(keras_oracle):
-    import keras.src.applications.vgg16 as theirs
-
-    hashes = re.findall(r'file_hash="(\w+)"', inspect.getsource(theirs.VGG16))
-    with_top, without = PUBLISHED
+@pytest.mark.parametrize("depth", [16, 19])
+def test_published_files_are_those_keras_downloads(depth, keras_oracle):
+    theirs = importlib.import_module(f"keras.src.applications.vgg{depth}")
+    hashes = re.findall(r'file_hash="(\w+)"', inspect.getsource(getattr(theirs, f"VGG{depth}")))
+    with_top, without = published = [entry for entry in PUBLISHED if entry.backbone == f"vgg{depth}"]
     assert (with_top.include_top, without.include_top) == (True, False)
-    assert [entry.url for entry in PUBLISHED] == [theirs.WEIGHTS_PATH, theirs.WEIGHTS_PATH_NO_TOP]
-    assert [entry.digest for entry in PUBLISHED] == [f"md5:{digest}" for digest in hashes]
+    assert [entry.url for entry in published] == [theirs.WEIGHTS_PATH, theirs.WEIGHTS_PATH_NO_TOP]
+    assert [entry.digest for entry in published] == [f"md5:{digest}" for digest in hashes]
