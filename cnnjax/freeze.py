@@ -19,6 +19,7 @@ from cnnjax.functional import leaves_of, model_name, named_variables, names_of
 from cnnjax.models.layer_order import Call, Example, Layer, layers_in_order, part_of
 from cnnjax.models.layer_order import layers as unordered
 from cnnjax.models.weightless import is_operation
+from cnnjax.runtime import Tree
 from cnnjax.runtime.nearest import did_you_mean
 
 T = TypeVar("T")
@@ -241,7 +242,7 @@ class Frozen:
         trainable = {p: v for p, v in leaves.items() if not self.is_frozen(p)}
         return trainable, {p: v for p, v in leaves.items() if self.is_frozen(p)}
 
-    def mask(self, tree: Any) -> Any:
+    def mask(self, tree: Tree) -> Any:
         """True where a leaf of `tree` (flat, nested or an NNX state) trains: an optax mask."""
         return jax.tree_util.tree_map_with_path(lambda keys, _: not self.is_frozen(_path(keys)), tree)
 
@@ -258,7 +259,7 @@ class Frozen:
             0
         """
 
-        def labels(tree: Any) -> Any:
+        def labels(tree: Tree) -> Any:
             return jax.tree.map(lambda trains: "trainable" if trains else "frozen", self.mask(tree))
 
         # An optimizer over no leaves would still hold its step counter.
@@ -304,7 +305,7 @@ def num_weighted_layers(model: nnx.Module) -> int:
     return sum(_has_kernel(layer.node) for layer in unordered(model))
 
 
-def _has_kernel(layer: Any) -> bool:
+def _has_kernel(layer: object) -> bool:
     if isinstance(layer, nnx.Variable):
         return False
     return any(x.ndim >= 2 for x in jax.tree.leaves(nnx.state(layer, nnx.Param)))

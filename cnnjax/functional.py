@@ -13,11 +13,12 @@ import jax.numpy as jnp
 from flax import nnx
 
 from cnnjax.ops.counting import counting
+from cnnjax.runtime import Tree
 
 Leaves = dict[str, jax.Array]
 
 
-def model_name(model: Any) -> str:
+def model_name(model: object) -> str:
     """What a model is called in messages and tables: its `name` if it has one, or its class's."""
     name = getattr(model, "name", None)
     return name if isinstance(name, str) and name else type(model).__name__
@@ -32,7 +33,7 @@ def modules(model: nnx.Module) -> Iterator[tuple[str, nnx.Module]]:
     """Every module below `model` as (path, module), each once, parents first."""
     seen: set[int] = set()
 
-    def walk(node: Any, path: tuple[Any, ...]) -> Iterator[tuple[str, nnx.Module]]:
+    def walk(node: object, path: tuple[Any, ...]) -> Iterator[tuple[str, nnx.Module]]:
         if isinstance(node, nnx.Module) and not isinstance(node, nnx.List | nnx.Dict):
             if id(node) in seen:
                 return
@@ -45,7 +46,7 @@ def modules(model: nnx.Module) -> Iterator[tuple[str, nnx.Module]]:
     return walk(model, ())
 
 
-def children(node: Any) -> list[tuple[Any, Any]]:
+def children(node: object) -> list[tuple[Any, Any]]:
     """The named parts of a module, list or dictionary, in NNX's order: by the alphabet, or by their place in a list.
 
     That order is the same in every copy of a model, and is not the one in which they run (`cnnjax.models.layer_order`).
@@ -104,7 +105,7 @@ class Functional:
         state = nnx.from_flat_state([(path, v.replace(leaves[join(path)])) for path, v in self.variables])
         return nnx.merge(self.training if train else self.inference, state)
 
-    def apply(self, leaves: Leaves, *inputs: Any, train: bool) -> tuple[Any, Leaves]:
+    def apply(self, leaves: Leaves, *inputs: Tree, train: bool) -> tuple[Any, Leaves]:
         """Call the model.
 
         Args:
@@ -138,7 +139,7 @@ def named_variables(model: nnx.Module) -> dict[str, nnx.Variable]:
     """
     found: dict[str, nnx.Variable] = {}
 
-    def walk(node: Any, path: tuple[Any, ...], above: tuple[int, ...]) -> None:
+    def walk(node: object, path: tuple[Any, ...], above: tuple[int, ...]) -> None:
         if isinstance(node, nnx.Variable):
             found[join(path)] = node
         elif id(node) not in above:

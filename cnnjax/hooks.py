@@ -6,9 +6,11 @@ from functools import cache
 from typing import Any
 
 import jax
+import numpy as np
 from flax import nnx
 
-from cnnjax.functional import functionalize, leaves_of, model_name, modules
+from cnnjax.functional import Leaves, functionalize, leaves_of, model_name, modules
+from cnnjax.runtime import Tree
 from cnnjax.runtime.nearest import unknown
 
 Hook = Callable[[str, Any], Any]
@@ -73,7 +75,7 @@ def layer_of(scope: str) -> str | None:
     return tail.partition(_CLOSE)[0].replace("|", "/") if found else None
 
 
-def outputs(model: nnx.Module, images: Any, layers: Iterable[str]) -> dict[str, Any]:
+def outputs(model: nnx.Module, images: jax.Array | np.ndarray, layers: Iterable[str]) -> dict[str, Any]:
     """What the named modules give for a batch of images, in inference mode.
 
     Args:
@@ -97,10 +99,10 @@ def outputs(model: nnx.Module, images: Any, layers: Iterable[str]) -> dict[str, 
         checked_layer(layer, names, model_name(model))
     functional = functionalize(model)
 
-    def run(leaves: Any, images: Any) -> dict[str, Any]:
+    def run(leaves: Leaves, images: jax.Array | np.ndarray) -> dict[str, Any]:
         found: dict[str, Any] = {}
 
-        def keep(path: str, out: Any) -> Any:
+        def keep(path: str, out: Tree) -> Any:
             if path in layers:
                 found[path] = out
             return out

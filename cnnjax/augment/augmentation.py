@@ -12,6 +12,7 @@ from cnnjax.augment import choices
 from cnnjax.augment.choices import Range
 from cnnjax.augment.mixing import draw_mixing, mix
 from cnnjax.augment.resampling import FILL_MODES, cropped, flipped, float_type, resample
+from cnnjax.runtime import Tree
 
 FLIPS = ("none", "horizontal", "vertical", "both")
 _MIX = 0x7FFFFFFE  # mixing and changing the images may be given the same key
@@ -138,7 +139,7 @@ class Augmentation:
         """Whether it mixes images, and so needs their targets."""
         return bool(self.mixup or self.cutmix)
 
-    def __call__(self, key: jax.Array, images: jax.Array, targets: Any = None) -> Any:
+    def __call__(self, key: jax.Array, images: jax.Array, targets: Tree = None) -> Any:
         """Draw and make the changes; mix as well where targets are given.
 
         Args:
@@ -227,7 +228,7 @@ class Augmentation:
             images = jnp.clip(images + (high - low) * parameters.brightness[:, None, None, None], low, high)
         return images.astype(dtype)
 
-    def mix(self, key: jax.Array, images: jax.Array, targets: Any) -> tuple[jax.Array, Any]:
+    def mix(self, key: jax.Array, images: jax.Array, targets: Tree) -> tuple[jax.Array, Any]:
         """Mix images and their targets in random pairs, by mixup or CutMix; as they are if neither is chosen.
 
         Args:
@@ -250,7 +251,7 @@ class Augmentation:
         return self._mixed(key, images, targets)
 
     @partial(jax.jit, static_argnums=0)
-    def _mixed(self, key: jax.Array, images: jax.Array, targets: Any) -> tuple[jax.Array, Any]:
+    def _mixed(self, key: jax.Array, images: jax.Array, targets: Tree) -> tuple[jax.Array, Any]:
         if images.ndim != 4:
             raise ValueError(f"an augmentation takes images of shape [N, H, W, C], found {images.shape}")
         for x in jax.tree.leaves(targets):
@@ -276,7 +277,7 @@ class Augmentation:
         return resample(images, linear, origin, size, self.fill_mode, self.fill_value)
 
     @staticmethod
-    def _on(ends: Any) -> bool:
+    def _on(ends: object) -> bool:
         return ends != (0.0, 0.0)
 
     @property

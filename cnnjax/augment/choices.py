@@ -71,7 +71,7 @@ def checked_crop(value: Any) -> tuple[int, int] | None:
     return int(sides[0]), int(sides[1])
 
 
-def checked_alpha(name: str, value: Any) -> float:
+def checked_alpha(name: str, value: object) -> float:
     """Alpha of a Beta distribution; 0 is off."""
     alpha = number(name, value)
     if alpha < 0:
@@ -111,7 +111,7 @@ def number(name: str, value: Any) -> float:
     return found
 
 
-def _is_pair(value: Any) -> bool:
+def _is_pair(value: object) -> bool:
     return isinstance(value, tuple | list) and len(value) == 2
 
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cnnjax.augment.resampling import float_type
+from cnnjax.runtime import Tree
 
 _STEPS = 4096  # quantiles of Beta that are tabulated, those between them are interpolated
 
@@ -53,7 +54,7 @@ def draw_mixing(key: jax.Array, count: int, mixup: float, cutmix: float) -> Mixi
 
 
 @jax.jit
-def mix(mixing: Mixing, images: jax.Array, targets: Any) -> tuple[jax.Array, Any]:
+def mix(mixing: Mixing, images: jax.Array, targets: Tree) -> tuple[jax.Array, Any]:
     """Mix each image, and its target, with its partner's.
 
     mixup: lambda x + (1 - lambda) x', targets likewise. CutMix: a box of sides H sqrt(1 - lambda) and

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from cnnjax.runtime import Tree
 from cnnjax.staging.identity import NoIdentity, expression_digest
 
 AugmentFn = Callable[..., Any]
@@ -32,7 +33,7 @@ def takes_targets(augment: AugmentFn) -> bool:
 
 
 def augmented(
-    augment: AugmentFn, key: jax.Array, images: jax.Array, targets: Any, mixable: Callable[[bool], Any]
+    augment: AugmentFn, key: jax.Array, images: jax.Array, targets: Tree, mixable: Callable[[bool], Any]
 ) -> tuple[jax.Array, Any]:
     """Images and targets of a batch after an augmentation.
 
@@ -89,14 +90,14 @@ def digest_of(augment: AugmentFn, image: jax.ShapeDtypeStruct) -> str:
         ) from None
 
 
-def _checked(found: Any, images: jax.Array) -> jax.Array:
+def _checked(found: Tree, images: jax.Array) -> jax.Array:
     if not hasattr(found, "shape") or found.shape != images.shape:
         shape = list(found.shape) if hasattr(found, "shape") else f"a {type(found).__name__}"
         raise ValueError(f"augment: expected images {list(images.shape)}, as they were given, found {shape}")
     return jnp.asarray(found, images.dtype)
 
 
-def _checked_targets(targets: Any, count: int) -> Any:
+def _checked_targets(targets: Tree, count: int) -> Any:
     if wrong := [x for x in jax.tree.leaves(targets) if jnp.shape(x)[:1] != (count,)]:
         raise ValueError(f"augment: expected targets of {count} examples, found an array {list(jnp.shape(wrong[0]))}")
     return targets

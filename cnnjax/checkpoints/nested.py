@@ -8,9 +8,10 @@ import jax
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from cnnjax.checkpoints.errors import CheckpointMismatch
+from cnnjax.runtime import Tree
 
 
-def as_nested(tree: Any) -> dict[str, Any]:
+def as_nested(tree: Tree) -> dict[str, Any]:
     """A tree of arrays as nested dictionaries: fields of named tuples by name, places in lists by number.
 
     Keys such as `"conv1/kernel"` become two levels. None, and nodes without leaves (optax's `EmptyState`), vanish.
@@ -33,7 +34,7 @@ def as_nested(tree: Any) -> dict[str, Any]:
     return unflatten_dict(named_leaves(tree), sep="/")
 
 
-def from_nested(nested: Mapping[str, Any], like: Any) -> Any:
+def from_nested(nested: Mapping[str, Any], like: Tree) -> Any:
     """The inverse of `as_nested`.
 
     Args:
@@ -55,7 +56,7 @@ def from_nested(nested: Mapping[str, Any], like: Any) -> Any:
     return jax.tree.unflatten(jax.tree.structure(like), [found[path] for path in expected])
 
 
-def named_leaves(tree: Any) -> dict[str, Any]:
+def named_leaves(tree: Tree) -> dict[str, Any]:
     """The leaves by path, in the tree's own order.
 
     Raises:

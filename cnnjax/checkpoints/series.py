@@ -17,6 +17,7 @@ import numpy as np
 from cnnjax.checkpoints import trees
 from cnnjax.checkpoints.digests import verify
 from cnnjax.checkpoints.errors import SaveFailed, reason
+from cnnjax.runtime import Tree
 
 _LIBRARIES = ("cnnjax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
@@ -66,7 +67,7 @@ class Checkpoints:
         self._metrics: dict[int, float | None] = {}
 
     def save(
-        self, step: int, tree: Any, metadata: Mapping[str, Any], *, metric: float | None = None, wait: bool = False,
+        self, step: int, tree: Tree, metadata: Mapping[str, Any], *, metric: float | None = None, wait: bool = False,
         replace: bool = False,
     ) -> bool:  # fmt: skip
         """Begin to write a checkpoint; waits for the one before to be finished.
@@ -182,7 +183,7 @@ class Checkpoints:
         record = trees.recorded(path)
         return record["metadata"] | {"metric": record["metric"], "versions": record["versions"]}
 
-    def restore(self, like: Any, step: int | None = None) -> Any:
+    def restore(self, like: Tree, step: int | None = None) -> Any:
         """Read a checkpoint, strictly: nothing is filled in, and no other one is taken instead.
 
         Args:

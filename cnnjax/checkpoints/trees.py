@@ -16,6 +16,7 @@ from cnnjax.checkpoints.digests import seal, verify
 from cnnjax.checkpoints.errors import CheckpointMismatch, SaveFailed, reason
 from cnnjax.checkpoints.nested import as_nested, named_leaves, strays
 from cnnjax.files.writing import sync
+from cnnjax.runtime import Tree
 
 ABOUT = "_CHECKPOINT_METADATA"  # Orbax's file of what is known of a checkpoint, ours included
 PARTIAL = ".orbax-checkpoint-tmp"
@@ -23,7 +24,7 @@ _STAGED, AGAIN = f"{PARTIAL}-whole", ".again"
 _MIB = 1 << 20
 
 
-def save(path: str | os.PathLike[str], tree: Any) -> None:
+def save(path: str | os.PathLike[str], tree: Tree) -> None:
     """Write a tree of arrays as plain nested dictionaries; the folder appears whole or not at all.
 
     Args:
@@ -45,7 +46,7 @@ def save(path: str | os.PathLike[str], tree: Any) -> None:
     writer.close()
 
 
-def restore(path: str | os.PathLike[str], like: Any) -> Any:
+def restore(path: str | os.PathLike[str], like: Tree) -> Any:
     """Read a tree, strictly.
 
     Args:
@@ -79,7 +80,7 @@ def checked(path: str | os.PathLike[str]) -> Path:
     return folder
 
 
-def snapshot(tree: Any) -> dict[str, Any]:
+def snapshot(tree: Tree) -> dict[str, Any]:
     """The tree as nested dictionaries, in host memory of its own: the arrays may be donated at once.
 
     Raises:
@@ -198,7 +199,7 @@ def recorded(folder: Path) -> dict[str, Any]:
     return json.loads((folder / ABOUT).read_bytes())["custom_metadata"]
 
 
-def read(folder: Path, like: Any) -> Any:
+def read(folder: Path, like: Tree) -> Any:
     """Restore a folder that was verified; see `restore`."""
     import orbax.checkpoint as ocp
 
@@ -240,25 +241,25 @@ def _other_kinds(found: Mapping[str, str], expected: Mapping[str, Any]) -> list[
     return faults
 
 
-def _request(ocp: Any, like: Any) -> Any:
+def _request(ocp: Any, like: Tree) -> Any:
     sharding = _sharding(like)
     if sharding is None:
         return ocp.RestoreArgs(restore_type=np.ndarray)
     return ocp.ArrayRestoreArgs(sharding=sharding, global_shape=like.shape, dtype=like.dtype)
 
 
-def _placed(value: Any, like: Any) -> Any:
+def _placed(value: Any, like: Tree) -> Any:
     # Without a sharding of its own an array is left uncommitted, as fresh ones are: the step then is the same program.
     return value if _is_host(like) or _sharding(like) is not None else jax.device_put(value, may_alias=False)
 
 
-def _sharding(like: Any) -> Any:
+def _sharding(like: Tree) -> Any:
     if isinstance(like, jax.Array):
         return like.sharding if like.committed else None
     return getattr(like, "sharding", None)
 
 
-def _is_host(like: Any) -> bool:
+def _is_host(like: Tree) -> bool:
     return isinstance(like, np.ndarray | np.generic)
 
 

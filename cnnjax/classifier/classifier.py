@@ -227,7 +227,7 @@ class ImageClassifier:
         outputs = self.predict_logits(source, batch_size=batch_size)
         return self.task.report(outputs, targets, weights=weights_of(source), samples=samples)
 
-    def targets(self, source: Any) -> Any:
+    def targets(self, source: Source) -> Any:
         """A source's targets as this classifier takes them: of classes its `labels`.
 
         Raises:
@@ -353,7 +353,7 @@ class ImageClassifier:
         self.history = fitted.history
         return fitted
 
-    def _outputs(self, source: Any, batch_size: int, *, skip: bool = False) -> np.ndarray:
+    def _outputs(self, source: Source, batch_size: int, *, skip: bool = False) -> np.ndarray:
         return outputs_of(partial(self._apply, self.leaves), source, batch_size, skip=skip)
 
     def save(self, path: str | os.PathLike[str]) -> None:

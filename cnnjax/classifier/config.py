@@ -249,7 +249,7 @@ def own_preprocessing(backbone: str, options: Mapping[str, Any] | None = None) -
     return entry_or_own(backbone).preprocessing(options or {})
 
 
-def _checked_classes(names: Any) -> tuple[str, ...]:
+def _checked_classes(names: object) -> tuple[str, ...]:
     if isinstance(names, str) or not isinstance(names, Sequence) or not all(isinstance(n, str) and n for n in names):
         raise ValueError(f"class names: expected a list of texts, found {names!r}")
     if len(names) < 2:

@@ -23,6 +23,7 @@ from cnnjax.files.digests import digest
 from cnnjax.files.runs import RunFolder, path_name
 from cnnjax.files.writing import write_whole
 from cnnjax.fit import Fitted, Fitter, Recipe, find_rate
+from cnnjax.fit.fitter import Report
 from cnnjax.fit.targets import TaskOptions
 from cnnjax.metrics import Journal
 from cnnjax.models.own import checked_head, is_path
@@ -147,7 +148,7 @@ def _origin(config: Fit) -> str:
 
 def _range_test(
     config: Fit, sources: Mapping[str, Any], fitter: Fitter, out: Path,
-    console: Console, report: Any,
+    console: Console, report: Report,
 ) -> Path:  # fmt: skip
     from cnnjax.show.rates import plot
 

@@ -201,7 +201,7 @@ def _not_finite(arrays: Mapping[str, Any]) -> str:
     return "".join(f"\n  {p}: {n} of {arrays[p].size} values are NaN or infinite" for p, n in counts.items() if n)
 
 
-def _json(value: Any, what: str) -> bytes:
+def _json(value: object, what: str) -> bytes:
     try:
         return (json.dumps(finite(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
     except (TypeError, ValueError, RecursionError) as error:

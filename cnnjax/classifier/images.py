@@ -119,7 +119,7 @@ class Files:
         )
 
 
-def open_images(images: Any, config: Config, scale: Scaling = None) -> Any:
+def open_images(images: Images, config: Config, scale: Scaling = None) -> Any:
     """What is to be classified as a source of images of the classifier's size.
 
     Args:
@@ -144,7 +144,8 @@ def open_images(images: Any, config: Config, scale: Scaling = None) -> Any:
         way = "bilinear" if array.shape[1:3] == config.size else config.resizing
         return InMemory(array, targets=none, image_size=config.size, resizing=way, scale=scale)
     if hasattr(images, "read") and hasattr(images, "image_size"):
-        check_source(images, config.size, config.resizing)
+        source: Any = images
+        check_source(source, config.size, config.resizing)
         if scale is not None:
             raise ValueError("scale: a source has its own; open it with scale=")
         return images

@@ -70,7 +70,7 @@ def check_new_leaves(given: Leaves, own: Leaves) -> None:
         raise ValueError("leaves that do not fit the classifier:" + "".join(faults))
 
 
-def _with_code(path: Any, config: Config, backbone: str | OwnBackbone | None) -> Config:
+def _with_code(path: str | os.PathLike[str], config: Config, backbone: str | OwnBackbone | None) -> Config:
     """The config of a saved classifier, with the code that the caller has named."""
     if backbone is None or backbone == config.backbone:
         return config
@@ -82,7 +82,7 @@ def _with_code(path: Any, config: Config, backbone: str | OwnBackbone | None) ->
     return replace(config, backbone=name, code=None if isinstance(backbone, str) else backbone)
 
 
-def _with_head(path: Any, config: Config, head: "str | OwnHead | None") -> Config:
+def _with_head(path: str | os.PathLike[str], config: Config, head: "str | OwnHead | None") -> Config:
     """The same with the code of a head."""
     if head is None or head == config.head:
         return config
@@ -101,7 +101,7 @@ def _without_random(leaves: Mapping[str, Any], functional: Functional) -> Leaves
     return {path: value for path, value in leaves.items() if path not in random}
 
 
-def _expected(path: Any, config: Config, arrays: Mapping[str, np.ndarray]) -> tuple[Functional, str]:
+def _expected(path: str | os.PathLike[str], config: Config, arrays: Mapping[str, np.ndarray]) -> tuple[Functional, str]:
     """The programs of the model that a config describes, and what its outputs say of the file."""
     try:
         model = nnx.eval_shape(config.build)

@@ -9,8 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from cnnjax.classifier.images import Files
+from cnnjax.data.source import Source
 from cnnjax.features import ahead
 from cnnjax.functional import Functional, Leaves
+from cnnjax.runtime import Tree
 from cnnjax.train.tasks import Task
 
 
@@ -63,7 +65,7 @@ class Prediction:
         }
 
 
-def predictions(paths: Sequence[str], outputs: Any, task: Task) -> list[Prediction]:
+def predictions(paths: Sequence[str], outputs: Tree, task: Task) -> list[Prediction]:
     """One prediction a row of the model's outputs, such as logits f32[N, 1 or classes]."""
     return [Prediction(path, **said) for path, said in zip(paths, task.read(outputs), strict=True)]
 
@@ -78,7 +80,7 @@ def inference_program(functional: Functional) -> Callable[[Leaves, jax.Array], j
     return jax.jit(outputs)
 
 
-def outputs_of(apply: Callable[[Any], Any], source: Any, batch_size: int, *, skip: bool = False) -> np.ndarray:
+def outputs_of(apply: Callable[[Any], Any], source: Source, batch_size: int, *, skip: bool = False) -> np.ndarray:
     """Outputs for all images, in batches of one shape.
 
     Args:

@@ -13,7 +13,7 @@ from cnnjax.data.source import Source
 from cnnjax.train.tasks import Classification
 
 
-def targets_of(source: Any, config: Config) -> Any:
+def targets_of(source: Source, config: Config) -> Any:
     """A source's targets as a classifier takes them: of classes its labels.
 
     Raises:
@@ -68,7 +68,7 @@ def check_training_source(source: Source, config: Config) -> None:
         )
 
 
-def check_source(source: Any, size: tuple[int, int], resizing: Resizing) -> None:
+def check_source(source: Source, size: tuple[int, int], resizing: Resizing) -> None:
     """Refuse a source whose images are not what the classifier was made for.
 
     Raises:
@@ -89,7 +89,7 @@ def check_source(source: Any, size: tuple[int, int], resizing: Resizing) -> None
         )
 
 
-def check_source_scale(source: Any, scale: Scale | None) -> None:
+def check_source_scale(source: Source, scale: Scale | None) -> None:
     """Refuse to train on files that are read by another scale than the classifier keeps: it would predict by that.
 
     Raises:

@@ -11,7 +11,7 @@ from cnnjax.classifier.config import Config
 from cnnjax.classifier.running import RuntimeConfig, initial_leaves
 from cnnjax.commands.network import Computing
 from cnnjax.commands.options import Seed
-from cnnjax.data.source import targets_of
+from cnnjax.data.source import Source, targets_of
 from cnnjax.features import GIB, FeatureStore
 from cnnjax.files.digests import digest
 from cnnjax.files.importing import called, check_call, imported, named
@@ -168,7 +168,7 @@ class TrainingRun:
             "weights_digest": digest(*self.classifier.leaves.values()),
         }  # fmt: skip
 
-    def onednn(self, train: Any) -> AbstractContextManager[None]:
+    def onednn(self, train: Source) -> AbstractContextManager[None]:
         """The block in which the run's programs are compiled: with oneDNN where the work ahead pays for it."""
         whole = self.recipe.method == "scratch" or (self.recipe.augmentation is not None and not self.recipe.views)
         phases = self.fitter.phases if whole else self.fitter.phases[1:]  # whose steps hold convolutions
@@ -178,8 +178,9 @@ class TrainingRun:
         )  # fmt: skip
 
     def fit(
-        self, train: Any, validation: Any = None, *, folder: Path | None, about: Mapping[str, Any], report: Report,
-        journal: Journal | None = None, tell: Callable[[str], None] = print, begun: Callable[[], None] | None = None,
+        self, train: Source, validation: Source | None = None, *, folder: Path | None, about: Mapping[str, Any],
+        report: Report, journal: Journal | None = None, tell: Callable[[str], None] = print,
+        begun: Callable[[], None] | None = None,
     ) -> Fitted:  # fmt: skip
         """Train.
 
@@ -212,7 +213,13 @@ class TrainingRun:
             )
 
     def fit_in(
-        self, out: Path | None, train: Any, validation: Any = None, *, report: Report, journal: Journal | None = None
+        self,
+        out: Path | None,
+        train: Source,
+        validation: Source | None = None,
+        *,
+        report: Report,
+        journal: Journal | None = None,
     ) -> Fitted:
         """Train; with a run folder it holds what makes the run this one, and its journal."""
         self.fitter.resolve(train)
@@ -230,6 +237,6 @@ class TrainingRun:
                 journal = Journal(out / "metrics.jsonl")
             return self.fit(train, validation, folder=out, about=about, report=report, journal=journal)
 
-    def judged(self, fitted: Fitted, train: Any, source: Any, report: Report) -> tuple[Any, Any]:
+    def judged(self, fitted: Fitted, train: Source, source: Source, report: Report) -> tuple[Any, Any]:
         """Outputs and targets of a source, from stored features as far as anything is frozen."""
         return self.fitter.outputs(fitted, source, len(train), report), targets_of(source)

@@ -144,7 +144,7 @@ class Loader:
 
 
 def read_batches(
-    source: Any, indices: Sequence[np.ndarray], *, start: int = 0, workers: int = 0
+    source: Readable, indices: Sequence[np.ndarray], *, start: int = 0, workers: int = 0
 ) -> Generator[np.ndarray]:
     """Read one batch after another, ahead of whoever takes them.
 
@@ -164,7 +164,7 @@ def read_batches(
         raise
 
 
-def _read_batches(source: Any, indices: Sequence[np.ndarray], start: int, workers: int) -> Generator[np.ndarray]:
+def _read_batches(source: Readable, indices: Sequence[np.ndarray], start: int, workers: int) -> Generator[np.ndarray]:
     stop = min(start + HEAD_START, len(indices)) if workers else len(indices)
     # The thread ends before the processes are closed: a generator that runs cannot be.
     with closing(_by_processes(source, indices, stop, workers)) as later, ThreadPoolExecutor(1) as beside:
@@ -177,7 +177,7 @@ def _read_batches(source: Any, indices: Sequence[np.ndarray], start: int, worker
             yield from later
 
 
-def _by_threads(source: Any, indices: Sequence[np.ndarray], start: int, stop: int) -> Generator[np.ndarray]:
+def _by_threads(source: Readable, indices: Sequence[np.ndarray], start: int, stop: int) -> Generator[np.ndarray]:
     if start < stop:
         # Each thread reads a batch by itself: sharing one out costs two cores a third of their rate, in waiting.
         batches = _reading(source, indices, start, stop, THREADS)
@@ -185,7 +185,7 @@ def _by_threads(source: Any, indices: Sequence[np.ndarray], start: int, stop: in
             yield from running
 
 
-def _by_processes(source: Any, indices: Sequence[np.ndarray], start: int, workers: int) -> Generator[np.ndarray]:
+def _by_processes(source: Readable, indices: Sequence[np.ndarray], start: int, workers: int) -> Generator[np.ndarray]:
     if start >= len(indices):
         return
     import absl.flags
@@ -216,7 +216,7 @@ def _outlast(worker: int, workers: int) -> None:
     signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(_OUTLASTS))
 
 
-def _reading(source: Any, indices: Sequence[np.ndarray], start: int, stop: int, threads: int) -> Any:
+def _reading(source: Readable, indices: Sequence[np.ndarray], start: int, stop: int, threads: int) -> Any:
     import grain  # brings JAX and Orbax along, which a process that only reads images does not need
 
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=READ_AHEAD * threads)
@@ -259,14 +259,14 @@ class _Indices(Sequence[np.ndarray]):
     def __len__(self) -> int:
         return len(self._order)
 
-    def __getitem__(self, step: Any) -> Any:
+    def __getitem__(self, step: int | slice) -> Any:
         return self._order[step][0]
 
 
 class _Read:
     """Step number to batch; an object, since a worker process must be able to unpickle it."""
 
-    def __init__(self, source: Any, indices: Sequence[np.ndarray]):
+    def __init__(self, source: Readable, indices: Sequence[np.ndarray]):
         self._source, self._indices = source, indices
 
     def __call__(self, step: int) -> np.ndarray:

@@ -110,7 +110,7 @@ class Order(Sequence[tuple[np.ndarray, np.ndarray]]):
     def __len__(self) -> int:
         return self.steps_per_epoch * self.epochs
 
-    def __getitem__(self, step: Any) -> Any:
+    def __getitem__(self, step: int | slice) -> Any:
         if isinstance(step, slice):
             return [self[k] for k in range(*step.indices(len(self)))]
         if not 0 <= step < len(self):

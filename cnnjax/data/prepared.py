@@ -80,7 +80,7 @@ def open_builder(directory: Path) -> Any:
     return builder
 
 
-def data_source(builder: Any, split: str) -> Any:
+def data_source(builder: "tfds.core.DatasetBuilder", split: str) -> Any:
     """Random access to the records of a split or slice, as they are stored."""
     _allow_open_files(len(builder.info.splits[split].file_instructions))
     return builder.as_data_source(split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES)
@@ -125,7 +125,7 @@ def _allow_open_files(count: int) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, limit), hard))
 
 
-def feature_names(builder: Any) -> tuple[str, ...]:
+def feature_names(builder: "tfds.core.DatasetBuilder") -> tuple[str, ...]:
     """Returns the names of the features that are the image, its label and, if there is one, its name.
 
     They are those of `supervised_keys`, or else the only image and the only class label.
@@ -158,7 +158,7 @@ def feature_names(builder: Any) -> tuple[str, ...]:
     return (*chosen, *named[:1])
 
 
-def described(builder: Any) -> str:
+def described(builder: "tfds.core.DatasetBuilder") -> str:
     """The splits and their sizes, for an error."""
     return some([f"{name} ({info.num_examples})" for name, info in builder.info.splits.items()]) or "none"
 
@@ -218,7 +218,7 @@ def _builder(name: str, config: str | None, version: str | None, data_dir: str |
         raise LookupError(_one_line(error)) from error
 
 
-def _prepare(builder: Any) -> None:
+def _prepare(builder: "tfds.core.DatasetBuilder") -> None:
     """Lets TFDS download and write the records; its progress bars show."""
     full, root = builder.info.full_name, builder.data_dir_root
     try:

@@ -4,7 +4,7 @@ import os
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -25,6 +25,9 @@ from cnnjax.data.source import as_indices, as_labels, as_size, map_threaded
 from cnnjax.data.splitting import OnError, checked_on_error
 from cnnjax.files.digests import content_digest
 from cnnjax.runtime import Progress
+
+if TYPE_CHECKING:
+    import tensorflow_datasets as tfds
 
 _OPENING = threading.Lock()
 _Result = TypeVar("_Result")
@@ -210,7 +213,7 @@ class Records(Examples):
             ) from error
 
     def _list(
-        self, builder: Any, progress: Progress | None
+        self, builder: "tfds.core.DatasetBuilder", progress: Progress | None
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, tuple[str, ...]]:
         """Returns the labels i64[N], hashes u8[N, 32], places i64[N] and names of the split's images."""
         instructions = self._instructions(builder)
@@ -251,7 +254,7 @@ class Records(Examples):
             named = [f"{split}/{i}" for split, chosen in numbers for i in chosen]
         return np.concatenate(labels), np.concatenate(hashes), place, tuple(named)
 
-    def _instructions(self, builder: Any) -> Sequence[Any]:
+    def _instructions(self, builder: "tfds.core.DatasetBuilder") -> Sequence[Any]:
         """Which records of which files the split is, as TFDS says."""
         try:
             found = builder.info.splits[self.split].file_instructions
@@ -267,7 +270,7 @@ class Records(Examples):
                 raise FileNotFoundError(f"damaged data set in {self.directory}: {part.filename} is missing")
         return found
 
-    def _entries(self, builder: Any, path: str, split: str, first: int, count: int) -> Entries:
+    def _entries(self, builder: "tfds.core.DatasetBuilder", path: str, split: str, first: int, count: int) -> Entries:
         """What a record file holds: as it was kept, or else by reading it through."""
         entries = find_entries(path, self._keys, count)
         if entries is None:

@@ -119,7 +119,7 @@ class Shapes(tfds.core.GeneratorBasedBuilder):
             supervised_keys=("image", "label"),
         )
 
-    def _split_generators(self, dl_manager: Any, **_: Any) -> dict[str, Iterator[tuple[str, dict[str, Any]]]]:
+    def _split_generators(self, dl_manager: object, **_: Any) -> dict[str, Iterator[tuple[str, dict[str, Any]]]]:
         return {split: self._generate_examples(split) for split in SPLITS}
 
     def _generate_examples(self, split: str, **_: Any) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from cnnjax.data.listing import Selection
 from cnnjax.data.pixels import (
@@ -24,6 +25,7 @@ from cnnjax.data.pixels import (
     scaled,
 )
 from cnnjax.files.digests import joined_digest
+from cnnjax.runtime import Tree
 
 THREADS = min(4, max(2, os.cpu_count() or 2))
 """Threads of a process that read images."""
@@ -114,7 +116,7 @@ class InMemory:
         resizing: Resizing = "bilinear",
         scale: str | Sequence[float] | None = None,
         *,
-        targets: Any = None,
+        targets: Tree = None,
         weights: Sequence[float] | np.ndarray | None = None,
     ) -> None:
         images, wanted = np.asarray(images), checked_scale(scale)
@@ -200,7 +202,7 @@ class _AsKept:
         return self.source.read_kept(indices)
 
 
-def as_kept(source: Any, dtype: Any) -> tuple[Any, Any]:
+def as_kept(source: Any, dtype: DTypeLike) -> tuple[Any, Any]:
     """What reads a source's examples in fewer bytes where it can, and their type: `dtype` where it cannot."""
     if isinstance(source, InMemory) and type(source).read is InMemory.read:  # a class of the user's may read otherwise
         kept = _AsKept(source)
@@ -266,7 +268,7 @@ def targets_of(source: Any) -> Any:
     return source.labels if targets is None else targets
 
 
-def weights_of(source: Any) -> np.ndarray | None:
+def weights_of(source: object) -> np.ndarray | None:
     """How much each example of a source counts, f32[N]; None where all count the same.
 
     >>> weights_of(InMemory(np.zeros((2, 8, 8, 3), np.uint8), [0, 1], ("a", "b"), weights=[1, 3])).tolist()
@@ -275,7 +277,7 @@ def weights_of(source: Any) -> np.ndarray | None:
     return getattr(source, "weights", None)
 
 
-def rows_of(tree: Any, index: Any) -> Any:
+def rows_of(tree: Tree, index: np.ndarray | slice | int) -> Any:
     """The rows at `index` of each array of a tree of dictionaries, lists and tuples; here, since it needs no JAX."""
     if isinstance(tree, dict):
         return {name: rows_of(x, index) for name, x in tree.items()}

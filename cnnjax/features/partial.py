@@ -16,9 +16,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any
+from typing import IO
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from cnnjax.files.digests import digest
 from cnnjax.files.writing import sync, write_whole
@@ -34,7 +35,7 @@ STALE_SECONDS = 3600.0
 """A file that was not written to for so long is nobody's, where no lock can tell."""
 
 
-def mapped(path: Path, dtype: Any, shape: tuple[int, ...]) -> np.ndarray:
+def mapped(path: Path, dtype: DTypeLike, shape: tuple[int, ...]) -> np.ndarray:
     """A file's array, read as it is asked for.
 
     Raises:
@@ -57,7 +58,7 @@ class PartialFile:
         published: whether it has its finished file's name.
     """
 
-    def __init__(self, target: Path, dtype: Any, shape: tuple[int, ...], path: Path, file: IO[bytes]):
+    def __init__(self, target: Path, dtype: DTypeLike, shape: tuple[int, ...], path: Path, file: IO[bytes]):
         self.rows, self.made_by, self.published = 0, "", False
         self._target, self._path, self._count, self._file = target, path, _count(path), file
         self._header, self._size, self._wanted = _header(dtype, shape), _size(dtype, shape), shape[0]
@@ -119,7 +120,7 @@ class PartialFile:
 
 @contextmanager
 def claimed(
-    target: Path, dtype: Any, shape: tuple[int, ...], waiting: Callable[[int], None] = lambda rows: None
+    target: Path, dtype: DTypeLike, shape: tuple[int, ...], waiting: Callable[[int], None] = lambda rows: None
 ) -> Generator[PartialFile]:
     """The half-made feature of a finished file's name, kept from all other processes.
 
@@ -311,7 +312,7 @@ def _told(count: Path) -> int:
     return 0
 
 
-def _header(dtype: Any, shape: tuple[int, ...]) -> bytes:
+def _header(dtype: DTypeLike, shape: tuple[int, ...]) -> bytes:
     """How an array's file in NumPy's format begins (bfloat16 as plain bytes)."""
     header = io.BytesIO()
     described = np.lib.format.dtype_to_descr(np.dtype(dtype))
@@ -319,7 +320,7 @@ def _header(dtype: Any, shape: tuple[int, ...]) -> bytes:
     return header.getvalue()
 
 
-def _size(dtype: Any, shape: tuple[int, ...]) -> int:
+def _size(dtype: DTypeLike, shape: tuple[int, ...]) -> int:
     return len(_header(dtype, shape)) + math.prod(shape) * np.dtype(dtype).itemsize
 
 

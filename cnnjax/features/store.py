@@ -20,7 +20,7 @@ from cnnjax.features.partial import DiskWriter, MemoryWriter, PartialFile, claim
 from cnnjax.files.digests import digest
 from cnnjax.ops.onednn import takes
 from cnnjax.ops.spread import cpu_threads
-from cnnjax.runtime import Progress, preemption
+from cnnjax.runtime import Progress, Tree, preemption
 from cnnjax.staging import Feature, Maker, ProgramDiffers, Staged
 
 GIB = 1 << 30
@@ -101,7 +101,7 @@ class FeatureStore:
     def get(
         self,
         staged: Staged,
-        fixed: Any,
+        fixed: Tree,
         source: Images,
         batch: int = PASS_BATCH,
         progress: Progress | None = None,
@@ -141,7 +141,7 @@ class FeatureStore:
         self,
         staged: Staged,
         missing: list[Feature],
-        fixed: Any,
+        fixed: Tree,
         source: Images,
         batch: int,
         progress: Progress,
@@ -166,7 +166,7 @@ class FeatureStore:
         staged: Staged,
         missing: list[Feature],
         halves: Mapping[str, PartialFile],
-        fixed: Any,
+        fixed: Tree,
         source: Images,
         batch: int,
         progress: Progress,
@@ -228,7 +228,7 @@ class FeatureStore:
                 write(*running)
         return Pass(count - begun, maker.reads_images, maker.equations, time.perf_counter() - start, waited)
 
-    def _compiled(self, maker: Maker, wanted: Sequence[str], fixed: Any, image: Any, values: Sequence[Any]) -> Any:
+    def _compiled(self, maker: Maker, wanted: Sequence[str], fixed: Tree, image: Any, values: Sequence[Any]) -> Any:
         """A pass's program; one serves all sources (training, validation, test) that want the same features."""
         given = jax.tree.map(lambda x: (x.shape, str(x.dtype)), fixed)
         key = repr((wanted, [f.key for f in maker.reads], maker.few, given, image, values, _precision()))

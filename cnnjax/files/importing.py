@@ -22,7 +22,7 @@ def is_path(name: str) -> bool:
     return (":" in name and not name.startswith("tfds:")) or name.endswith(".py")
 
 
-def named(code: Any) -> str:
+def named(code: object) -> str:
     """The import path of a function, a class, or an object's class.
 
     >>> from cnnjax.models import vgg16

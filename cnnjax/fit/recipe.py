@@ -242,7 +242,7 @@ class Recipe(Steps):
 SCHEDULES = ("constant", "cosine", "linear")
 
 
-def checked_name(what: str, value: Any, known: Sequence[str], *, own: bool = False) -> None:
+def checked_name(what: str, value: object, known: Sequence[str], *, own: bool = False) -> None:
     """Refuse a name that is none of those known; with `own`, import paths and functions are known too.
 
     Raises:
@@ -254,7 +254,7 @@ def checked_name(what: str, value: Any, known: Sequence[str], *, own: bool = Fal
     raise ValueError(f"{unknown(what, value, known, listed=True)}{more}")
 
 
-def checked_augment(value: Any) -> None:
+def checked_augment(value: object) -> None:
     """Refuse an augmentation that is neither a name nor a function of (key, images, targets).
 
     Raises:
@@ -264,7 +264,7 @@ def checked_augment(value: Any) -> None:
         checked_name("augment", value, tuple(AUGMENTATIONS), own=True)
 
 
-def augmentation(given: Any) -> Any:
+def augmentation(given: object) -> Any:
     """The augmentation of a name, at an import path, or itself.
 
     Raises:
@@ -282,7 +282,7 @@ def augmentation(given: Any) -> Any:
     return function
 
 
-def own_code(**named_: Any) -> dict[str, Any]:
+def own_code(**named_: object) -> dict[str, Any]:
     """Those of the user's functions that are named by import paths, or given, by what they are for."""
     found = {}
     for what, value in named_.items():
@@ -298,7 +298,7 @@ def code_digests(code: dict[str, Any]) -> dict[str, str]:
     return {f"{what}_code": source_digest(found) for what, found in code.items()}
 
 
-def _found(given: Any, what: str, such_as: str) -> tuple[str, Any]:
+def _found(given: object, what: str, such_as: str) -> tuple[str, Any]:
     return (given, imported(given, what, such_as)) if isinstance(given, str) else (named(given), given)
 
 

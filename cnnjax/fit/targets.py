@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args
 from cnnjax.data import open_data
 from cnnjax.data.labels import TaskKind, open_labels
 from cnnjax.data.own import is_own_data
+from cnnjax.data.source import Source
 from cnnjax.files.importing import is_path
 from cnnjax.runtime.nearest import unknown
 from cnnjax.train.own import own_task, with_code
@@ -116,7 +117,7 @@ class TaskOptions(TableOptions):
         made = self._named(train)
         return with_code(made, self.loss if self.loss and is_path(self.loss) else None, self.metrics)
 
-    def _named(self, train: Any) -> Task:
+    def _named(self, train: Source) -> Task:
         if self.task == "classification":
             return Classification(train.class_names, class_weights=self.class_weights, focal=self.focal)
         names = tuple(getattr(train, "target_names", ())) or self.targets

@@ -264,7 +264,7 @@ class Backbone(nnx.Module):
             raise ValueError(f"expected a batch of shape (N, {wanted}), found {shape}")
 
 
-def _belongs_to(layer: Any, padding: Any) -> bool:
+def _belongs_to(layer: Any, padding: object) -> bool:
     """Whether zeros before a layer can be its own. Not where a hook looks at either: its class is another one then."""
     return type(padding) is ZeroPadding2D and type(layer) in (Conv2D, DepthwiseConv2D) and layer.padding == "VALID"
 
@@ -304,7 +304,7 @@ class Classifier(nnx.Module):
     (5, 1)
     """
 
-    def __init__(self, backbone: Any, head: Any, preprocessing: str):
+    def __init__(self, backbone: nnx.Module, head: nnx.Module | None, preprocessing: str):
         both_ours = isinstance(backbone, Backbone) and isinstance(head, Backbone)
         if both_ours and None not in backbone.input_shape:
             head.check_shape((1, *backbone.output_shape()))

@@ -10,8 +10,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from cnnjax.files.digests import digest
-from cnnjax.functional import children, functionalize, join, leaves_of, model_name, names_of
+from cnnjax.functional import Leaves, children, functionalize, join, leaves_of, model_name, names_of
 from cnnjax.hooks import layer_of, with_hook
+from cnnjax.runtime import Tree
 from cnnjax.staging.trace import ClosedJaxpr, Jaxpr, Var, scope_of
 
 Example = Sequence[int] | jax.ShapeDtypeStruct | jax.Array
@@ -106,7 +107,7 @@ def part_of(model: nnx.Module, within: str) -> Any:
     return part
 
 
-def own_shape(model: Any) -> tuple[int, ...] | None:
+def own_shape(model: object) -> tuple[int, ...] | None:
     """The `input_shape` of a model or its backbone, if it is known whole.
 
     >>> own_shape(nnx.Linear(2, 3, rngs=nnx.Rngs(0))) is None
@@ -163,7 +164,7 @@ def program_digest(model: nnx.Module, example: Example) -> str:
     """SHA-256 (hex) of what a model computes for one example, from its program: it tells changed code apart."""
     functional, batch = functionalize(model), batch_struct(example, 2)
 
-    def run(leaves: Any, x: Any) -> Any:
+    def run(leaves: Leaves, x: jax.Array) -> Any:
         return functional.apply(leaves, x, train=True), functional.apply(leaves, x, train=False)
 
     program = str(jax.make_jaxpr(run)(_abstract(model), batch))
@@ -177,7 +178,7 @@ def _found(model: nnx.Module) -> tuple[list[Layer], bool]:
     """The layers, and whether they stand in the order in which they run."""
     nodes: dict[int, Layer] = {}
 
-    def walk(node: Any, path: tuple[Any, ...], unit: str, above: tuple[int, ...], chain: bool) -> tuple[int, bool]:
+    def walk(node: object, path: tuple[Any, ...], unit: str, above: tuple[int, ...], chain: bool) -> tuple[int, bool]:
         """Adds the layers; returns how many parts were met, and whether their order is certain."""
         if id(node) in above:
             return 0, True
@@ -198,7 +199,7 @@ def _found(model: nnx.Module) -> tuple[list[Layer], bool]:
         count = sum(n for n, _ in walks)
         return count, all(certain for _, certain in walks) and (count <= 1 or chain)
 
-    def add(node: Any, path: tuple[Any, ...], unit: str) -> None:
+    def add(node: object, path: tuple[Any, ...], unit: str) -> None:
         have = nodes.setdefault(id(node), Layer(node, (), unit))
         nodes[id(node)] = have._replace(names=(*have.names, join(path)))
 
@@ -206,11 +207,11 @@ def _found(model: nnx.Module) -> tuple[list[Layer], bool]:
     return list(nodes.values()), certain
 
 
-def _is_one(node: Any) -> bool:
+def _is_one(node: object) -> bool:
     return isinstance(node, nnx.Module) and not isinstance(node, nnx.List | nnx.Dict)
 
 
-def _holds(part: Any, kind: type) -> bool:
+def _holds(part: object, kind: type) -> bool:
     """Whether something is a module or variable, or a list or dictionary of some; random keys do not count."""
     if isinstance(part, nnx.Rngs | nnx.RngStream | nnx.RngState):
         return False
@@ -246,13 +247,13 @@ def _places(model: nnx.Module, example: jax.ShapeDtypeStruct, call: Call | None)
     """When each module is called first and each variable is used first, by path; later is larger."""
     calls: dict[str, int] = {}
 
-    def note(path: str, out: Any) -> Any:
+    def note(path: str, out: Tree) -> Any:
         calls.setdefault(path, len(calls) + 1)
         return out
 
     functional, leaves, batch = functionalize(model), _abstract(model), batch_struct(example, 1)
 
-    def run(leaves: Any, batch: Any) -> Any:
+    def run(leaves: Leaves, batch: jax.Array) -> Any:
         hooked: Any = with_hook(functional.module(leaves), note)
         out = call(hooked, batch) if call else hooked(batch)
         return [x for x in jax.tree.leaves(out) if isinstance(x, jax.Array)]
@@ -285,7 +286,7 @@ class _Uses:
     def __init__(self, calls: Mapping[str, int]):
         self.calls, self.first, self.now = calls, {}, 0
 
-    def follow(self, jaxpr: Any, paths: Mapping[Any, str]) -> None:
+    def follow(self, jaxpr: Jaxpr, paths: Mapping[Any, str]) -> None:
         for eqn in jaxpr.eqns:
             self.now = max(self.now, self.calls.get(layer_of(scope_of(eqn)) or "", 0))
             given = [paths.get(atom) if isinstance(atom, Var) else None for atom in eqn.invars]
@@ -300,11 +301,11 @@ class _Uses:
                 self.follow(body, {var: path for var, path in known if path is not None})
 
 
-def _several(value: Any) -> Sequence[Any]:
+def _several(value: object) -> Sequence[Any]:
     return value if isinstance(value, tuple | list) else (value,)
 
 
-def _opened(value: Any) -> Any:
+def _opened(value: object) -> Any:
     if isinstance(value, ClosedJaxpr):
         return value.jaxpr
     return value if isinstance(value, Jaxpr) else None

@@ -307,7 +307,7 @@ def find(name: str) -> Published:
     return known[name]
 
 
-def _is(value: Any, kind: Any) -> bool:
+def _is(value: object, kind: Any) -> bool:
     return isinstance(value, kind) and not isinstance(value, bool)
 
 

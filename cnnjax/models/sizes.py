@@ -103,7 +103,7 @@ def divisible(channels: float, divisor: int = 8) -> int:
     return near + divisor if near < 0.9 * channels else near
 
 
-def window_padding(name: str, padding: Any) -> Padding:
+def window_padding(name: str, padding: object) -> Padding:
     """The padding of a window: "VALID", "SAME", or zeros on each side.
 
     >>> window_padding("conv", "same"), window_padding("conv", 0), window_padding("conv", 1)
@@ -191,5 +191,5 @@ def _listed(inputs: Named) -> str:
     return ", ".join(f"{name or 'the input'} {shape}" for name, shape in inputs)
 
 
-def _whole(n: Any) -> bool:
+def _whole(n: object) -> bool:
     return isinstance(n, int) and not isinstance(n, bool)

@@ -1,7 +1,5 @@
 """Waveforms to log-mel images as a module, and the classifier of sounds built on it."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -116,7 +114,7 @@ class SoundClassifier(nnx.Module):
     (2, 10)
     """
 
-    def __init__(self, front: LogMel, backbone: Any, head: Any, preprocessing: str):
+    def __init__(self, front: LogMel, backbone: nnx.Module, head: nnx.Module | None, preprocessing: str):
         checked = Classifier(backbone, head, preprocessing)
         if front.size is not None and isinstance(backbone, Backbone):
             backbone.check_shape((1, *front.size, 3))

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import DTypeLike
 
 from cnnjax.ops import onednn, winograd
 from cnnjax.ops.depthwise import depthwise
@@ -50,8 +51,8 @@ def conv_general_dilated(
     dimension_numbers: Any = None,
     feature_group_count: int = 1,
     batch_group_count: int = 1,
-    precision: Any = None,
-    preferred_element_type: Any = None,
+    precision: lax.PrecisionLike | None = None,
+    preferred_element_type: DTypeLike | None = None,
     **kwargs: Any,
 ) -> jax.Array:
     """`jax.lax.conv_general_dilated` with faster CPU lowerings, for `nnx.Conv(conv_general_dilated=...)`.
@@ -127,7 +128,7 @@ def conv_general_dilated(
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _pointwise(x: jax.Array, k: jax.Array, precision: Any, asks: bool) -> jax.Array:
+def _pointwise(x: jax.Array, k: jax.Array, precision: lax.PrecisionLike, asks: bool) -> jax.Array:
     def on_cpu(x: jax.Array, k: jax.Array) -> jax.Array:
         rows = product(x.reshape(-1, x.shape[3]), k[0, 0], asks, precision=precision)
         return rows.reshape(*x.shape[:3], k.shape[3])
@@ -139,13 +140,13 @@ def _pointwise(x: jax.Array, k: jax.Array, precision: Any, asks: bool) -> jax.Ar
 
 
 def _pointwise_forward(
-    x: jax.Array, k: jax.Array, precision: Any, asks: bool
+    x: jax.Array, k: jax.Array, precision: lax.PrecisionLike, asks: bool
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
     return _pointwise(x, k, precision, asks), (x, k)
 
 
 def _pointwise_backward(
-    precision: Any, asks: bool, kept: tuple[jax.Array, jax.Array], g: jax.Array
+    precision: lax.PrecisionLike, asks: bool, kept: tuple[jax.Array, jax.Array], g: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     def input_on_cpu(x: jax.Array, k: jax.Array, g: jax.Array) -> jax.Array:
         return product(g.reshape(-1, g.shape[3]), k[0, 0], asks, (False, True), precision).reshape(x.shape)
@@ -172,7 +173,7 @@ def _narrow(size: Sequence[int], window: Sequence[int]) -> bool:
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4, 5, 6))
 def _spatial(
-    x: jax.Array, k: jax.Array, strides: Pair, pads: Pads, precision: Any, spread: bool, asks: bool
+    x: jax.Array, k: jax.Array, strides: Pair, pads: Pads, precision: lax.PrecisionLike, spread: bool, asks: bool
 ) -> jax.Array:
     def on_cpu(x: jax.Array, k: jax.Array) -> jax.Array:
         if _narrow(x.shape[1:3], k.shape[:2]):
@@ -190,14 +191,14 @@ def _spatial(
 
 
 def _spatial_forward(
-    x: jax.Array, k: jax.Array, strides: Pair, pads: Pads, precision: Any, spread: bool, asks: bool
+    x: jax.Array, k: jax.Array, strides: Pair, pads: Pads, precision: lax.PrecisionLike, spread: bool, asks: bool
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
     return _spatial(x, k, strides, pads, precision, spread, asks), (x, k)
 
 
 def _spatial_backward(
-    strides: Pair, pads: Pads, precision: Any, spread: bool, asks: bool, kept: tuple[jax.Array, jax.Array],
-    g: jax.Array,
+    strides: Pair, pads: Pads, precision: lax.PrecisionLike, spread: bool, asks: bool,
+    kept: tuple[jax.Array, jax.Array], g: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:  # fmt: skip
     def input_on_cpu(x: jax.Array, k: jax.Array, g: jax.Array) -> jax.Array:
         if _narrow(g.shape[1:3], k.shape[:2]):

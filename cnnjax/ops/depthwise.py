@@ -1,7 +1,6 @@
 """Depthwise convolution: on CPU shifted products, where XLA has nothing better."""
 
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +17,7 @@ _MOST_TERMS = 2
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4, 5, 6))
 def _depthwise(
-    x: jax.Array, k: jax.Array, strides: Pair, pads: Pads, precision: Any, spread: bool, asks: bool
+    x: jax.Array, k: jax.Array, strides: Pair, pads: Pads, precision: lax.PrecisionLike, spread: bool, asks: bool
 ) -> jax.Array:
     def on_cpu(x: jax.Array, k: jax.Array) -> jax.Array:
         if asks and onednn.fits(x, k, strides, pads, x.shape[3]):
@@ -36,14 +35,14 @@ def _depthwise(
 
 
 def _depthwise_forward(
-    x: jax.Array, k: jax.Array, strides: Pair, pads: Pads, precision: Any, spread: bool, asks: bool
+    x: jax.Array, k: jax.Array, strides: Pair, pads: Pads, precision: lax.PrecisionLike, spread: bool, asks: bool
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
     return _depthwise(x, k, strides, pads, precision, spread, asks), (x, k)
 
 
 def _depthwise_backward(
-    strides: Pair, pads: Pads, precision: Any, spread: bool, asks: bool, kept: tuple[jax.Array, jax.Array],
-    g: jax.Array,
+    strides: Pair, pads: Pads, precision: lax.PrecisionLike, spread: bool, asks: bool,
+    kept: tuple[jax.Array, jax.Array], g: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:  # fmt: skip
     def input_on_cpu(x: jax.Array, k: jax.Array, g: jax.Array) -> jax.Array:
         if asks and strides == (1, 1) and reversible(k, pads):

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,14 +13,16 @@ from cnnjax.ops.onednn import NHWC
 from cnnjax.ops.shifts import Pads, Pair, wide_type
 
 
-def convolution(x: jax.Array, k: jax.Array, strides: Pair, pads: Pads, precision: Any, groups: int = 1) -> jax.Array:
+def convolution(
+    x: jax.Array, k: jax.Array, strides: Pair, pads: Pads, precision: lax.PrecisionLike, groups: int = 1
+) -> jax.Array:
     return lax.conv_general_dilated(
         x, k, strides, pads, dimension_numbers=NHWC, feature_group_count=groups, precision=precision
     )
 
 
 def gradients(
-    strides: Pair, pads: Pads, precision: Any, groups: int = 1
+    strides: Pair, pads: Pads, precision: lax.PrecisionLike, groups: int = 1
 ) -> tuple[Callable[..., jax.Array], Callable[..., jax.Array]]:
     """Input and kernel gradient of `convolution`, each a function of x, kernel and output cotangent."""
 
@@ -35,7 +36,11 @@ def gradients(
 
 
 def product(
-    a: jax.Array, b: jax.Array, asks: bool, transpose: tuple[bool, bool] = (False, False), precision: Any = None
+    a: jax.Array,
+    b: jax.Array,
+    asks: bool,
+    transpose: tuple[bool, bool] = (False, False),
+    precision: lax.PrecisionLike | None = None,
 ) -> jax.Array:
     """The product of two matrices, either of them transposed first; `asks` oneDNN for it, on CPU."""
     if asks:
@@ -45,7 +50,7 @@ def product(
 
 
 def kernel_gradient_in_parts(
-    x: jax.Array, k: jax.Array, g: jax.Array, strides: Pair, pads: Pads, precision: Any, images: int
+    x: jax.Array, k: jax.Array, g: jax.Array, strides: Pair, pads: Pads, precision: lax.PrecisionLike, images: int
 ) -> jax.Array:
     """The kernel's gradient, summed over so many images at a time."""
     _, of_kernel = gradients(strides, pads, precision)

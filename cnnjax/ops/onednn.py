@@ -25,6 +25,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import DTypeLike
 
 from cnnjax.ops.shifts import Pads, Pair, out_size
 
@@ -59,7 +60,7 @@ def use_onednn(wanted: bool) -> Generator[None]:
         _WANTED.reset(token)
 
 
-def takes(dtype: Any) -> bool:
+def takes(dtype: DTypeLike) -> bool:
     """Whether convolutions and products of this type are asked of oneDNN where a program runs on CPU."""
     if not _WANTED.get() or os.environ.get("CNNJAX_ONEDNN") == "0" or not _is_there():
         return False
@@ -98,7 +99,7 @@ def _has_bfloat16() -> bool:
     return set(flags.split()) >= _BFLOAT16_NEEDS
 
 
-def fits(x: Any, k: Any, strides: Pair, pads: Pads, groups: int) -> bool:
+def fits(x: jax.Array, k: jax.Array, strides: Pair, pads: Pads, groups: int) -> bool:
     """Whether oneDNN has the convolution of `[N, H, W, C]` with `[h, w, C / groups, D]`: no part of it is empty, and
     each output reads at least one input."""
     window = k.shape[:2]

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import DTypeLike
 
 from cnnjax.runtime.nearest import did_you_mean
 
@@ -108,6 +109,6 @@ def scatter(
     return lax.slice(whole, (0, top, left, 0), (n, top + size[0], left + size[1], made.shape[3]))
 
 
-def wide_type(dtype: Any) -> Any:
+def wide_type(dtype: DTypeLike) -> Any:
     """The type to sum in: at least float32, as XLA's convolutions do."""
     return jnp.promote_types(dtype, jnp.float32)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from cnnjax.functional import Leaves
+from cnnjax.runtime import Tree
 
 
 class AverageState(NamedTuple):
@@ -26,10 +27,10 @@ def average(decay: float) -> optax.GradientTransformation:
     `decay * average + (1 - decay) * weights`. So the weights before the first step have no part in it.
     """
 
-    def init(params: Any) -> AverageState:
+    def init(params: optax.Params) -> AverageState:
         return AverageState(jnp.zeros((), jnp.int32), jax.tree.map(jnp.array, params))
 
-    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, AverageState]:
+    def update(updates: optax.Updates, state: Any, params: optax.Params | None = None) -> tuple[Any, AverageState]:
         if params is None:
             raise ValueError("the average of the weights needs them: give `update` the parameters too")
         share = jnp.where(state.count == 0, 1.0, 1.0 - decay)
@@ -40,7 +41,7 @@ def average(decay: float) -> optax.GradientTransformation:
     return optax.GradientTransformation(init, update)
 
 
-def averaged(opt_state: Any) -> Leaves | None:
+def averaged(opt_state: optax.OptState) -> Leaves | None:
     """The averaged weights in an optimizer's state, wherever they lie in it; None if it keeps none.
 
     Before the first step they are the initial weights. They are copies: a step that donates the state does not
@@ -64,10 +65,10 @@ def averaged(opt_state: Any) -> Leaves | None:
     return {path: jnp.array(x) for path, x in found.items() if not isinstance(x, optax.MaskedNode)}
 
 
-def with_average(opt_state: Any, weights: Leaves) -> Any:
+def with_average(opt_state: optax.OptState, weights: Leaves) -> Any:
     """The optimizer's state with an average that goes on from these weights: the best ones need not be the last."""
 
-    def moved(node: Any) -> Any:
+    def moved(node: Tree) -> Any:
         return node._replace(average=jax.tree.map(jnp.array, weights)) if isinstance(node, AverageState) else node
 
     return jax.tree.map(moved, opt_state, is_leaf=lambda node: isinstance(node, AverageState))

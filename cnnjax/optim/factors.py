@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import optax
 
+from cnnjax.runtime import Tree
 from cnnjax.runtime.nearest import did_you_mean, unknown
 
 Factors = Mapping[str, float] | Callable[[str], float]
@@ -109,7 +110,7 @@ def by_depth(paths: Sequence[str], factor: float) -> Callable[[str], float]:
 def scale_by_path(factors: Factors) -> optax.GradientTransformation:
     """Multiply each leaf's update by its factor; a mapping is checked against the leaves that train."""
 
-    def factors_of(tree: Any) -> Any:
+    def factors_of(tree: Tree) -> Any:
         paths = [path_of(keys) for keys, _ in jax.tree_util.tree_leaves_with_path(tree)]
         look_up: Any = factors
         if isinstance(factors, Mapping):
@@ -120,11 +121,11 @@ def scale_by_path(factors: Factors) -> optax.GradientTransformation:
                 raise ValueError(f"{error}\n({hint})") from None
         return jax.tree_util.tree_map_with_path(lambda keys, _: _checked(look_up(path_of(keys)), path_of(keys)), tree)
 
-    def init(params: Any) -> optax.EmptyState:
+    def init(params: optax.Params) -> optax.EmptyState:
         factors_of(params)
         return optax.EmptyState()
 
-    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+    def update(updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None) -> tuple[Any, Any]:
         return jax.tree.map(lambda update, factor: factor * update, updates, factors_of(updates)), state
 
     return optax.GradientTransformation(init, update)

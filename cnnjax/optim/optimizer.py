@@ -13,6 +13,7 @@ from cnnjax.files.importing import called, imported, is_path, named
 from cnnjax.optim.average import average
 from cnnjax.optim.factors import Factors, path_of, scale_by_path
 from cnnjax.optim.schedules import constant
+from cnnjax.runtime import Tree
 from cnnjax.runtime.nearest import unknown
 
 
@@ -23,10 +24,10 @@ def _by_leaf(inner: optax.GradientTransformation) -> optax.GradientTransformatio
     the rate, on the very weights that gradual unfreezing means to spare.
     """
 
-    def init(params: Any) -> Any:
+    def init(params: optax.Params) -> Any:
         return jax.tree.map(inner.init, params)
 
-    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+    def update(updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None) -> tuple[Any, Any]:
         leaves, tree = jax.tree.flatten(updates)
         done = [inner.update(leaf, own) for leaf, own in zip(leaves, tree.flatten_up_to(state), strict=True)]
         return tree.unflatten([step for step, _ in done]), tree.unflatten([own for _, own in done])
@@ -41,7 +42,9 @@ def _scale_by_keras_adam(b1: float = 0.9, b2: float = 0.999, epsilon: float = 1e
     of the corrected one: epsilon then counts less by sqrt(1 - b2^t), 32 times less in the first step.
     """
 
-    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, optax.ScaleByAdamState]:
+    def update(
+        updates: optax.Updates, state: Any, params: optax.Params | None = None
+    ) -> tuple[Any, optax.ScaleByAdamState]:
         count = optax.safe_increment(state.count)
         mu = jax.tree.map(lambda m, g: m + (g - m) * (1 - b1), state.mu, updates)
         nu = jax.tree.map(lambda v, g: v + (g * g - v) * (1 - b2), state.nu, updates)
@@ -71,7 +74,7 @@ _MAKERS: dict[str, tuple[Callable[[], optax.GradientTransformation], float, floa
 OPTIMIZERS = tuple(_MAKERS)
 
 
-def decays(path: str, leaf: Any) -> bool:
+def decays(path: str, leaf: jax.Array) -> bool:
     """Whether weight decay acts on a leaf: it has two axes or more, and is no bias and no norm's factor or shift.
 
     So kernels decay, depthwise ones too; leaves with one axis, and leaves called `bias`, `scale`, `gamma` or
@@ -83,11 +86,11 @@ def decays(path: str, leaf: Any) -> bool:
     return leaf.ndim >= 2 and path.rpartition("/")[2] not in ("bias", "scale", "gamma", "beta")
 
 
-def _every_leaf(tree: Any) -> Any:
+def _every_leaf(tree: Tree) -> Any:
     return jax.tree.map(lambda _: True, tree)
 
 
-def _decaying_leaves(tree: Any) -> Any:
+def _decaying_leaves(tree: Tree) -> Any:
     return jax.tree_util.tree_map_with_path(lambda keys, leaf: decays(path_of(keys), leaf), tree)
 
 
@@ -143,7 +146,7 @@ def make_optimizer(
     _check(schedule, weight_decay, clip, accumulate, ema)
     decay = (keras_decay, _every_leaf) if weight_decay is None else (weight_decay, _decaying_leaves)
 
-    def steps(learning_rate: Any) -> optax.GradientTransformation:
+    def steps(learning_rate: optax.ScalarOrSchedule) -> optax.GradientTransformation:
         # Always seven places, so that `transfer_optimizer_state` finds its way from one choice of options to another.
         return optax.chain(
             optax.identity() if clip is None else optax.clip_by_global_norm(clip),
@@ -163,7 +166,7 @@ def make_optimizer(
 def _scaled(maker: Callable[[], optax.GradientTransformation]) -> _Direction:
     """Direction, decay and learning rate of an optimizer by name."""
 
-    def made(learning_rate: Any, decay: tuple[float, Any]) -> Sequence[optax.GradientTransformation]:
+    def made(learning_rate: optax.ScalarOrSchedule, decay: tuple[float, Any]) -> Sequence[optax.GradientTransformation]:
         return maker(), optax.add_decayed_weights(*decay), optax.scale_by_learning_rate(learning_rate)
 
     return made
@@ -186,7 +189,7 @@ def _own(given: str | Factory) -> tuple[_Direction, float, float]:
     return made, _OWN_RATE, 0.0
 
 
-def with_rate(opt_state: Any, learning_rate: float | jax.Array) -> Any:
+def with_rate(opt_state: optax.OptState, learning_rate: float | jax.Array) -> Any:
     """The optimizer state with another base rate, wherever it lies in it: same types, so nothing compiles again.
 
     Args:

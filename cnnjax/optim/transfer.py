@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from cnnjax.functional import Leaves
+from cnnjax.runtime import Tree
 
 
 class Moved(NamedTuple):
@@ -25,7 +26,7 @@ class Moved(NamedTuple):
 
 
 def transfer_optimizer_state(
-    old_state: Any,
+    old_state: optax.OptState,
     old_params: Mapping[str, Any],
     new_optimizer: optax.GradientTransformation,
     new_params: Leaves,
@@ -75,7 +76,7 @@ def transfer_optimizer_state(
         raise ValueError("leaves that changed; their state cannot move:\n" + "\n".join(faults))
     held: dict[str, set[str]] = {"kept": set(), "fresh": set(), "dropped": set(), "masked": set()}
 
-    def move(old: Any, new: Any, where: str) -> Any:
+    def move(old: Tree, new: Tree, where: str) -> Any:
         if restart and isinstance(old, optax.ScaleByScheduleState) and isinstance(new, optax.ScaleByScheduleState):
             return new
         if _is_tree_of(old, old_params) and _is_tree_of(new, new_params):
@@ -108,7 +109,7 @@ def transfer_optimizer_state(
 _NONE, _LEAF = optax.MaskedNode(), jax.tree.structure(0)
 
 
-def _is_tree_of(node: Any, params: Mapping[str, Any]) -> bool:
+def _is_tree_of(node: Tree, params: Mapping[str, Any]) -> bool:
     """Whether a part of a state holds something for each of the leaves."""
     return isinstance(node, dict) and node.keys() == params.keys()
 
@@ -117,5 +118,5 @@ def _kind(x: Any) -> str:
     return f"{jnp.result_type(x)}{list(jnp.shape(x))}"
 
 
-def _name(node: Any) -> str:
+def _name(node: Tree) -> str:
     return _kind(node) if hasattr(node, "dtype") else type(node).__name__

@@ -12,6 +12,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from cnnjax.runtime import Tree
+
 AXIS = "data"
 
 BIG = 1 << 16
@@ -121,11 +123,11 @@ class Devices:
         mine = [k for k, device in enumerate(self.mesh.devices.flat) if device.process_index == self.host]
         return slice(mine[0] * each, (mine[-1] + 1) * each)
 
-    def replicate(self, tree: Any) -> Any:
+    def replicate(self, tree: Tree) -> Any:
         """Arrays, the same on every host, onto all devices."""
         return jax.tree.map(lambda x: _put(x, self.replicated), tree)
 
-    def batch(self, tree: Any, axis: int = 0) -> Any:
+    def batch(self, tree: Tree, axis: int = 0) -> Any:
         """Host arrays [B, ...] of a whole batch, the same on every host: each device gets its examples.
 
         Args:
@@ -135,7 +137,7 @@ class Devices:
         sharding = NamedSharding(self.mesh, PartitionSpec(*[None] * axis, AXIS))
         return jax.tree.map(lambda x: _put(x, sharding), tree)
 
-    def local_batch(self, tree: Any) -> Any:
+    def local_batch(self, tree: Tree) -> Any:
         """Host arrays [B / hosts, ...], each host's own examples of a batch (see `own`), as arrays [B, ...]."""
         sharding = NamedSharding(self.mesh, PartitionSpec(AXIS))
         here = len(self.mesh.local_devices)
@@ -146,23 +148,23 @@ class Devices:
 
         return jax.tree.map(joined, tree)
 
-    def shardings(self, tree: Any) -> Any:
+    def shardings(self, tree: Tree) -> Any:
         """Where `place` puts each leaf; of arrays, or of abstract ones (`jax.ShapeDtypeStruct`)."""
         return jax.tree.map(lambda x: NamedSharding(self.mesh, self._rule(x.shape)), tree)
 
-    def place(self, tree: Any) -> Any:
+    def place(self, tree: Tree) -> Any:
         """A state, the same on every host, onto the devices: each leaf whole or in parts, as the class says."""
         return jax.tree.map(_put, tree, self.shardings(tree))
 
-    def keep(self, tree: Any) -> Any:
+    def keep(self, tree: Tree) -> Any:
         """In a compiled program: what it gives lies where `place` puts it."""
         return jax.lax.with_sharding_constraint(tree, self.shardings(tree))
 
-    def whole(self, tree: Any) -> Any:
+    def whole(self, tree: Tree) -> Any:
         """In a compiled program: every device has all of it."""
         return jax.lax.with_sharding_constraint(tree, self.replicated)
 
-    def gather(self, tree: Any) -> Any:
+    def gather(self, tree: Tree) -> Any:
         """Global arrays as this process's own, on its first device; every host must call it."""
         return jax.tree.map(lambda x: _put(x, self.replicated).addressable_data(0), tree)
 
@@ -183,7 +185,7 @@ class Devices:
             return flags
         return tuple(np.asarray(multihost_utils.process_allgather(np.array(flags))).any(0).tolist())
 
-    def check_same(self, tree: Any, what: str) -> None:
+    def check_same(self, tree: Tree, what: str) -> None:
         """Refuse arrays that differ from host to host: a run from two sets of weights would be neither's.
 
         Args:
@@ -207,7 +209,7 @@ class Devices:
             )
 
 
-def _put(x: Any, sharding: NamedSharding) -> jax.Array:
+def _put(x: jax.Array | np.ndarray, sharding: NamedSharding) -> jax.Array:
     if sharding.is_fully_addressable or (isinstance(x, jax.Array) and x.sharding.device_set == sharding.device_set):
         return jax.device_put(x, sharding)
     # Not device_put, which has all hosts compare all values first.

@@ -176,7 +176,7 @@ def described(augmentation: Augmentation) -> str:
     return f"{', '.join(on)}; outside the image: {fill}{value}"
 
 
-def _text(value: Any) -> str:
+def _text(value: object) -> str:
     if not isinstance(value, tuple):
         return str(value)
     between = " x " if isinstance(value[0], int) else " and " if isinstance(value[0], tuple) else " to "

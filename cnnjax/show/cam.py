@@ -11,8 +11,9 @@ import numpy as np
 from flax import nnx
 from jax.typing import ArrayLike
 
-from cnnjax.functional import functionalize, leaves_of, model_name, modules
+from cnnjax.functional import Leaves, functionalize, leaves_of, model_name, modules
 from cnnjax.hooks import reachable, with_hook
+from cnnjax.runtime import Tree
 from cnnjax.show.maps import Called, called, checked_maps, last_maps
 from cnnjax.sizing.field import Field
 
@@ -42,7 +43,9 @@ class ClassActivation:
         return np.asarray(jax.nn.softmax(logits))
 
 
-def grad_cam(model: nnx.Module, images: Any, layer: str | None = None, class_index: int | None = None) -> np.ndarray:
+def grad_cam(
+    model: nnx.Module, images: jax.Array | np.ndarray, layer: str | None = None, class_index: int | None = None
+) -> np.ndarray:
     """Where a layer's maps speak for a class.
 
     The maps are added up, each weighted by the mean of the class logit's gradient over it, and what is
@@ -75,7 +78,7 @@ def grad_cam(model: nnx.Module, images: Any, layer: str | None = None, class_ind
 
 
 def class_activation(
-    model: nnx.Module, images: Any, layer: str | None = None, class_index: int | None = None
+    model: nnx.Module, images: jax.Array | np.ndarray, layer: str | None = None, class_index: int | None = None
 ) -> ClassActivation:
     """The same as `grad_cam`, with the layer, classes and logits it was made for.
 
@@ -91,10 +94,10 @@ def class_activation(
     _refuse_probabilities(model, found)
     functional, calls = functionalize(model), found[layer].calls
 
-    def score(change: jax.Array, leaves: Any, images: jax.Array) -> tuple[jax.Array, Any]:
+    def score(change: jax.Array, leaves: Leaves, images: jax.Array) -> tuple[jax.Array, Any]:
         seen: list[jax.Array] = []
 
-        def add(path: str, out: Any) -> Any:
+        def add(path: str, out: Tree) -> Any:
             if path == layer:
                 seen.append(out)
                 if len(seen) == calls:
@@ -142,7 +145,7 @@ def placed(heat: ArrayLike, fields: Sequence[Field | None], size: tuple[int, int
     return spread.astype(np.float32)
 
 
-def _chosen(logits: Any, class_index: int | None) -> jax.Array:
+def _chosen(logits: jax.Array, class_index: int | None) -> jax.Array:
     """The class of each image."""
     if getattr(logits, "ndim", 0) != 2:
         raise ValueError(f"a classifier gives logits f32[N, classes], found {getattr(logits, 'shape', type(logits))}")

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 from tyro.conf import Positional, arg
 
 from cnnjax.commands.network import Network
@@ -57,7 +58,7 @@ class _Options(Network, Channels):
             print("no --weights: the network is filled with random numbers, and the image shows them")
         return model, preprocessing
 
-    def shape(self, model: Any) -> Any:
+    def shape(self, model: nnx.Module) -> Any:
         """What the network takes, (H, W, C)."""
         if isinstance(model, Backbone):
             return model.input_shape
@@ -240,7 +241,7 @@ def show(config: Show) -> Path:
     return config.draw()
 
 
-def _names(model: Any) -> tuple[str, ...]:
+def _names(model: nnx.Module) -> tuple[str, ...]:
     return model.layer_names if isinstance(model, Backbone) else tuple(path for path, _ in modules(model))
 
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from cnnjax.functional import functionalize, leaves_of, model_name
+from cnnjax.functional import Leaves, functionalize, leaves_of, model_name
 from cnnjax.hooks import reachable, with_hook
 from cnnjax.show.maps import MapShape, called, checked_maps
 from cnnjax.sizing.field import Field
@@ -115,7 +115,7 @@ def layer_with_field(model: nnx.Module, input_shape: Sequence[int]) -> str:
 
 
 def effective_field(
-    model: nnx.Module, images: Any, layer: str, cell: Cell | None = None, channel: int | None = None
+    model: nnx.Module, images: jax.Array | np.ndarray, layer: str, cell: Cell | None = None, channel: int | None = None
 ) -> np.ndarray:
     """How strongly each pixel moves a cell: the magnitude of the cell's gradient.
 
@@ -151,7 +151,7 @@ def effective_field(
         raise ValueError(f"{layer} has no map {channel}: they are 0 to {maps[-1] - 1}")
     functional = functionalize(model)
 
-    def value(images: Any, leaves: Any) -> jax.Array:
+    def value(images: jax.Array | np.ndarray, leaves: Leaves) -> jax.Array:
         found: dict[str, Any] = {}
         keep = lambda path, out: found.update({path: out}) or out  # noqa: E731
         with_hook(functional.module(leaves), keep)(images)

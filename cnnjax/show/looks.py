@@ -1,7 +1,7 @@
 """The images of what a cell sees and of where a classifier looks."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -10,6 +10,9 @@ from cnnjax.show.cam import placed
 from cnnjax.show.fields import Box, middle_part
 from cnnjax.show.sheet import FAINT, MARGIN, Sheet, coloured, fitted
 from cnnjax.sizing.field import Field
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 _PANEL, _HIGHEST = 640, 1600
 _HEAT = "inferno"
@@ -102,7 +105,7 @@ def _around(boxes: Sequence[Box], margin: int) -> Box:
     )
 
 
-def _outline(axes: Any, box: Box, colour: str, width: float) -> None:
+def _outline(axes: "Axes", box: Box, colour: str, width: float) -> None:
     """A frame around the box's pixels, with a dark rim so that it stands out from any image."""
     from matplotlib.patches import Rectangle
 

@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from cnnjax.functional import functionalize, leaves_of, model_name
+from cnnjax.functional import Leaves, functionalize, leaves_of, model_name
 from cnnjax.hooks import checked_layer, outputs, with_hook
+from cnnjax.runtime import Tree
 
 MapShape = tuple[int, int, int]
 
@@ -53,7 +54,7 @@ def called(model: nnx.Module, input_shape: Sequence[int]) -> dict[str, Called]:
     def given(path: str, inputs: tuple[Any, ...]) -> None:
         read[path] = tuple(makers[id(x)] for x in inputs if id(x) in makers)
 
-    def note(path: str, out: Any) -> Any:
+    def note(path: str, out: Tree) -> Any:
         shape = tuple(out.shape[1:]) if hasattr(out, "shape") else None
         before = found.pop(path, None)
         maps = shape if shape is not None and len(shape) == 3 and shape[0] * shape[1] > 1 else None
@@ -63,7 +64,7 @@ def called(model: nnx.Module, input_shape: Sequence[int]) -> dict[str, Called]:
         makers.setdefault(id(out), path)
         return out
 
-    def run(leaves: Any, images: Any) -> Any:
+    def run(leaves: Leaves, images: jax.Array | np.ndarray) -> Any:
         known.append(images)
         return with_hook(functional.module(leaves), note, given)(images)
 
@@ -100,7 +101,7 @@ def checked_maps(layer: str, found: dict[str, Called], model: nnx.Module) -> Map
     return maps
 
 
-def activation_maps(model: nnx.Module, images: Any, layer: str) -> np.ndarray:
+def activation_maps(model: nnx.Module, images: jax.Array | np.ndarray, layer: str) -> np.ndarray:
     """The maps that a layer gives for images, as the network computes them.
 
     Args:

@@ -2,7 +2,7 @@
 
 import difflib
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from itertools import islice
 from typing import Any
 
@@ -171,7 +171,7 @@ def whole(name: str, value: Any, least: int = 1) -> int:
     return number
 
 
-def checked_padding(padding: Any) -> tuple[int, int]:
+def checked_padding(padding: object) -> tuple[int, int]:
     """Return a padding as (before, after).
 
     Raises:
@@ -215,7 +215,7 @@ def near(fits: Callable[[int], bool], around: int, low: int, high: int, count: i
     return sorted(islice((m for m in steps if low <= m <= high and fits(m)), count))
 
 
-def any_of(words: Any, last: str = "or") -> str:
+def any_of(words: Iterable[object], last: str = "or") -> str:
     """The words as a list in a sentence.
 
     >>> any_of([1, 2, 4])
@@ -248,7 +248,7 @@ def _what_fits(n: int, reach: int, stride: int, before: int, after: int) -> str:
     return ", ".join(found[:-1]) + ", or " + found[-1]
 
 
-def _whole_sizes(n: Any, f: Any, stride: Any, dilation: Any) -> tuple[int, int, int, int]:
+def _whole_sizes(n: object, f: object, stride: object, dilation: object) -> tuple[int, int, int, int]:
     return whole("input size", n), whole("filter", f), whole("stride", stride), whole("dilation", dilation)
 
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from cnnjax.files.digests import digest
 from cnnjax.staging.times import ELEMENTWISE, FIXED, Known, Time
-from cnnjax.staging.trace import GROUPS, Literal, inner_jaxprs, open_jaxpr
+from cnnjax.staging.trace import GROUPS, Equation, Jaxpr, Literal, Var, aval_of, inner_jaxprs, open_jaxpr
 from cnnjax.staging.wording import literal
 
 # Equations that cost next to nothing: they may run in every step if that lets us store fewer bytes.
@@ -17,13 +17,13 @@ _CHEAP = ELEMENTWISE | {
 }  # fmt: skip
 
 
-def row_bytes(var: Any, known: Known) -> int:
+def row_bytes(var: Var, known: Known) -> int:
     """Bytes of a value: of one image's share for IMAGE values, of the whole for FIXED ones."""
-    shape = [known.repeat if k == known.axis else n for k, n in enumerate(var.aval.shape)]
-    return int(np.prod(shape, dtype=np.int64)) * var.aval.dtype.itemsize
+    shape = [known.repeat if k == known.axis else n for k, n in enumerate(aval_of(var).shape)]
+    return int(np.prod(shape, dtype=np.int64)) * aval_of(var).dtype.itemsize
 
 
-def producers(jaxpr: Any) -> dict[Any, int]:
+def producers(jaxpr: Jaxpr) -> dict[Any, int]:
     """Variable -> index of the equation that makes it."""
     return {v: k for k, eqn in enumerate(jaxpr.eqns) for v in eqn.outvars}
 
@@ -33,7 +33,7 @@ def variables(atoms: Iterable[Any]) -> list[Any]:
     return list(dict.fromkeys(a for a in atoms if not isinstance(a, Literal)))
 
 
-def needed(jaxpr: Any, wanted: Iterable[Any], given: Iterable[Any]) -> tuple[list[int], list[Any]]:
+def needed(jaxpr: Jaxpr, wanted: Iterable[Any], given: Iterable[Any]) -> tuple[list[int], list[Any]]:
     """Walk back from `wanted` to `given`: (equations to run, in order; inputs that are read)."""
     made, stop = producers(jaxpr), set(given)
     eqns: set[int] = set()
@@ -63,7 +63,7 @@ def made_of(given: Iterable[Any], eqns: Iterable[Any]) -> set[Any]:
     return found
 
 
-def frontier(jaxpr: Any, times: dict[Any, Known]) -> tuple[list[Any], list[int]]:
+def frontier(jaxpr: Jaxpr, times: dict[Any, Known]) -> tuple[list[Any], list[int]]:
     """The values that must be handed over the cut, and the equations that run after it.
 
     Starting from the latest possible cut, each handed-over value is walked back through cheap equations
@@ -115,7 +115,7 @@ def frontier(jaxpr: Any, times: dict[Any, Known]) -> tuple[list[Any], list[int]]
     return sorted(current, key=order.__getitem__), eqns
 
 
-def _cheap(eqn: Any) -> bool:
+def _cheap(eqn: Equation) -> bool:
     if eqn.primitive.name in _CHEAP:
         return True
     if eqn.primitive.name != "custom_jvp_call" and eqn.primitive.name not in GROUPS:
@@ -124,7 +124,7 @@ def _cheap(eqn: Any) -> bool:
 
 
 def after_large(
-    jaxpr: Any, eqns: Sequence[int], wanted: Iterable[Any], times: dict[Any, Known], most: int
+    jaxpr: Jaxpr, eqns: Sequence[int], wanted: Iterable[Any], times: dict[Any, Known], most: int
 ) -> tuple[list[Any], int]:
     """Where a program can be cut after the equations that make large values of small weights.
 
@@ -148,7 +148,7 @@ def after_large(
     def shares(values: Iterable[Any]) -> list[int]:
         return [row_bytes(v, times[v]) for v in values if times[v].time is Time.IMAGE]
 
-    def heavy(eqn: Any) -> bool:
+    def heavy(eqn: Equation) -> bool:
         weights = sum(row_bytes(v, times[v]) for v in variables(eqn.invars) if times[v] == FIXED)
         made = shares(eqn.outvars)
         return bool(made) and weights > max(most, *made)
@@ -167,7 +167,7 @@ def after_large(
     return handed, max(shares([*handed, *(v for eqn in steps[cut:] for v in eqn.outvars)]), default=0)
 
 
-def fingerprints(jaxpr: Any, wanted: Sequence[Any], leaves: dict[Any, str], said: dict[int, str]) -> dict[Any, str]:
+def fingerprints(jaxpr: Jaxpr, wanted: Sequence[Any], leaves: dict[Any, str], said: dict[int, str]) -> dict[Any, str]:
     """A key for every early value on the way to `wanted`: a digest of the expression that made it.
 
     Args:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cnnjax.staging.cut import variables
-from cnnjax.staging.trace import Literal, inner_jaxprs, open_jaxpr, part
+from cnnjax.staging.trace import Atom, Equation, Jaxpr, Literal, Var, aval_of, inner_jaxprs, open_jaxpr, part
 
 _AFFINE = ("add", "sub", "mul", "div")
 
@@ -26,7 +26,7 @@ class _Chain(NamedTuple):
 
 
 def folded(
-    jaxpr: Any, ins: Sequence[Any], outs: Sequence[Any], eqns: Iterable[Any], fixed: Collection[Any]
+    jaxpr: Jaxpr, ins: Sequence[Any], outs: Sequence[Any], eqns: Iterable[Any], fixed: Collection[Any]
 ) -> Callable[..., list[Any]]:
     """As `part`, but what follows a convolution and is fixed, and affine in each channel, is computed with its kernel.
 
@@ -51,10 +51,10 @@ def folded(
     ran = {id(eqn) for eqn in early}
     order = [*early, *(eqn for eqn in eqns if id(eqn) not in ran and id(eqn) not in absorbed)]
 
-    def run(*values: Any) -> list[Any]:
+    def run(*values: jax.Array) -> list[Any]:
         env = dict(zip(ins, values, strict=True))
 
-        def read(atom: Any) -> Any:
+        def read(atom: Atom) -> Any:
             return atom.val if isinstance(atom, Literal) else env[atom]
 
         for eqn in order:
@@ -65,7 +65,7 @@ def folded(
                 continue
             factor, term = _factor_and_term(chain, read)
             kernel = eqn.invars[1]
-            given[kernel] = given[kernel] * _along(factor, chain.kernel_axis, kernel.aval.ndim)
+            given[kernel] = given[kernel] * _along(factor, chain.kernel_axis, aval_of(kernel).ndim)
             (made,) = part(jaxpr, list(given), eqn.outvars, [eqn])(*given.values())
             env[chain.out] = made + _along(term, chain.axis, made.ndim)
         return [read(atom) for atom in outs]
@@ -98,7 +98,7 @@ def _chains(eqns: Sequence[Any], outs: Iterable[Any], fixed: Collection[Any]) ->
     return found
 
 
-def _step(eqn: Any, value: Any, axis: int, fixed: Collection[Any]) -> tuple[str, Any, bool] | None:
+def _step(eqn: Equation, value: Var, axis: int, fixed: Collection[Any]) -> tuple[str, Any, bool] | None:
     """What an equation does to the channels of a value, if it is affine in each and otherwise fixed."""
     if eqn.primitive.name not in _AFFINE or len(eqn.invars) != 2 or eqn.outvars[0].aval != value.aval:
         return None
@@ -108,17 +108,19 @@ def _step(eqn: Any, value: Any, axis: int, fixed: Collection[Any]) -> tuple[str,
         return None
     if not isinstance(other, Literal) and other not in fixed:
         return None
-    shape = np.shape(other.val) if isinstance(other, Literal) else other.aval.shape
-    if shape and not (len(shape) == len(value.aval.shape) and all(n == 1 for k, n in enumerate(shape) if k != axis)):
+    shape = np.shape(other.val) if isinstance(other, Literal) else aval_of(other).shape
+    if shape and not (
+        len(shape) == len(aval_of(value).shape) and all(n == 1 for k, n in enumerate(shape) if k != axis)
+    ):
         return None
     return eqn.primitive.name, other, second
 
 
 def _factor_and_term(chain: _Chain, read: Callable[[Any], Any]) -> tuple[jax.Array, jax.Array]:
-    factor: Any = jnp.ones((), chain.out.aval.dtype)
-    term: Any = jnp.zeros((), chain.out.aval.dtype)
+    factor: Any = jnp.ones((), aval_of(chain.out).dtype)
+    term: Any = jnp.zeros((), aval_of(chain.out).dtype)
     for name, other, second in chain.steps:
-        given = jnp.asarray(read(other), chain.out.aval.dtype).reshape(-1)
+        given = jnp.asarray(read(other), aval_of(chain.out).dtype).reshape(-1)
         if name == "add":
             term = term + given
         elif name == "sub":
@@ -127,7 +129,7 @@ def _factor_and_term(chain: _Chain, read: Callable[[Any], Any]) -> tuple[jax.Arr
             factor, term = factor * given, term * given
         else:
             factor, term = factor / given, term / given
-    channels = chain.out.aval.shape[chain.axis]
+    channels = aval_of(chain.out).shape[chain.axis]
     return jnp.broadcast_to(factor, channels), jnp.broadcast_to(term, channels)
 
 
@@ -135,7 +137,7 @@ def _along(vector: jax.Array, axis: int, ndim: int) -> jax.Array:
     return vector.reshape([-1 if k == axis else 1 for k in range(ndim)])
 
 
-def _channel_axes(eqn: Any) -> tuple[int, int] | None:
+def _channel_axes(eqn: Equation) -> tuple[int, int] | None:
     """Which axes of kernel and output are the output's channels, if an equation is a convolution.
 
     One of `cnnjax.ops` is known by the plain convolution that it is on some platform.
@@ -145,7 +147,7 @@ def _channel_axes(eqn: Any) -> tuple[int, int] | None:
     image, kernel = eqn.invars
     if eqn.primitive.name == "conv_general_dilated":
         numbers = eqn.params["dimension_numbers"]
-        one_type = image.aval.dtype == kernel.aval.dtype == eqn.outvars[0].aval.dtype
+        one_type = aval_of(image).dtype == aval_of(kernel).dtype == aval_of(eqn.outvars[0]).dtype
         plain = one_type and eqn.params["batch_group_count"] == 1
         return (numbers.rhs_spec[0], numbers.out_spec[1]) if plain else None
     if eqn.primitive.name != "custom_vjp_call":

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from cnnjax.files.digests import digest
+from cnnjax.runtime import Tree
 from cnnjax.staging.cut import fingerprints
 from cnnjax.staging.trace import Literal, flat_trace
 from cnnjax.staging.wording import Unlike, equation, literal
@@ -13,7 +14,7 @@ class NoIdentity(ValueError):
     """A program does something that no text describes, such as a call of Python."""
 
 
-def expression_digest(fn: Callable[..., Any], *args: Any) -> str:
+def expression_digest(fn: Callable[..., Any], *args: Tree) -> str:
     """SHA-256 (hex) of what a function computes: its operations, and the arrays and numbers that it holds.
 
     Two functions that trace to the same program have the same one, however they are written.

@@ -8,9 +8,10 @@ from typing import Any
 import jax
 import numpy as np
 
+from cnnjax.runtime import Tree
 from cnnjax.staging.cut import frontier
 from cnnjax.staging.times import FIXED, LATE, Known, ProgramDiffers, Time, binding_times, check_wiring, same
-from cnnjax.staging.trace import Literal, flat_trace
+from cnnjax.staging.trace import Jaxpr, Literal, Var, aval_of, flat_trace
 from cnnjax.staging.wording import Unlike, equation, literal, traced_at_two
 
 
@@ -36,7 +37,7 @@ class Program:
     """
 
     def __init__(
-        self, fn: Callable[..., Any], fixed: Any, image: jax.ShapeDtypeStruct, late: Any, batches: Sequence[int] = ()
+        self, fn: Callable[..., Any], fixed: Tree, image: jax.ShapeDtypeStruct, late: Tree, batches: Sequence[int] = ()
     ):
         self._fn, self.image = fn, image
         self._fixed = jax.tree.map(_abstract, fixed)
@@ -88,10 +89,10 @@ class Program:
         """The trace that all else is told by: the jaxpr, the values of its constants, the tree of the output."""
         return self.trace(self.sizes[0])
 
-    def shape(self, var: Any) -> tuple[int, ...]:
+    def shape(self, var: Var) -> tuple[int, ...]:
         """The shape of a value for one image."""
         known = self.times[var]
-        shape = tuple(n for k, n in enumerate(var.aval.shape) if k != known.axis)
+        shape = tuple(n for k, n in enumerate(aval_of(var).shape) if k != known.axis)
         return shape if known.repeat == 1 else (known.repeat, *shape)
 
     def trace(self, batch: int) -> tuple[Any, list[Any], Any]:
@@ -121,7 +122,7 @@ class Program:
                 raise
         return jaxpr, consts, tree, self._owns[batch]
 
-    def _checked(self, jaxpr: Any, consts: list[Any], batch: int) -> dict[Any, Any]:
+    def _checked(self, jaxpr: Jaxpr, consts: list[Any], batch: int) -> dict[Any, Any]:
         """That map, if early equations are the same at this batch size: a model may choose by it what it computes."""
         first, constants, _ = self.first
         own = check_wiring(first, jaxpr, (self.sizes[0], batch))
@@ -145,5 +146,5 @@ class Program:
         return own
 
 
-def _abstract(x: Any) -> jax.ShapeDtypeStruct:
+def _abstract(x: jax.Array | np.ndarray | jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(np.shape(x), x.dtype)

@@ -10,11 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from cnnjax.files.digests import digest
+from cnnjax.runtime import Tree
 from cnnjax.staging.cut import after_large, fingerprints, made_of, needed, row_bytes
 from cnnjax.staging.fold import folded
 from cnnjax.staging.program import Program
 from cnnjax.staging.times import FIXED, LATE, Known, Time
-from cnnjax.staging.trace import Literal, inner_jaxprs, open_jaxpr, part
+from cnnjax.staging.trace import Atom, Literal, Var, aval_of, inner_jaxprs, open_jaxpr, part
 
 _Run = Callable[[dict[Any, Any]], list[jax.Array]]
 
@@ -78,7 +79,7 @@ class Staged:
     """
 
     def __init__(
-        self, fn: Callable[..., Any], fixed: Any, image: jax.ShapeDtypeStruct, late: Any, batches: Sequence[int] = ()
+        self, fn: Callable[..., Any], fixed: Tree, image: jax.ShapeDtypeStruct, late: Tree, batches: Sequence[int] = ()
     ):
         self.program = Program(fn, fixed, image, late, batches)
         self.image, self.times = image, self.program.times
@@ -88,8 +89,8 @@ class Staged:
         self._keys = fingerprints(jaxpr, self.program.cut, leaves, self.program.said)
         self.features = tuple(self._feature(v) for v in self.program.stored)
 
-    def _feature(self, var: Any) -> Feature:
-        return Feature(self._keys[var], self.program.shape(var), np.dtype(var.aval.dtype))
+    def _feature(self, var: Var) -> Feature:
+        return Feature(self._keys[var], self.program.shape(var), np.dtype(aval_of(var).dtype))
 
     @cached_property
     def intermediates(self) -> tuple[Feature, ...]:
@@ -147,7 +148,7 @@ class Staged:
         visit([jaxpr.eqns[k] for k in self.program.late_eqns])
         return frozenset(found)
 
-    def constants(self, fixed: Any) -> list[jax.Array]:
+    def constants(self, fixed: Tree) -> list[jax.Array]:
         """What the step reads that depends on frozen weights alone. Compute it once a run."""
         jaxpr, consts, _ = self.program.first
         leaves = jax.tree.leaves(fixed)
@@ -182,7 +183,7 @@ class Staged:
         constants = dict(zip(first.constvars, consts, strict=True))
         run, few, largest = self._pass(batch, goals, ins, eqns, cache)
 
-        def make(fixed: Any, images: Any, *features: jax.Array) -> tuple[jax.Array, ...]:
+        def make(fixed: Tree, images: jax.Array | np.ndarray, *features: jax.Array) -> tuple[jax.Array, ...]:
             leaves = dict(zip(first.invars[: self.program.fixed_count], jax.tree.leaves(fixed), strict=True))
             return tuple(run({**constants, **leaves, image: images, **dict(zip(rows, features, strict=True))}))
 
@@ -228,23 +229,23 @@ class Staged:
     def _run(self, batch: int, wanted: Sequence[Any], given: Iterable[Any]) -> _Run:
         """What makes values from other ones, both by their variable in the canonical trace, images as `[N, ...]`."""
         if not self.program.opened:  # nothing is made, so that no size need be one that the model takes
-            return lambda values: [jnp.asarray(values[v], v.aval.dtype) for v in wanted]
+            return lambda values: [jnp.asarray(values[v], aval_of(v).dtype) for v in wanted]
         jaxpr, _, _, own = self.program.at(batch)
         eqns, ins = needed(self.program.first[0], wanted, given)
         fixed = {own[v] for v, known in self.times.items() if known == FIXED}
         steps = [jaxpr.eqns[k] for k in eqns]
         run = folded(jaxpr, [own[v] for v in ins], [own[v] for v in wanted], steps, fixed)
 
-        def value(v: Any, x: Any) -> Any:
+        def value(v: Atom, x: jax.Array | None) -> Any:
             is_rows = self.times[v].time is Time.IMAGE
-            return _from_rows(jnp.asarray(x, v.aval.dtype), self.times[v]) if is_rows else x
+            return _from_rows(jnp.asarray(x, aval_of(v).dtype), self.times[v]) if is_rows else x
 
-        def rows(v: Any, x: Any) -> Any:
+        def rows(v: Var, x: jax.Array) -> Any:
             return _to_rows(x, self.times[v]) if self.times[v].time is Time.IMAGE else x
 
         return lambda values: list(map(rows, wanted, run(*(value(v, values[v]) for v in ins))))
 
-    def late(self, constants: Sequence[Any], features: Sequence[Any], late: Any, *, fold: bool = False) -> Any:
+    def late(self, constants: Sequence[Any], features: Sequence[Any], late: Tree, *, fold: bool = False) -> Any:
         """The part of the program that runs in every step.
 
         Args:
@@ -299,7 +300,7 @@ class Maker:
     few: int
     largest: int
 
-    def __call__(self, fixed: Any, images: Any, *stored: jax.Array) -> tuple[jax.Array, ...]:
+    def __call__(self, fixed: Tree, images: jax.Array | np.ndarray, *stored: jax.Array) -> tuple[jax.Array, ...]:
         return self.run(fixed, images, *stored)
 
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from cnnjax.files.digests import digest
-from cnnjax.staging.trace import Literal, open_jaxpr
+from cnnjax.staging.trace import Atom, Equation, Jaxpr, Literal, aval_of, open_jaxpr
 from cnnjax.staging.wording import CALLS, Sizes, Unlike, equation, platform_bodies
 
 
@@ -65,7 +65,7 @@ Constants = tuple[Sequence[Any], Sequence[Any]]
 
 
 def binding_times(
-    a: Any, b: Any, known: list[Known], sizes: Sizes, constants: Constants, said: dict[int, str] | None = None
+    a: Jaxpr, b: Jaxpr, known: list[Known], sizes: Sizes, constants: Constants, said: dict[int, str] | None = None
 ) -> dict[Any, Known]:
     """Time and batch axis of every variable of a flat jaxpr.
 
@@ -90,7 +90,7 @@ def binding_times(
 
 
 def _times(
-    a: Any, b: Any, known: list[Known], sizes: Sizes, constants: Constants, words: dict[int, str | None] | None
+    a: Jaxpr, b: Jaxpr, known: list[Known], sizes: Sizes, constants: Constants, words: dict[int, str | None] | None
 ) -> dict[Any, Known]:
     """As `binding_times`; without `words`, of two bodies that say the same."""
     env: dict[Any, Known] = {v: FIXED if same(p, q) else LATE for v, p, q in zip(a.constvars, *constants, strict=True)}
@@ -105,14 +105,14 @@ def _times(
     return env
 
 
-def _words(x: Any, y: Any, sizes: Sizes) -> str | None:
+def _words(x: Equation, y: Equation, sizes: Sizes) -> str | None:
     try:
         return equation(x, y, sizes)
     except Unlike:
         return None
 
 
-def check_wiring(a: Any, b: Any, sizes: Sizes) -> dict[Any, Any]:
+def check_wiring(a: Jaxpr, b: Jaxpr, sizes: Sizes) -> dict[Any, Any]:
     """The map from the variables of a program to those in their place in its trace at another batch size.
 
     Raises:
@@ -148,23 +148,23 @@ def check_wiring(a: Any, b: Any, sizes: Sizes) -> dict[Any, Any]:
     return own
 
 
-def same(a: Any, b: Any) -> bool:
+def same(a: object, b: object) -> bool:
     """Whether two constants are equal, NaNs and random keys included."""
     return np.shape(a) == np.shape(b) and digest(a) == digest(b)
 
 
-def _pairs(a: Any, b: Any) -> Any:
+def _pairs(a: Sequence[Any], b: Sequence[Any]) -> Any:
     return zip(a, b, strict=True)
 
 
-def _atom(a: Any, b: Any, env: dict[Any, Known]) -> Known:
+def _atom(a: Atom, b: Atom, env: dict[Any, Known]) -> Known:
     if isinstance(a, Literal):
         # A number that changes with the batch size (a mean's divisor) belongs to the batch, not to an image.
         return FIXED if isinstance(b, Literal) and same(a.val, b.val) else LATE
     return env[a]
 
 
-def _axis(a: Any, b: Any, sizes: Sizes) -> tuple[int, ...] | None:
+def _axis(a: Atom, b: Atom, sizes: Sizes) -> tuple[int, ...] | None:
     """The axes along which a value grows in proportion to the batch; None if it changes in another way."""
     p, q = getattr(a.aval, "shape", ()), getattr(b.aval, "shape", ())
     if len(p) != len(q):
@@ -173,7 +173,7 @@ def _axis(a: Any, b: Any, sizes: Sizes) -> tuple[int, ...] | None:
     return axes if all(p[k] % sizes[0] == 0 and p[k] * sizes[1] == q[k] * sizes[0] for k in axes) else None
 
 
-def _equation(x: Any, y: Any, ins: list[Known], sizes: Sizes) -> list[Known]:
+def _equation(x: Equation, y: Equation, ins: list[Known], sizes: Sizes) -> list[Known]:
     late = [LATE] * len(x.outvars)
     time = max((k.time for k in ins), default=Time.FIXED)
     if x.primitive.name in CALLS:
@@ -185,11 +185,11 @@ def _equation(x: Any, y: Any, ins: list[Known], sizes: Sizes) -> list[Known]:
     for var, found in zip(x.outvars, axes, strict=True):
         if found is None or len(found) != 1 or not _keeps_images_apart(x, ins, found[0]):
             return late
-        out.append(Known(Time.IMAGE, found[0], repeat=var.aval.shape[found[0]] // sizes[0]))
+        out.append(Known(Time.IMAGE, found[0], repeat=aval_of(var).shape[found[0]] // sizes[0]))
     return out
 
 
-def _fixed(eqn: Any, ins: list[Known], axes: tuple[int, ...] | None) -> Known:
+def _fixed(eqn: Equation, ins: list[Known], axes: tuple[int, ...] | None) -> Known:
     if axes == () and not any(k.spread for k in ins):
         return FIXED
     if axes is None:
@@ -201,7 +201,7 @@ def _fixed(eqn: Any, ins: list[Known], axes: tuple[int, ...] | None) -> Known:
     return LATE
 
 
-def _call(x: Any, y: Any, ins: list[Known], sizes: Sizes) -> list[Known] | None:
+def _call(x: Equation, y: Equation, ins: list[Known], sizes: Sizes) -> list[Known] | None:
     """A call, or a choice among branches: as its bodies say, if they agree.
 
     Of `jax.lax.platform_dependent` the branches of `cnnjax.ops` are left out: they mean what the default does, and
@@ -225,10 +225,10 @@ def _call(x: Any, y: Any, ins: list[Known], sizes: Sizes) -> list[Known] | None:
     return answers[0] if agree else None
 
 
-def _keeps_images_apart(eqn: Any, ins: list[Known], out: int) -> bool:
+def _keeps_images_apart(eqn: Equation, ins: list[Known], out: int) -> bool:
     """Whether row k of the output (axis `out`) is made from row k of the IMAGE inputs alone."""
     name, p = eqn.primitive.name, eqn.params
-    images = [(v.aval, k.axis) for v, k in zip(eqn.invars, ins, strict=True) if k.time is Time.IMAGE]
+    images = [(aval_of(v), k.axis) for v, k in zip(eqn.invars, ins, strict=True) if k.time is Time.IMAGE]
     aval, axis = images[0]
     if name in ELEMENTWISE:
         return all(k == out for _, k in images)
@@ -250,7 +250,7 @@ def _keeps_images_apart(eqn: Any, ins: list[Known], out: int) -> bool:
     if len(images) > 1 or axis is None:
         return False
     if name in ("reshape", "squeeze"):
-        return math.prod(aval.shape[:axis]) == math.prod(eqn.outvars[0].aval.shape[:out])
+        return math.prod(aval.shape[:axis]) == math.prod(aval_of(eqn.outvars[0]).shape[:out])
     if name == "transpose":
         return p["permutation"][out] == axis
     if name == "broadcast_in_dim":
@@ -288,7 +288,7 @@ def _keeps_images_apart(eqn: Any, ins: list[Known], out: int) -> bool:
     return False
 
 
-def _gather_keeps_images_apart(eqn: Any, ins: list[Known], out: int) -> bool:
+def _gather_keeps_images_apart(eqn: Equation, ins: list[Known], out: int) -> bool:
     operand, rows = ins[0], ins[1]
     numbers, sizes = eqn.params["dimension_numbers"], eqn.params["slice_sizes"]
     if operand.time is Time.FIXED:  # rows of one table, as an embedding looks them up
@@ -296,7 +296,7 @@ def _gather_keeps_images_apart(eqn: Any, ins: list[Known], out: int) -> bool:
     if rows.time is not Time.FIXED or rows.spread or operand.axis is None:
         return False
     axis = operand.axis
-    whole = sizes[axis] == eqn.invars[0].aval.shape[axis] and axis not in numbers.start_index_map
+    whole = sizes[axis] == aval_of(eqn.invars[0]).shape[axis] and axis not in numbers.start_index_map
     dropped = (*numbers.collapsed_slice_dims, *getattr(numbers, "operand_batching_dims", ()))
     if not whole or axis in dropped:
         return False

@@ -15,6 +15,8 @@ from jax.extend.core import Literal as Literal
 from jax.extend.core import Var as Var
 from jax.extend.core import no_effects
 
+from cnnjax.runtime import Tree
+
 Atom = Var | Literal
 """What an equation takes: a variable, or a number that is written in it."""
 
@@ -33,22 +35,27 @@ def inner_jaxprs(params: dict[str, Any]) -> list[Any]:
     return found
 
 
-def open_jaxpr(jaxpr: Any) -> Any:
+def open_jaxpr(jaxpr: Jaxpr | ClosedJaxpr) -> Any:
     """The jaxpr without its constants."""
     return jaxpr.jaxpr if isinstance(jaxpr, ClosedJaxpr) else jaxpr
 
 
-def scope_of(eqn: Any) -> str:
+def aval_of(atom: Atom) -> Any:
+    """The abstract array that an atom stands for: its `shape`, `dtype` and `ndim`."""
+    return atom.aval
+
+
+def scope_of(eqn: Equation) -> str:
     """The scopes in which an equation was traced, as in `layer<conv1>/jit(relu)`."""
     return str(eqn.source_info.name_stack)
 
 
-def written_in(jaxpr: Any) -> str | None:
+def written_in(jaxpr: Jaxpr | ClosedJaxpr) -> str | None:
     """The file of the function that a jaxpr was traced from; None where JAX does not tell."""
     return getattr(getattr(open_jaxpr(jaxpr), "debug_info", None), "func_filename", None)
 
 
-def part(jaxpr: Any, ins: Sequence[Any], outs: Sequence[Any], eqns: Iterable[Any]) -> Callable[..., list[Any]]:
+def part(jaxpr: Jaxpr, ins: Sequence[Any], outs: Sequence[Any], eqns: Iterable[Any]) -> Callable[..., list[Any]]:
     """The function from values of `ins` to values of `outs` that runs `eqns` of a jaxpr."""
     body = jaxpr.replace(
         constvars=[], invars=list(ins), outvars=list(outs), eqns=list(eqns), effects=no_effects,
@@ -57,7 +64,7 @@ def part(jaxpr: Any, ins: Sequence[Any], outs: Sequence[Any], eqns: Iterable[Any
     return lambda *values: jax.core.eval_jaxpr(body, (), *values)
 
 
-def flat_trace(fn: Callable[..., Any], *args: Any, opened: bool = True) -> tuple[Any, list[Any], Any]:
+def flat_trace(fn: Callable[..., Any], *args: Tree, opened: bool = True) -> tuple[Any, list[Any], Any]:
     """Trace `fn` on abstract arguments into one jaxpr, flat if `opened`.
 
     Returns:
@@ -65,7 +72,7 @@ def flat_trace(fn: Callable[..., Any], *args: Any, opened: bool = True) -> tuple
     """
     tree: list[Any] = []
 
-    def flat(*leaves: Any) -> list[Any]:
+    def flat(*leaves: jax.Array) -> list[Any]:
         out = fn(*jax.tree.unflatten(jax.tree.structure(args), leaves))
         flat_out, structure = jax.tree.flatten(out)
         tree[:] = [structure]
@@ -79,12 +86,12 @@ def flat_trace(fn: Callable[..., Any], *args: Any, opened: bool = True) -> tuple
     return flattened.jaxpr, list(flattened.consts), tree[0]
 
 
-def _open(jaxpr: Any, consts: Sequence[Any], values: Sequence[Any]) -> list[Any]:
+def _open(jaxpr: Jaxpr, consts: Sequence[Any], values: Sequence[Any]) -> list[Any]:
     """Evaluate with the grouping calls opened."""
     env: dict[Any, Any] = dict(zip(jaxpr.constvars, consts, strict=True))
     env.update(zip(jaxpr.invars, values, strict=True))
 
-    def read(atom: Any) -> Any:
+    def read(atom: Atom) -> Any:
         return atom.val if isinstance(atom, Literal) else env[atom]
 
     for eqn in jaxpr.eqns:

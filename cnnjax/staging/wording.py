@@ -18,7 +18,17 @@ import jax
 import numpy as np
 
 from cnnjax.files.digests import digest
-from cnnjax.staging.trace import GROUPS, ClosedJaxpr, Jaxpr, Literal, inner_jaxprs, open_jaxpr, written_in
+from cnnjax.staging.trace import (
+    GROUPS,
+    Atom,
+    ClosedJaxpr,
+    Equation,
+    Jaxpr,
+    Literal,
+    inner_jaxprs,
+    open_jaxpr,
+    written_in,
+)
 
 # Calls whose bodies are looked at equation by equation (`cnnjax.staging.times`), so that shapes in them may grow.
 CALLS = GROUPS | {
@@ -45,7 +55,7 @@ class Unlike(Exception):
     """The two programs do not say the same, or what they say is not understood."""
 
 
-def equation(x: Any, y: Any, sizes: Sizes) -> str:
+def equation(x: Equation, y: Equation, sizes: Sizes) -> str:
     """An equation without the names of its variables.
 
     Args:
@@ -78,13 +88,13 @@ def platform_bodies(params: dict[str, Any]) -> list[tuple[Any, bool]]:
     return [(b, where is None or not _is_ours(b)) for b, where in zip(bodies, platforms, strict=True)]
 
 
-def _is_ours(body: Any) -> bool:
+def _is_ours(body: Jaxpr | ClosedJaxpr) -> bool:
     # Where that is not told the branch is read as any other, and less is stored.
     written = written_in(body)
     return bool(written) and Path(written).is_relative_to(_OPS)
 
 
-def _equation(x: Any, y: Any, sizes: Sizes, grows: bool) -> str:
+def _equation(x: Equation, y: Equation, sizes: Sizes, grows: bool) -> str:
     name = x.primitive.name
     if x.primitive is not y.primitive or len(x.outvars) != len(y.outvars) or x.params.keys() != y.params.keys():
         raise Unlike(f"{name} and {y.primitive.name}")
@@ -111,7 +121,7 @@ def _equation(x: Any, y: Any, sizes: Sizes, grows: bool) -> str:
     return f"{name}{{{','.join(texts)}}}->{made}"
 
 
-def _value(p: Any, q: Any, sizes: Sizes, grows: bool) -> str:
+def _value(p: object, q: Any, sizes: Sizes, grows: bool) -> str:
     """A parameter, which is the same at both sizes; the shapes in a body may grow if it `grows`."""
     if type(p) is not type(q):
         return _differ(p, q)
@@ -143,11 +153,11 @@ def _value(p: Any, q: Any, sizes: Sizes, grows: bool) -> str:
     return str(p)
 
 
-def _differ(p: Any, q: Any) -> str:
+def _differ(p: object, q: object) -> str:
     raise Unlike(f"{p} and {q}"[:200])
 
 
-def _body(p: Any, q: Any, sizes: Sizes, grows: bool) -> str:
+def _body(p: Jaxpr | ClosedJaxpr, q: Jaxpr | ClosedJaxpr, sizes: Sizes, grows: bool) -> str:
     """A body, its variables numbered in order."""
     a, b = open_jaxpr(p), open_jaxpr(q)
     if len(a.eqns) != len(b.eqns):
@@ -160,7 +170,7 @@ def _body(p: Any, q: Any, sizes: Sizes, grows: bool) -> str:
             raise Unlike(f"{len(some)} and {len(twins)} variables")
         return ",".join(map(atom, some, twins))
 
-    def atom(v: Any, w: Any) -> str:
+    def atom(v: Atom, w: Atom) -> str:
         if isinstance(v, Literal) or isinstance(w, Literal):
             return literal(v, w)
         n, m = (known.setdefault(x, len(known)) for known, x in zip(numbers, (v, w), strict=True))
@@ -173,7 +183,7 @@ def _body(p: Any, q: Any, sizes: Sizes, grows: bool) -> str:
     return "\n".join([*lines, atoms(a.outvars, b.outvars)])
 
 
-def literal(v: Any, w: Any) -> str:
+def literal(v: Atom, w: Atom) -> str:
     """A number in the programs, to the last bit (its `repr` is rounded).
 
     Raises:

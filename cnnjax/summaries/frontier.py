@@ -8,12 +8,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
 from cnnjax.freeze import Frozen
 from cnnjax.functional import functionalize, leaves_of
+from cnnjax.runtime import Tree
 from cnnjax.staging.program import Program
 from cnnjax.staging.times import Time
-from cnnjax.staging.trace import inner_jaxprs, open_jaxpr
+from cnnjax.staging.trace import Equation, inner_jaxprs, open_jaxpr
 from cnnjax.summaries.measure import Call, called, marked_layer
 
 
@@ -36,7 +38,7 @@ class Frontier:
 
 
 def frontier(
-    model: nnx.Module, frozen: Frozen, shape: Sequence[int], dtype: Any, call: Call | None = None
+    model: nnx.Module, frozen: Frozen, shape: Sequence[int], dtype: DTypeLike, call: Call | None = None
 ) -> Frontier | None:
     """Find the frontier of a model's training step: the cut of `Staged` itself, of abstract arrays.
 
@@ -67,7 +69,7 @@ def frontier(
     late = {"live": live, "key": jax.eval_shape(lambda: jax.random.key(0))}
 
     # As `Trainer` has it: the outputs, and the statistics of normalisation that is live.
-    def step(fixed: Any, images: Any, late: Any) -> Any:
+    def step(fixed: Tree, images: Tree, late: Tree) -> Any:
         everything = {**fixed, **late["live"], **functional.random_leaves(late["key"])}
         module = functional.module(everything, train=True)
         outputs, after = called(module, images, call), leaves_of(module)
@@ -85,7 +87,7 @@ def frontier(
     return Frontier(once, tuple((str(var.aval.dtype), program.shape(var)) for var in program.stored))
 
 
-def _layers_of(eqn: Any) -> Iterator[str]:
+def _layers_of(eqn: Equation) -> Iterator[str]:
     """The layers whose outputs an equation makes, those inside a call (a checkpoint, a scan) included."""
     layer = marked_layer(eqn)
     if layer is not None:

@@ -9,11 +9,13 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
+from jax.typing import DTypeLike
 
-from cnnjax.functional import functionalize, leaves_of, model_name
+from cnnjax.functional import Leaves, functionalize, leaves_of, model_name
 from cnnjax.hooks import checked_layer, layer_of, with_hook
+from cnnjax.runtime import Tree
 from cnnjax.sizing.field import Field
-from cnnjax.staging.trace import Literal, inner_jaxprs, open_jaxpr, scope_of
+from cnnjax.staging.trace import Atom, Equation, Jaxpr, Literal, aval_of, inner_jaxprs, open_jaxpr, scope_of
 from cnnjax.summaries.views import Views, of_input, through
 
 # Two unequal batch sizes: what differs between them belongs to one example.
@@ -53,7 +55,7 @@ class _Walk:
 
 
 def measure(
-    model: nnx.Module, shape: Sequence[int], dtype: Any = jnp.float32, call: Call | None = None
+    model: nnx.Module, shape: Sequence[int], dtype: DTypeLike = jnp.float32, call: Call | None = None
 ) -> dict[str, Measured]:
     """Measure every module of a model that is called, in inference mode, without running anything.
 
@@ -81,13 +83,13 @@ def measure(
     return _per_example(*walks)
 
 
-def _walk(model: nnx.Module, batch: int, shape: Sequence[int], dtype: Any, call: Call | None) -> _Walk:
+def _walk(model: nnx.Module, batch: int, shape: Sequence[int], dtype: DTypeLike, call: Call | None) -> _Walk:
     """Trace the model at a batch size and walk through its program."""
     functional = functionalize(model)
     leaves = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), leaves_of(model))
     walk = _Walk()
 
-    def program(leaves: Any, x: Any) -> Any:
+    def program(leaves: Leaves, x: Tree) -> Any:
         return called(functional.module(leaves), x, call, walk.shapes)
 
     x = jax.ShapeDtypeStruct((batch, *shape), dtype)
@@ -150,7 +152,7 @@ def receptive_field(
     return found[checked_layer(layer, found, model_name(model))]
 
 
-def known_shape(model: Any, given: Any) -> tuple[int, ...] | None:
+def known_shape(model: object, given: Any) -> tuple[int, ...] | None:
     """The shape of one example: as given, or the model's (or its backbone's) own, if it is known whole.
 
     Raises:
@@ -178,7 +180,7 @@ def marked(model: nnx.Module, shapes: dict[str, list[Any]] | None = None) -> Any
         shapes: Where to note the shape of each output, by path.
     """
 
-    def mark(path: str, out: Any) -> Any:
+    def mark(path: str, out: Tree) -> Any:
         if shapes is not None:
             shapes.setdefault(path, []).append(jax.tree.map(lambda x: getattr(x, "shape", None), out))
         return checkpoint_name(out, _MARK + path) if isinstance(out, jax.Array) else out
@@ -186,7 +188,7 @@ def marked(model: nnx.Module, shapes: dict[str, list[Any]] | None = None) -> Any
     return with_hook(model, mark)
 
 
-def called(model: nnx.Module, x: Any, call: Call | None, shapes: dict[str, list[Any]] | None = None) -> Any:
+def called(model: nnx.Module, x: Tree, call: Call | None, shapes: dict[str, list[Any]] | None = None) -> Any:
     """What the model (which is changed) gives, with every layer's output and its own named in the program."""
     hooked = marked(model, shapes)
     out = call(hooked, x) if call else hooked(x)
@@ -195,17 +197,19 @@ def called(model: nnx.Module, x: Any, call: Call | None, shapes: dict[str, list[
     return checkpoint_name(out, _MARK) if isinstance(out, jax.Array) else out
 
 
-def marked_layer(eqn: Any) -> str | None:
+def marked_layer(eqn: Equation) -> str | None:
     """The layer whose output an equation of a marked program is; None for all other equations."""
     name = eqn.params["name"] if eqn.primitive.name == "name" else ""
     return name.removeprefix(_MARK) if name.startswith(_MARK) else None  # "" is the model itself
 
 
-def _follow(jaxpr: Any, ins: Sequence[Views | None], walk: _Walk, scope: str, times: int | None) -> list[Views | None]:
+def _follow(
+    jaxpr: Jaxpr, ins: Sequence[Views | None], walk: _Walk, scope: str, times: int | None
+) -> list[Views | None]:
     """Walk through a program, `times` times (None: nobody knows how often)."""
     env: dict[Any, Views | None] = dict(zip(jaxpr.invars, ins, strict=True))
 
-    def read(atom: Any) -> Views | None:
+    def read(atom: Atom) -> Views | None:
         return None if isinstance(atom, Literal) else env.get(atom)
 
     for eqn in jaxpr.eqns:
@@ -223,7 +227,7 @@ def _follow(jaxpr: Any, ins: Sequence[Views | None], walk: _Walk, scope: str, ti
 
 
 def _inside(
-    eqn: Any, views: list[Views | None], walk: _Walk, place: str, times: int | None
+    eqn: Equation, views: list[Views | None], walk: _Walk, place: str, times: int | None
 ) -> list[Views | None] | None:
     """Walk into an equation that holds a program; None if it holds none."""
     name, bodies = eqn.primitive.name, [open_jaxpr(body) for body in inner_jaxprs(eqn.params)]
@@ -260,7 +264,7 @@ def _unknown(views: Sequence[Views | None]) -> Views | None:
     return None if known is None else (None,) * len(known)
 
 
-def _count(eqn: Any, found: Measured, times: int | None) -> None:
+def _count(eqn: Equation, found: Measured, times: int | None) -> None:
     """Add an equation's multiplications to its layer's."""
     name, params = eqn.primitive.name, eqn.params
     if name not in ("conv_general_dilated", "dot_general"):
@@ -268,8 +272,8 @@ def _count(eqn: Any, found: Measured, times: int | None) -> None:
     if times is None or found.multiplications is None:
         found.multiplications = None
         return
-    left, right = (v.aval.shape for v in eqn.invars[:2])
-    cells = math.prod(eqn.outvars[0].aval.shape)
+    left, right = (aval_of(v).shape for v in eqn.invars[:2])
+    cells = math.prod(aval_of(eqn.outvars[0]).shape)
     if name == "dot_general":
         found.multiplications += times * cells * math.prod(left[k] for k in params["dimension_numbers"][0][0])
     else:

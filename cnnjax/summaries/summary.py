@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
 from cnnjax.freeze import Freeze, Frozen, layer_names
 from cnnjax.functional import Functional, children, functionalize, join, leaves_of, model_name, modules, names_of
@@ -25,7 +26,7 @@ def summary(
     *,
     input_shape: Sequence[int] | None = None,
     freeze: Freeze | Frozen | str | None = None,
-    dtype: Any = jnp.float32,
+    dtype: DTypeLike = jnp.float32,
     call: Call | None = None,
 ) -> Summary:
     """Measure a model layer by layer, without running it.
@@ -146,7 +147,7 @@ def _paths(model: nnx.Module) -> dict[int, list[str]]:
     """Every path to every module, shared ones under several."""
     found: dict[int, list[str]] = {}
 
-    def walk(node: Any, path: tuple[Any, ...], above: tuple[int, ...]) -> None:
+    def walk(node: object, path: tuple[Any, ...], above: tuple[int, ...]) -> None:
         if id(node) in above:
             return
         if path and isinstance(node, nnx.Module):
@@ -188,7 +189,9 @@ def _rows(names: Sequence[str], measured: dict[str, Measured]) -> list[str]:
     return rows
 
 
-def _resolved(model: Any, freeze: Freeze | Frozen | str | None, example: Example | None, call: Call | None) -> Frozen:
+def _resolved(
+    model: nnx.Module, freeze: Freeze | Frozen | str | None, example: Example | None, call: Call | None
+) -> Frozen:
     if isinstance(freeze, Frozen):
         return freeze
     chosen = Freeze.parse(freeze) if isinstance(freeze, str) else freeze or Freeze.none()

@@ -8,10 +8,10 @@ receptive field is either exact or blank.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from cnnjax.sizing.field import Field
 from cnnjax.staging.times import ELEMENTWISE
+from cnnjax.staging.trace import Equation, aval_of
 
 _REDUCTIONS = frozenset("reduce_sum reduce_max reduce_min reduce_prod reduce_and reduce_or argmax argmin".split())
 _WINDOWS = frozenset("reduce_window_sum reduce_window_max reduce_window_min".split())
@@ -102,7 +102,7 @@ def joined(values: Sequence[Views]) -> Views:
     return first
 
 
-def through(eqn: Any, ins: Sequence[Views | None]) -> Views | None:
+def through(eqn: Equation, ins: Sequence[Views | None]) -> Views | None:
     """The views of an equation's first output.
 
     Args:
@@ -118,8 +118,8 @@ def through(eqn: Any, ins: Sequence[Views | None]) -> Views | None:
     unknown: Views = (None,) * len(seen[0])
     name, params = eqn.primitive.name, eqn.params
     if name in ELEMENTWISE:
-        out, pairs = eqn.outvars[0].aval.shape, zip(ins, eqn.invars, strict=True)
-        return joined([_spread(views, var.aval.shape, out) for views, var in pairs if views is not None])
+        out, pairs = aval_of(eqn.outvars[0]).shape, zip(ins, eqn.invars, strict=True)
+        return joined([_spread(views, aval_of(var).shape, out) for views, var in pairs if views is not None])
     if name == "dot_general":
         return _dot(eqn, ins)
     if name == "concatenate":
@@ -129,7 +129,7 @@ def through(eqn: Any, ins: Sequence[Views | None]) -> Views | None:
     first = ins[0]
     if first is None or len(seen) > 1:
         return unknown
-    shape = eqn.invars[0].aval.shape
+    shape = aval_of(eqn.invars[0]).shape
     if name in _REDUCTIONS:
         kept = [k for k in range(len(shape)) if k not in params["axes"]]
         return tuple(_moved(v, {k: i for i, k in enumerate(kept)}) for v in first)
@@ -140,14 +140,14 @@ def through(eqn: Any, ins: Sequence[Views | None]) -> Views | None:
         first = _spread(first, shape, [params["shape"][k] for k in places])
         return tuple(_moved(v, dict(enumerate(places))) for v in first)
     if name in ("reshape", "squeeze", "expand_dims"):
-        return tuple(_reshaped(v, shape, eqn.outvars[0].aval.shape) for v in first)
+        return tuple(_reshaped(v, shape, aval_of(eqn.outvars[0]).shape) for v in first)
     if name in ("pad", "slice") or name in _WINDOWS or name == "conv_general_dilated":
         rule = {"pad": _pad, "slice": _slice, "conv_general_dilated": _convolution}.get(name, _window)
         return tuple(v if v is None else rule(v, eqn) for v in first)
     return unknown
 
 
-def _convolution(view: View, eqn: Any) -> View | None:
+def _convolution(view: View, eqn: Equation) -> View | None:
     params, numbers = eqn.params, eqn.params["dimension_numbers"]
     if params["batch_group_count"] != 1:
         return None
@@ -158,15 +158,15 @@ def _convolution(view: View, eqn: Any) -> View | None:
     k = numbers.lhs_spec[2:].index(view.axis)
     if view.jump is None or params["lhs_dilation"][k] != 1:
         return None
-    kernel = eqn.invars[1].aval.shape[numbers.rhs_spec[2:][k]]
+    kernel = aval_of(eqn.invars[1]).shape[numbers.rhs_spec[2:][k]]
     field = Field(view.size, view.jump, view.low).after(
         kernel, params["window_strides"][k], params["padding"][k][0], params["rhs_dilation"][k]
     )
     axis = numbers.out_spec[2:][k]
-    return replace(_along(view, field, eqn.outvars[0].aval.shape[axis]), axis=axis)
+    return replace(_along(view, field, aval_of(eqn.outvars[0]).shape[axis]), axis=axis)
 
 
-def _window(view: View, eqn: Any) -> View | None:
+def _window(view: View, eqn: Equation) -> View | None:
     params, k = eqn.params, view.axis
     if k is None:
         return view
@@ -176,10 +176,10 @@ def _window(view: View, eqn: Any) -> View | None:
     if view.jump is None or params["base_dilation"][k] != 1:
         return None
     field = Field(view.size, view.jump, view.low).after(kernel, stride, pads[0], params["window_dilation"][k])
-    return _along(view, field, eqn.outvars[0].aval.shape[k])
+    return _along(view, field, aval_of(eqn.outvars[0]).shape[k])
 
 
-def _pad(view: View, eqn: Any) -> View | None:
+def _pad(view: View, eqn: Equation) -> View | None:
     config = (0, 0, 0) if view.axis is None else eqn.params["padding_config"][view.axis]
     low, high, interior = map(int, config)
     if (low, high, interior) == (0, 0, 0):
@@ -187,26 +187,26 @@ def _pad(view: View, eqn: Any) -> View | None:
     if view.jump is None or interior or view.axis is None:
         return None
     field = Field(view.size, view.jump, view.low).after(1, padding=low)
-    return _along(view, field, eqn.outvars[0].aval.shape[view.axis])
+    return _along(view, field, aval_of(eqn.outvars[0]).shape[view.axis])
 
 
-def _slice(view: View, eqn: Any) -> View | None:
+def _slice(view: View, eqn: Equation) -> View | None:
     if view.axis is None:
         return view
     start = eqn.params["start_indices"][view.axis]
     stride = (eqn.params["strides"] or (1,) * (view.axis + 1))[view.axis]
-    cells = eqn.outvars[0].aval.shape[view.axis]
-    if (start, stride, cells) == (0, 1, eqn.invars[0].aval.shape[view.axis]):
+    cells = aval_of(eqn.outvars[0]).shape[view.axis]
+    if (start, stride, cells) == (0, 1, aval_of(eqn.invars[0]).shape[view.axis]):
         return view
     if view.jump is None:
         return None
     return _along(view, Field(view.size, view.jump, view.low).after(1, stride, -start), cells)
 
 
-def _dot(eqn: Any, ins: Sequence[Views | None]) -> Views:
+def _dot(eqn: Equation, ins: Sequence[Views | None]) -> Views:
     """A matrix product: contracted axes are read as a whole."""
     (contracted, batched), places = eqn.params["dimension_numbers"], []
-    ranks = [len(v.aval.shape) for v in eqn.invars]
+    ranks = [len(aval_of(v).shape) for v in eqn.invars]
     out = len(batched[0])
     for side in (0, 1):
         free = [k for k in range(ranks[side]) if k not in (*contracted[side], *batched[side])]

@@ -3,7 +3,6 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import groupby, product
-from typing import Any
 
 import jax
 import numpy as np
@@ -125,7 +124,7 @@ def tunes(backbone: nnx.Module, frozen: Frozen) -> bool:
     return any(layer.name not in frozen.layers and _has_parameters(layer.node) for layer in layers(backbone))
 
 
-def _has_parameters(node: Any) -> bool:
+def _has_parameters(node: object) -> bool:
     if isinstance(node, nnx.Variable):
         return isinstance(node, nnx.Param)
     return bool(jax.tree.leaves(nnx.state(node, nnx.Param)))

@@ -136,7 +136,7 @@ def _start(threads: int) -> _Worker:
     return _Worker(process, ours, {})
 
 
-def _send(worker: _Worker, what: Any) -> None:
+def _send(worker: _Worker, what: object) -> None:
     try:
         worker.connection.send(what)
     except (BrokenPipeError, ConnectionResetError):

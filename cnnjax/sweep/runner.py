@@ -148,7 +148,7 @@ class SweepRunner:
     def _head(self, seed: int) -> Leaves:
         return {f"head/{path}": x for path, x in leaves_of(make_head(self.config, self.data, seed)).items()}
 
-    def _record(self, cell: Cell, trainer: Trainer, state: Any, log: Sequence[Mapping[str, float]]) -> dict[str, Any]:
+    def _record(self, cell: Cell, trainer: Trainer, state: State, log: Sequence[Mapping[str, float]]) -> dict[str, Any]:
         later = [r["seconds"] / r["steps"] for r in log[1:]] or [log[0]["seconds"] / log[0]["steps"]]
         scores: dict[str, Any] = {}
         for name in ("validation", "test"):

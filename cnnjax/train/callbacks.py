@@ -114,7 +114,7 @@ class Callbacks:
         return any(end is True for end in ends)
 
 
-def _own(callback: Any, name: str) -> Callable[..., Any] | None:
+def _own(callback: object, name: str) -> Callable[..., Any] | None:
     """A callback's method, if it is one that does something."""
     if isinstance(callback, type):
         return None

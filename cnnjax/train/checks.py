@@ -6,8 +6,10 @@ from typing import Any
 import jax
 import numpy as np
 
+from cnnjax.runtime import Tree
 
-def as_matrix(targets: Any, names: Sequence[str], what: str) -> np.ndarray:
+
+def as_matrix(targets: Tree, names: Sequence[str], what: str) -> np.ndarray:
     """Targets f64[N, K] of K names; [N] of one name is a column.
 
     Raises:
@@ -25,7 +27,7 @@ def as_matrix(targets: Any, names: Sequence[str], what: str) -> np.ndarray:
     return found.astype(np.float64)
 
 
-def checked_names(names: Any, what: str) -> tuple[str, ...]:
+def checked_names(names: object, what: str) -> tuple[str, ...]:
     """Distinct texts.
 
     Raises:
@@ -55,7 +57,7 @@ def checked_numbers(what: str, values: Any, count: int | None, low: float = -np.
     return found
 
 
-def check_logits(outputs: Any, batch: int, wanted: tuple[int, ...] | None, why: str) -> int:
+def check_logits(outputs: Tree, batch: int, wanted: tuple[int, ...] | None, why: str) -> int:
     """The number of a model's outputs for an example; a model that gives anything but [N, outputs] is refused.
 
     Args:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from cnnjax.runtime import Tree
 from cnnjax.train.checks import check_logits, checked_names, checked_numbers
 from cnnjax.train.task import Task
 
@@ -139,7 +140,7 @@ class Classification(Task):
         """A label."""
         return jax.ShapeDtypeStruct((), jnp.int32)
 
-    def check_outputs(self, outputs: Any, batch: int) -> None:
+    def check_outputs(self, outputs: Tree, batch: int) -> None:
         """Refuse a model that gives no logits, or not as many as there are classes."""
         count = len(self.names)
         wanted = None if not count else (1, 2) if count == 2 else (count,)
@@ -150,7 +151,7 @@ class Classification(Task):
                 "one logit tells two classes apart, more tell one class each"
             )
 
-    def checked_targets(self, targets: Any, outputs: Any) -> np.ndarray:
+    def checked_targets(self, targets: Tree, outputs: Tree) -> np.ndarray:
         """Labels i32[N], all of them classes."""
         labels, logits = np.asarray(targets), outputs.shape[1]
         if labels.ndim != 1 or labels.dtype.kind not in "biu":
@@ -165,7 +166,7 @@ class Classification(Task):
             )
         return labels
 
-    def augmented(self, targets: jax.Array, outputs: Any, mixes: bool) -> jax.Array:
+    def augmented(self, targets: jax.Array, outputs: Tree, mixes: bool) -> jax.Array:
         """Labels as probabilities."""
         return probabilities_of(targets, outputs.shape[1])
 
@@ -176,7 +177,7 @@ class Classification(Task):
         """Balanced weights, of which the labels have to be known."""
         return "class weights that balance the classes" if self.class_weights == "balanced" else ""
 
-    def resolved(self, targets: Any) -> "Classification":
+    def resolved(self, targets: Tree) -> "Classification":
         """The task with the weights that balance these labels.
 
         Raises:
@@ -207,7 +208,7 @@ class Classification(Task):
         """Accuracy in per cent."""
         return "%" if name == "accuracy" else ""
 
-    def predictions(self, outputs: Any) -> np.ndarray:
+    def predictions(self, outputs: Tree) -> np.ndarray:
         """Probabilities f64[N, K]; of one logit those of two classes.
 
         >>> Classification().predictions(np.log([[3.0]])).tolist()
@@ -219,7 +220,7 @@ class Classification(Task):
         likely = np.exp(wide - wide.max(axis=1, keepdims=True))
         return likely / likely.sum(axis=1, keepdims=True)
 
-    def read(self, outputs: Any) -> list[dict[str, Any]]:
+    def read(self, outputs: Tree) -> list[dict[str, Any]]:
         """The likeliest class, its probability, and those of all."""
         found = []
         for row in self.predictions(outputs).tolist():
@@ -230,7 +231,7 @@ class Classification(Task):
         return found
 
     def report(
-        self, outputs: Any, targets: Any, *, weights: np.ndarray | None = None, samples: int = 0, seed: int = 0
+        self, outputs: Tree, targets: Tree, *, weights: np.ndarray | None = None, samples: int = 0, seed: int = 0
     ) -> Any:
         """A `cnnjax.metrics.Report`; with class weights it shows balanced accuracy and the worst class too."""
         from cnnjax.metrics import report

@@ -9,10 +9,12 @@ from typing import Any, Literal, Protocol
 import jax
 import jax.numpy as jnp
 import numpy as np
+from numpy.typing import ArrayLike
 
 from cnnjax.data.source import image_shape, in_memory, rows_of, targets_of
 from cnnjax.features import Images, StoreTooSmall, fits_on_device
 from cnnjax.files.digests import digest
+from cnnjax.runtime import Tree
 from cnnjax.runtime.devices import Devices
 from cnnjax.train.task import Labelled, Task
 
@@ -113,7 +115,7 @@ class _Part:
         return self._source.read(self._chosen[np.asarray(indices)])
 
 
-def checked_labelled(source: LabelledImages, image_size: tuple[int, ...], task: Task, outputs: Any) -> Labelled:
+def checked_labelled(source: LabelledImages, image_size: tuple[int, ...], task: Task, outputs: Tree) -> Labelled:
     """What is known of the examples of a source that fits a model for images of `image_size`.
 
     Args:
@@ -137,7 +139,7 @@ def checked_labelled(source: LabelledImages, image_size: tuple[int, ...], task: 
     return Labelled(task.checked_targets(given, outputs), checked_weights(getattr(source, "weights", None), count))
 
 
-def checked_weights(weights: Any, count: int) -> np.ndarray | None:
+def checked_weights(weights: ArrayLike, count: int) -> np.ndarray | None:
     """Weights of examples as f32[N], None where they have none.
 
     Raises:

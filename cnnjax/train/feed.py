@@ -9,7 +9,7 @@ import numpy as np
 from cnnjax.data.loader import Loader, to_device
 from cnnjax.data.order import LastBatch, epoch_batches, epoch_steps, epoch_views
 from cnnjax.features import ahead
-from cnnjax.runtime import preemption
+from cnnjax.runtime import Tree, preemption
 from cnnjax.runtime.devices import Devices
 from cnnjax.train.dataset import FeatureDataset, HostShard
 from cnnjax.train.state import State
@@ -91,7 +91,7 @@ class Feed:
                 values = (next(stream).examples,) if stream else next(loaded)
                 yield (values, *self.spread((labelled.take(index[k]), counts[k])))
 
-    def shared(self, constants: Any, fixed: Any) -> tuple[Any, Any]:
+    def shared(self, constants: Tree, fixed: Tree) -> tuple[Any, Any]:
         """What all steps read of the frozen part; on every device, where there are several."""
         context = (constants, fixed)
         return context if self.devices is None else self.devices.replicate(context)
@@ -100,7 +100,7 @@ class Feed:
         """A state from elsewhere where the steps expect it; one of theirs is there."""
         return state if self.devices is None else self.devices.place(state)
 
-    def spread(self, batch: Any, axis: int = 0) -> Any:
+    def spread(self, batch: Tree, axis: int = 0) -> Any:
         """Arrays of a batch, onto the devices where there are several."""
         return batch if self.devices is None else self.devices.batch(batch, axis)
 

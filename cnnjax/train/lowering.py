@@ -11,8 +11,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
+from jax.typing import DTypeLike
 
+from cnnjax.runtime import Tree
 from cnnjax.runtime.devices import AXIS, Devices
 from cnnjax.runtime.nearest import unknown
 from cnnjax.train.dataset import Kind
@@ -69,11 +72,11 @@ class Program(NamedTuple):
             for leaf in jax.tree.leaves(tree) if axis is not None else ():
                 devices.check_batch(leaf.shape[axis])
 
-        def placed(tree: Any, axis: int | None) -> Any:
+        def placed(tree: Tree, axis: int | None) -> Any:
             parts = PartitionSpec() if axis is None else PartitionSpec(*[None] * axis, AXIS)
             return _with(tree, jax.tree.map(lambda _: NamedSharding(devices.mesh, parts), tree))
 
-        def spread(*arguments: Any, **how: bool) -> Any:
+        def spread(*arguments: Tree, **how: bool) -> Any:
             first, *rest = self.function(*arguments, **how)
             return (devices.keep(first) if self.trains else devices.whole(first), *devices.whole(rest))
 
@@ -84,7 +87,7 @@ class Program(NamedTuple):
 
 
 def program(
-    trainer: Trainer, name: str = "step", rows: Kind = "source", *, examples: int = 1000, target: Any = None,
+    trainer: Trainer, name: str = "step", rows: Kind = "source", *, examples: int = 1000, target: Tree = None,
     weighted: bool = False,
 ) -> Program:  # fmt: skip
     """One of a trainer's programs, with abstract arguments of the types that training gives it.
@@ -128,7 +131,7 @@ def program(
     def arrays(count: int) -> tuple[jax.ShapeDtypeStruct, ...]:
         return tuple(jax.ShapeDtypeStruct((count, *shape), dtype) for shape, dtype in kinds)
 
-    def each(dtype: Any, *shape: int) -> jax.ShapeDtypeStruct:
+    def each(dtype: DTypeLike, *shape: int) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((*shape, batch), dtype)
 
     known = trainer.task.target if target is None else target
@@ -221,9 +224,9 @@ def nbytes(kind: str) -> int:
     return total
 
 
-def _abstract(x: Any) -> jax.ShapeDtypeStruct:
+def _abstract(x: jax.Array | np.ndarray | jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(x.shape, x.dtype)
 
 
-def _with(tree: Any, shardings: Any) -> Any:
+def _with(tree: Tree, shardings: Tree) -> Any:
     return jax.tree.map(lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), tree, shardings)

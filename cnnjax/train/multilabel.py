@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from cnnjax.runtime import Tree
 from cnnjax.train.checks import as_matrix, check_logits, checked_names, checked_numbers
 from cnnjax.train.task import Task
 
@@ -72,7 +73,7 @@ class MultiLabel(Task):
         """Part of the labels that are right; all of them right."""
         return "label_accuracy", "exact_match"
 
-    def overall(self, outputs: Any, targets: Any, weights: np.ndarray | None = None) -> dict[str, float]:
+    def overall(self, outputs: Tree, targets: Tree, weights: np.ndarray | None = None) -> dict[str, float]:
         """Mean average precision over the labels that have positive examples; NaN where none has."""
         from cnnjax.metrics.multilabel import average_precision
 
@@ -93,11 +94,11 @@ class MultiLabel(Task):
         """A number a label."""
         return jax.ShapeDtypeStruct((len(self.names),), jnp.float32)
 
-    def check_outputs(self, outputs: Any, batch: int) -> None:
+    def check_outputs(self, outputs: Tree, batch: int) -> None:
         """Refuse a model that has not one logit a label."""
         check_logits(outputs, batch, (len(self.names),), f"{len(self.names)} labels")
 
-    def checked_targets(self, targets: Any, outputs: Any) -> np.ndarray:
+    def checked_targets(self, targets: Tree, outputs: Tree) -> np.ndarray:
         """f32[N, K] in [0, 1]."""
         found = as_matrix(targets, self.names, "labels")
         if not ((found >= 0) & (found <= 1)).all():
@@ -109,7 +110,7 @@ class MultiLabel(Task):
         """Balanced weights."""
         return "weights that balance positive and negative examples" if self.pos_weight == "balanced" else ""
 
-    def resolved(self, targets: Any) -> "MultiLabel":
+    def resolved(self, targets: Tree) -> "MultiLabel":
         """The task with the weights that balance each label.
 
         Raises:
@@ -127,7 +128,7 @@ class MultiLabel(Task):
         """The task without thresholds, which were those of other weights."""
         return replace(self, thresholds=None)
 
-    def calibrated(self, outputs: Any, targets: Any) -> "MultiLabel":
+    def calibrated(self, outputs: Tree, targets: Tree) -> "MultiLabel":
         """The task with the threshold of the best F1 for each label; 0.5 for one without positive examples.
 
         Args:
@@ -150,13 +151,13 @@ class MultiLabel(Task):
         """Parts in per cent."""
         return "%" if name in ("label_accuracy", "exact_match", "mAP") else ""
 
-    def predictions(self, outputs: Any) -> np.ndarray:
+    def predictions(self, outputs: Tree) -> np.ndarray:
         """The probability of each label, f64[N, K]."""
         from scipy.special import expit
 
         return expit(np.asarray(outputs, np.float64))
 
-    def read(self, outputs: Any) -> list[dict[str, Any]]:
+    def read(self, outputs: Tree) -> list[dict[str, Any]]:
         """The labels that reach their threshold, and the probabilities of all."""
         likely = self.predictions(outputs)
         there: np.ndarray = np.greater_equal(likely, np.array(self.thresholds or (0.5,) * len(self.names)))
@@ -169,7 +170,7 @@ class MultiLabel(Task):
         ]
 
     def report(
-        self, outputs: Any, targets: Any, *, weights: np.ndarray | None = None, samples: int = 0, seed: int = 0
+        self, outputs: Tree, targets: Tree, *, weights: np.ndarray | None = None, samples: int = 0, seed: int = 0
     ) -> Any:
         """A `cnnjax.metrics.MultiLabelReport`."""
         from cnnjax.metrics.multilabel import multilabel_report

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cnnjax.files.importing import called, check_call, imported, named
+from cnnjax.runtime import Tree
 from cnnjax.train.classification import Classification
 from cnnjax.train.multilabel import MultiLabel
 from cnnjax.train.regression import Regression
@@ -50,17 +51,17 @@ class _WithCode(Task):
 
     code: TaskCode
 
-    def loss(self, outputs: Any, targets: Any) -> jax.Array:
+    def loss(self, outputs: Tree, targets: Tree) -> jax.Array:
         """The user's loss of each example, or the task's own."""
         return (
             self.code.function(self.code.loss)(outputs, targets) if self.code.loss else super().loss(outputs, targets)
         )
 
-    def evaluation_loss(self, outputs: Any, targets: Any) -> jax.Array:
+    def evaluation_loss(self, outputs: Tree, targets: Tree) -> jax.Array:
         """The same."""
         return self.loss(outputs, targets) if self.code.loss else super().evaluation_loss(outputs, targets)
 
-    def metrics(self, outputs: Any, targets: Any) -> dict[str, jax.Array]:
+    def metrics(self, outputs: Tree, targets: Tree) -> dict[str, jax.Array]:
         """The task's own metrics, and the user's."""
         own = {name: self.code.function(path)(outputs, targets) for name, path in self.code.metrics}
         return super().metrics(outputs, targets) | own
@@ -81,7 +82,7 @@ class _WithCode(Task):
         return super().smoothed(smoothing)
 
     def report(
-        self, outputs: Any, targets: Any, *, weights: np.ndarray | None = None, samples: int = 0, seed: int = 0
+        self, outputs: Tree, targets: Tree, *, weights: np.ndarray | None = None, samples: int = 0, seed: int = 0
     ) -> Any:
         """The task's report, with the means of the user's loss and metrics beside its measures."""
         found = super().report(outputs, targets, weights=weights, samples=samples, seed=seed)

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from cnnjax.runtime import Tree
 from cnnjax.train.state import State
 from cnnjax.train.step import Step, TrainingBatch
 from cnnjax.train.task import Labelled, Metrics
@@ -58,21 +59,21 @@ class Programs:
     # The same before they are compiled, for programs that are made of them (`cnnjax.train.replicas`).
 
     def update(
-        self, state: State, context: Any, rows: Sequence[jax.Array], labelled: Labelled, counts: jax.Array,
+        self, state: State, context: Tree, rows: Sequence[jax.Array], labelled: Labelled, counts: jax.Array,
         seed: jax.Array, decoded: bool = False, masked: bool = False,
     ) -> tuple[State, Metrics]:  # fmt: skip
         """`step`, not compiled."""
         return self.functions.update(state, TrainingBatch(context, rows, labelled, counts, seed, decoded, masked))
 
     def take_and_update(
-        self, state: State, context: Any, arrays: Any, labelled: Labelled, index: jax.Array, counts: jax.Array,
+        self, state: State, context: Tree, arrays: Tree, labelled: Labelled, index: jax.Array, counts: jax.Array,
         views: jax.Array, seed: jax.Array, decoded: bool = False, masked: bool = False,
     ) -> tuple[State, Metrics]:  # fmt: skip
         """`taking_step`, not compiled."""
         return self.update(state, context, *_taken(arrays, labelled, index, views), counts, seed, decoded, masked)
 
     def scan(
-        self, state: State, context: Any, arrays: Any, labelled: Labelled, index: jax.Array, counts: jax.Array,
+        self, state: State, context: Tree, arrays: Tree, labelled: Labelled, index: jax.Array, counts: jax.Array,
         views: jax.Array, seed: jax.Array, decoded: bool = False, masked: bool = False,
     ) -> tuple[State, Metrics, jax.Array]:  # fmt: skip
         """`epoch`, not compiled."""
@@ -84,10 +85,10 @@ class Programs:
         return state, jax.tree.map(jnp.sum, metrics), jnp.asarray(metrics.loss)
 
     def _score(
-        self, state: State, context: Any, rows: Any, labelled: Labelled, counts: jax.Array, decoded: bool = False
+        self, state: State, context: Tree, rows: Tree, labelled: Labelled, counts: jax.Array, decoded: bool = False
     ) -> tuple[Metrics, Any]:
         return self.functions.score(state, TrainingBatch(context, rows, labelled, counts, None, decoded))
 
 
-def _taken(arrays: Any, labelled: Labelled, index: jax.Array, views: jax.Array) -> tuple[list[jax.Array], Labelled]:
+def _taken(arrays: Tree, labelled: Labelled, index: jax.Array, views: jax.Array) -> tuple[list[jax.Array], Labelled]:
     return [jnp.take(x, views, axis=0, mode="clip") for x in arrays], labelled.take(index)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from cnnjax.runtime import Tree
 from cnnjax.train.checks import as_matrix, check_logits, checked_names, checked_numbers
 from cnnjax.train.task import Task
 
@@ -107,7 +108,7 @@ class Regression(Task):
         """mae, or mae_NAME of several."""
         return ("mae",) if len(self.names) == 1 else tuple(f"mae_{name}" for name in self.names)
 
-    def overall(self, outputs: Any, targets: Any, weights: np.ndarray | None = None) -> dict[str, float]:
+    def overall(self, outputs: Tree, targets: Tree, weights: np.ndarray | None = None) -> dict[str, float]:
         """Root mean squared error of each number in its unit, and the mean of their R2; NaN of constant targets."""
         from cnnjax.metrics.regression import r2
 
@@ -129,11 +130,11 @@ class Regression(Task):
         """All numbers of an example."""
         return jax.ShapeDtypeStruct((len(self.names),), jnp.float32)
 
-    def check_outputs(self, outputs: Any, batch: int) -> None:
+    def check_outputs(self, outputs: Tree, batch: int) -> None:
         """Refuse a model that does not give as many numbers."""
         check_logits(outputs, batch, (len(self.names),), f"{len(self.names)} numbers")
 
-    def checked_targets(self, targets: Any, outputs: Any) -> np.ndarray:
+    def checked_targets(self, targets: Tree, outputs: Tree) -> np.ndarray:
         """f32[N, K], finite."""
         found = as_matrix(targets, self.names, "targets")
         if bad := int((~np.isfinite(found)).any(1).sum()):
@@ -145,7 +146,7 @@ class Regression(Task):
         """Mean and deviation."""
         return "mean and deviation of the training targets" if self.mean is None else ""
 
-    def resolved(self, targets: Any) -> "Regression":
+    def resolved(self, targets: Tree) -> "Regression":
         """The task with mean and standard deviation of these targets.
 
         Raises:
@@ -172,17 +173,17 @@ class Regression(Task):
             return ""
         return self.units[0 if len(self.names) == 1 else self.names.index(own)]
 
-    def predictions(self, outputs: Any) -> np.ndarray:
+    def predictions(self, outputs: Tree) -> np.ndarray:
         """Numbers in their units, f64[N, K]."""
         mean, deviation = self._scale
         return np.asarray(outputs, np.float64) * deviation + mean
 
-    def read(self, outputs: Any) -> list[dict[str, Any]]:
+    def read(self, outputs: Tree) -> list[dict[str, Any]]:
         """Each number by name, in its unit."""
         return [{"values": dict(zip(self.names, row, strict=True))} for row in self.predictions(outputs).tolist()]
 
     def report(
-        self, outputs: Any, targets: Any, *, weights: np.ndarray | None = None, samples: int = 0, seed: int = 0
+        self, outputs: Tree, targets: Tree, *, weights: np.ndarray | None = None, samples: int = 0, seed: int = 0
     ) -> Any:
         """A `cnnjax.metrics.RegressionReport`."""
         from cnnjax.metrics.regression import regression_report

@@ -14,6 +14,7 @@ from cnnjax.freeze import Frozen
 from cnnjax.functional import Leaves, functionalize, leaves_of
 from cnnjax.ops import spread_over_devices
 from cnnjax.ops.counting import batch_of
+from cnnjax.runtime import Tree
 from cnnjax.runtime.devices import Devices
 from cnnjax.runtime.precision import Precision, resolved
 from cnnjax.staging import Staged
@@ -156,6 +157,6 @@ class StagedModel:
         return self.functional.module({**self.leaves(live), **random}, train=False)
 
 
-def _in_float32(outputs: Any) -> Any:
+def _in_float32(outputs: Tree) -> Any:
     """Outputs as losses take them: floats of 16 bit widened, whole numbers as they are."""
     return jax.tree.map(lambda x: x.astype(jnp.float32) if jnp.issubdtype(x.dtype, jnp.floating) else x, outputs)

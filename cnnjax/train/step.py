@@ -10,6 +10,7 @@ import optax
 
 from cnnjax.augment.own import AugmentFn, augmented
 from cnnjax.functional import Leaves
+from cnnjax.runtime import Tree
 from cnnjax.train.staged_model import StagedModel
 from cnnjax.train.state import State
 from cnnjax.train.task import Labelled, Metrics, Task
@@ -163,18 +164,18 @@ class Step:
         if sorted(found) != sorted(self.task.metric_names):
             raise ValueError(f"the task's metrics are {sorted(found)}, its metric_names {self.task.metric_names}")
 
-    def _sums(self, outputs: Any, labelled: Labelled, counts: jax.Array, *, train: bool) -> Metrics:
+    def _sums(self, outputs: Tree, labelled: Labelled, counts: jax.Array, *, train: bool) -> Metrics:
         """Loss and metrics of a batch, of which the rows count whose `counts` are not 0."""
         loss, found = self.task.scores(outputs, labelled.targets, train=train)
         weights = counts if labelled.weights is None else counts * labelled.weights
         sums = {name: (x * weights).sum() for name, x in found.items()}
         return Metrics((loss * weights).sum(), sums, weights.sum(), jnp.zeros(()))
 
-    def _whole(self, tree: Any) -> Any:
+    def _whole(self, tree: Tree) -> Any:
         """The same on every device, where there are several."""
         return tree if self.model.devices is None else self.model.devices.whole(tree)
 
-    def _kept(self, tree: Any) -> Any:
+    def _kept(self, tree: Tree) -> Any:
         """Where it lay before the step, so that nothing drifts and nothing is compiled again."""
         return tree if self.model.devices is None else self.model.devices.keep(tree)
 
@@ -188,7 +189,7 @@ class Step:
         return kept._replace(step=after.step), sums._replace(skipped=1.0 - good)
 
 
-def _check_gradients(gradients: Any, trainable: Leaves) -> None:
+def _check_gradients(gradients: Tree, trainable: Leaves) -> None:
     """Refuse gradients of other leaves: optax would move what is there, and say nothing."""
     if not isinstance(gradients, dict) or gradients.keys() != trainable.keys():
         found = sorted(gradients) if isinstance(gradients, dict) else gradients

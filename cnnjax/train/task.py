@@ -8,6 +8,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from numpy.typing import ArrayLike
+
+from cnnjax.runtime import Tree
 
 PerExample = Callable[[Any, Any], jax.Array]
 """From a model's outputs and the targets, trees of arrays with a row an example, to one number an example, f32[N]."""
@@ -73,7 +76,7 @@ class Labelled(NamedTuple):
         """How many examples."""
         return len(jax.tree.leaves(self.targets)[0])
 
-    def take(self, index: Any) -> "Labelled":
+    def take(self, index: jax.Array | np.ndarray | slice) -> "Labelled":
         """What is known of the examples at `index`."""
         return jax.tree.map(lambda x: x[index], self)
 
@@ -115,7 +118,7 @@ class Task:
         *,
         outputs: int | None = None,
         names: Sequence[str] = (),
-        target: Any = None,
+        target: Tree = None,
     ):
         if not callable(loss):
             raise ValueError(f"loss: expected a function of outputs and targets, found {loss!r}")
@@ -127,15 +130,15 @@ class Task:
 
     # What is minimised.
 
-    def loss(self, outputs: Any, targets: Any) -> jax.Array:
+    def loss(self, outputs: Tree, targets: Tree) -> jax.Array:
         """The loss of each example in training, f32[N]."""
         return self._loss(outputs, targets)
 
-    def evaluation_loss(self, outputs: Any, targets: Any) -> jax.Array:
+    def evaluation_loss(self, outputs: Tree, targets: Tree) -> jax.Array:
         """The loss of each example in evaluation, f32[N]: without what only training wants, such as smoothing."""
         return self.loss(outputs, targets)
 
-    def metrics(self, outputs: Any, targets: Any) -> dict[str, jax.Array]:
+    def metrics(self, outputs: Tree, targets: Tree) -> dict[str, jax.Array]:
         """f32[N] by name, of each example."""
         return {name: metric(outputs, targets) for name, metric in self._metrics.items()}
 
@@ -144,7 +147,7 @@ class Task:
         """The names that `metrics` gives."""
         return tuple(self._metrics)
 
-    def overall(self, outputs: Any, targets: Any, weights: np.ndarray | None = None) -> dict[str, float]:
+    def overall(self, outputs: Tree, targets: Tree, weights: np.ndarray | None = None) -> dict[str, float]:
         """Measures of a whole set that are no means over its examples; evaluation reports them beside the means.
 
         Args:
@@ -154,7 +157,7 @@ class Task:
         """
         return {}
 
-    def scores(self, outputs: Any, targets: Any, *, train: bool = True) -> tuple[jax.Array, dict[str, jax.Array]]:
+    def scores(self, outputs: Tree, targets: Tree, *, train: bool = True) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Loss and metrics of each example, checked.
 
         Raises:
@@ -183,7 +186,7 @@ class Task:
         """Shape and type of one example's targets, as `jax.ShapeDtypeStruct`; None where they are not known."""
         return self._target
 
-    def check_outputs(self, outputs: Any, batch: int) -> None:
+    def check_outputs(self, outputs: Tree, batch: int) -> None:
         """Refuse a model whose outputs do not fit.
 
         Args:
@@ -198,7 +201,7 @@ class Task:
             found = jax.tree.map(lambda x: list(x.shape), outputs)
             raise ValueError(f"the model must give arrays with a row an example; for {batch} examples: {found}")
 
-    def checked_targets(self, targets: Any, outputs: Any) -> Any:
+    def checked_targets(self, targets: Tree, outputs: Tree) -> Any:
         """Targets of a source as arrays that a program takes.
 
         Args:
@@ -210,7 +213,7 @@ class Task:
         """
         return jax.tree.map(_array, targets)
 
-    def augmented(self, targets: Any, outputs: Any, mixes: bool) -> Any:
+    def augmented(self, targets: Tree, outputs: Tree, mixes: bool) -> Any:
         """Targets as a step with augmentation takes them: a tree of f32[N, ...] where it mixes examples in pairs.
 
         Args:
@@ -236,11 +239,11 @@ class Task:
         """What has to be taken from training targets before it can be trained; "" if nothing."""
         return ""
 
-    def resolved(self, targets: Any) -> "Task":
+    def resolved(self, targets: Tree) -> "Task":
         """The task with what it takes from the training targets, such as balanced weights or a scale."""
         return self
 
-    def calibrated(self, outputs: Any, targets: Any) -> "Task":
+    def calibrated(self, outputs: Tree, targets: Tree) -> "Task":
         """The task with what it chooses on validation data, such as thresholds."""
         return self
 
@@ -284,17 +287,17 @@ class Task:
             return "–"
         return f"{100 * value:.1f} %" if unit == "%" else f"{value:.4g} {unit}".rstrip()
 
-    def predictions(self, outputs: Any) -> Any:
+    def predictions(self, outputs: Tree) -> Any:
         """What the outputs predict, a row an example: probabilities, numbers in their units."""
         return outputs
 
-    def read(self, outputs: Any) -> list[dict[str, Any]]:
+    def read(self, outputs: Tree) -> list[dict[str, Any]]:
         """What is said of each example: fields of `cnnjax.classifier.Prediction`."""
         found, count = jax.device_get(self.predictions(outputs)), len(jax.tree.leaves(outputs)[0])
         return [{"output": jax.tree.map(lambda x, k=k: np.asarray(x)[k].tolist(), found)} for k in range(count)]
 
     def report(
-        self, outputs: Any, targets: Any, *, weights: np.ndarray | None = None, samples: int = 0, seed: int = 0
+        self, outputs: Tree, targets: Tree, *, weights: np.ndarray | None = None, samples: int = 0, seed: int = 0
     ) -> Any:
         """Everything that is measured of labelled examples, with `text()`, `to_json()`, and an image.
 
@@ -319,7 +322,7 @@ class Task:
         return {"kind": "own"}
 
 
-def _array(x: Any) -> np.ndarray:
+def _array(x: ArrayLike) -> np.ndarray:
     """An array of a type that JAX keeps as it is: no silent change of large numbers on the way to the device."""
     found = np.asarray(x)
     if found.dtype.kind not in "biuf":

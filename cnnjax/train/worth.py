@@ -3,7 +3,7 @@
 import math
 import os
 from contextlib import AbstractContextManager
-from typing import Any, get_args
+from typing import get_args
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ from cnnjax.functional import functionalize, leaves_of
 from cnnjax.ops import use_onednn
 from cnnjax.ops.onednn import takes
 from cnnjax.runtime.tuning import OneDNN
-from cnnjax.staging.trace import flat_trace, inner_jaxprs
+from cnnjax.staging.trace import Jaxpr, aval_of, flat_trace, inner_jaxprs
 
 # Measured on two cores of a Xeon with AVX-512 (2026-11-29; MobileNet, ResNet-50, VGG16 and the lecture's CNN in batches
 # of 16): without oneDNN a step runs at 33 to 150 GFLOP/s, with it a step takes 5 to 33 % less time. Compiling a step
@@ -36,17 +36,17 @@ def work_of(model: nnx.Module, example_shape: tuple[int, ...]) -> tuple[int, int
     return _work(jaxpr)
 
 
-def _work(jaxpr: Any) -> tuple[int, int]:
+def _work(jaxpr: Jaxpr) -> tuple[int, int]:
     multiplications, operations = 0, 0
     for eqn in jaxpr.eqns:
         name = eqn.primitive.name
         if name in ("conv_general_dilated", "dot_general"):
-            left, right = (v.aval.shape for v in eqn.invars[:2])
+            left, right = (aval_of(v).shape for v in eqn.invars[:2])
             if name == "dot_general":
                 each = math.prod(left[k] for k in eqn.params["dimension_numbers"][0][0])
             else:
                 each = math.prod(right) // right[eqn.params["dimension_numbers"].rhs_spec[0]]
-            multiplications += each * math.prod(eqn.outvars[0].aval.shape)
+            multiplications += each * math.prod(aval_of(eqn.outvars[0]).shape)
             operations += 1
             continue
         inner = [_work(inside) for inside in inner_jaxprs(eqn.params)]

@@ -108,7 +108,7 @@ def _one_clear_error(path: Path) -> Generator[None]:
         ) from fault
 
 
-def _layers_group(path: Path, file: Any) -> Any:
+def _layers_group(path: Path, file: "h5py.Group") -> Any:
     roots = [file]
     if file.get("model_weights", getlink=True) is not None:
         roots.append(_member(path, file, "model_weights", h5py.Group))
@@ -126,7 +126,7 @@ def _layers_group(path: Path, file: Any) -> Any:
     )
 
 
-def _strings(path: Path, group: Any, attribute: str) -> list[str]:
+def _strings(path: Path, group: "h5py.Group", attribute: str) -> list[str]:
     """Return a list of names; Keras cuts long ones into `attribute0`, `attribute1`, ..."""
     numbered = takewhile(group.attrs.__contains__, (f"{attribute}{i}" for i in count()))
     chunks = [attribute] if attribute in group.attrs else numbered
@@ -147,7 +147,7 @@ def _strings(path: Path, group: Any, attribute: str) -> list[str]:
     return names
 
 
-def _member(path: Path, group: Any, name: str, kind: type) -> Any:
+def _member(path: Path, group: "h5py.Group", name: str, kind: type) -> Any:
     """Return the group or data set at `name` ("a/b/c"), having followed hard links only."""
     here = group
     for part in name.split("/"):
@@ -166,7 +166,7 @@ def _member(path: Path, group: Any, name: str, kind: type) -> Any:
     return here
 
 
-def _datasets(path: Path, root: Any, layer: str) -> dict[str, Any]:
+def _datasets(path: Path, root: "h5py.Group", layer: str) -> dict[str, Any]:
     group = _member(path, root, layer, h5py.Group)
     paths = _strings(path, group, "weight_names")
     short = [_tensor_name(layer, name) for name in paths]
@@ -192,7 +192,7 @@ def _tensor_name(layer: str, name: str) -> str:
     return _OLD_NAMES.get(parts[0], short) if short.startswith(f"{own}_") else short
 
 
-def _check_dataset(path: Path, dataset: Any) -> None:
+def _check_dataset(path: Path, dataset: "h5py.Dataset") -> None:
     if dataset.external:
         raise WeightsError(
             f"{path}: {dataset.name!r} keeps its values in another file, {dataset.external[0][0]!r}; refused"
@@ -210,7 +210,7 @@ def _check_dataset(path: Path, dataset: Any) -> None:
         raise WeightsError(f"{path}: {dataset.name!r} declares shape {dataset.shape} but its values were never written")
 
 
-def _declared(dataset: Any) -> int:
+def _declared(dataset: "h5py.Dataset") -> int:
     return math.prod(dataset.shape) * dataset.dtype.itemsize
 
 
@@ -221,12 +221,12 @@ def _check_size(path: Path, what: str, declared: int, stored: int) -> None:
         )
 
 
-def _check_nothing_unnamed(path: Path, root: Any, layers: dict[str, Any]) -> None:
+def _check_nothing_unnamed(path: Path, root: "h5py.Group", layers: dict[str, Any]) -> None:
     known = {layer.split("/", 1)[0] for layer in layers} | {"top_level_model_weights", "optimizer_weights"}
     if unnamed := sorted(set(root) - known):
         raise WeightsError(f"{path}: holds {', '.join(unnamed)}, which its 'layer_names' does not name")
 
 
-def _values(dataset: Any) -> np.ndarray:
+def _values(dataset: "h5py.Dataset") -> np.ndarray:
     values = np.asarray(dataset[()])
     return values.astype(values.dtype.newbyteorder("="), copy=False)
