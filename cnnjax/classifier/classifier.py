@@ -15,7 +15,7 @@ from cnnjax.classifier import folder
 from cnnjax.classifier.config import Config, own_preprocessing, own_size
 from cnnjax.classifier.images import Files, Images, Scaling, open_images
 from cnnjax.classifier.loading import check_new_leaves, read_model
-from cnnjax.classifier.prediction import Prediction, outputs_of, predictions
+from cnnjax.classifier.prediction import Prediction, inference_program, outputs_of, predictions
 from cnnjax.classifier.sources import check_training_source, labels_of, targets_of
 from cnnjax.data.listing import some
 from cnnjax.data.pixels import Resizing, checked_scale
@@ -123,12 +123,7 @@ class ImageClassifier:
         random = functional.random_leaves(jax.random.key(0))
         model: Any = functional.module({**leaves, **random})
         self.model: Classifier = model
-
-        def logits(leaves: Leaves, images: jax.Array) -> jax.Array:
-            unused = functional.random_leaves(jax.random.key(0))
-            return functional.apply({**leaves, **unused}, images, train=False)[0].astype(jnp.float32)
-
-        self._apply = apply or jax.jit(logits)
+        self._apply = apply or inference_program(functional)
 
     def __repr__(self) -> str:
         names = some(self.class_names)

@@ -4,10 +4,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from cnnjax.classifier.images import Files
 from cnnjax.features import ahead
+from cnnjax.functional import Functional, Leaves
 from cnnjax.train.tasks import Task
 
 
@@ -63,6 +66,16 @@ class Prediction:
 def predictions(paths: Sequence[str], outputs: Any, task: Task) -> list[Prediction]:
     """One prediction a row of the model's outputs, such as logits f32[N, 1 or classes]."""
     return [Prediction(path, **said) for path, said in zip(paths, task.read(outputs), strict=True)]
+
+
+def inference_program(functional: Functional) -> Callable[[Leaves, jax.Array], jax.Array]:
+    """From a model's leaves and images f32[B, H, W, 3] to its outputs in inference mode, f32; compiled."""
+
+    def outputs(leaves: Leaves, images: jax.Array) -> jax.Array:
+        unused = functional.random_leaves(jax.random.key(0))
+        return functional.apply({**leaves, **unused}, images, train=False)[0].astype(jnp.float32)
+
+    return jax.jit(outputs)
 
 
 def outputs_of(apply: Callable[[Any], Any], source: Any, batch_size: int, *, skip: bool = False) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 from cnnjax.fit.finder import RateTest, find_rate
 from cnnjax.fit.fitter import Fitted, Fitter
+from cnnjax.fit.progress import CheckpointConfig
 from cnnjax.fit.recipe import Phase, Recipe, phases
-from cnnjax.fit.run import CheckpointConfig
 
 __all__ = ["CheckpointConfig", "Fitted", "Fitter", "Phase", "RateTest", "Recipe", "find_rate", "phases"]

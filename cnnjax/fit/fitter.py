@@ -16,8 +16,9 @@ from cnnjax.data.source import targets_of
 from cnnjax.features import FeatureStore
 from cnnjax.files.importing import imported
 from cnnjax.fit.plan import Report
+from cnnjax.fit.progress import CheckpointConfig, Record
 from cnnjax.fit.recipe import Phase, Recipe, phases
-from cnnjax.fit.run import CheckpointConfig, Record, Run
+from cnnjax.fit.run import Run
 from cnnjax.freeze import layer_names
 from cnnjax.functional import Functional, Leaves, functionalize, lasting_leaves, names_of
 from cnnjax.metrics import Journal

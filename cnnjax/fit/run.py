@@ -2,8 +2,8 @@
 
 import math
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cnnjax.data.order import epoch_steps
+from cnnjax.fit.progress import CheckpointConfig, Record, TrainingProgress
 from cnnjax.fit.recipe import Phase
 from cnnjax.functional import Leaves
 from cnnjax.metrics import Journal
@@ -25,56 +26,10 @@ from cnnjax.train.trainer import NotFinite, Trainer
 from cnnjax.train.trains import Trains
 
 if TYPE_CHECKING:
-    from cnnjax.checkpoints import Checkpoints
     from cnnjax.fit.plan import Plan, Report
 
-Record = dict[str, Any]
 _TIMES = ("seconds", "compile_seconds", "images_per_second")
 _TOGETHER = 8  # steps between two agreements of all hosts
-
-
-@dataclass(frozen=True)
-class CheckpointConfig:
-    """How a run is kept, so that it can be killed at any moment.
-
-    Attributes:
-        checkpoints: where.
-        every: seconds between two saves; phases save at their end too, and so does whoever is asked to end.
-        metadata: what each checkpoint says of the run besides where it stands.
-        fall_back: take the checkpoint before a damaged newest one.
-        tell: takes what the run has to say.
-    """
-
-    checkpoints: "Checkpoints"
-    every: float = 60.0
-    metadata: Mapping[str, Any] = field(default_factory=dict)
-    fall_back: bool = False
-    tell: Callable[[str], None] = print
-
-
-@dataclass
-class TrainingProgress:
-    """Where a run stands, besides its arrays.
-
-    Attributes:
-        phase: which phase, from 0.
-        begun: the phase's first epoch.
-        since: epochs of this phase since the lowest validation loss.
-        best: the epoch with it.
-        best_loss: that loss; where the best weights are kept, what the phase started from counts too.
-        history: the records of all epochs so far.
-        seconds: what took how long.
-        ended: whether a callback has ended training.
-    """
-
-    phase: int = 0
-    begun: int = 0
-    since: int = 0
-    best: int = 0
-    best_loss: float | None = None
-    history: list[Record] = field(default_factory=list)
-    seconds: dict[str, float] = field(default_factory=lambda: {"features": 0.0, "training": 0.0, "evaluation": 0.0})
-    ended: bool = False
 
 
 class _Latest(NamedTuple):

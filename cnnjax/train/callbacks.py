@@ -22,7 +22,7 @@ class Callback:
 
     A callback that has `on_step_end` makes the steps run one by one, also where a whole epoch is one program otherwise.
 
-    A run that goes on from a checkpoint (see `cnnjax.fit.run.CheckpointConfig`) calls nothing for a step or an epoch
+    A run that goes on from a checkpoint (see `cnnjax.fit.CheckpointConfig`) calls nothing for a step or an epoch
     that this checkpoint counts as done: callbacks were called for it before it was saved. Steps that a killed run did
     after its last checkpoint are done again, and callbacks are called for them again, with the same values.
 

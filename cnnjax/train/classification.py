@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from cnnjax.train.task import Task, check_logits, checked_names, checked_numbers
+from cnnjax.train.checks import check_logits, checked_names, checked_numbers
+from cnnjax.train.task import Task
 
 _LEAST = 1e-7  # below it a probability's distance from 1 has no digits left
 

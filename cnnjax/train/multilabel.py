@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cnnjax.train.task import Task, as_matrix, check_logits, checked_names, checked_numbers
+from cnnjax.train.checks import as_matrix, check_logits, checked_names, checked_numbers
+from cnnjax.train.task import Task
 
 
 @dataclass(frozen=True)
