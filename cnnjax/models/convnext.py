@@ -72,7 +72,7 @@ def convnext(
     *,
     rngs: nnx.Rngs,
 ) -> Backbone:
-    """Build a ConvNeXt with Keras's layer names in Keras's order (tiny: 148 layers, 151 with top).
+    """Build a ConvNeXt with Keras's layer names in Keras's order (tiny: 133 layers, 135 with top).
 
     Pixels of three channels are scaled in the network, by its first layer. The stem and what halves the size between
     stages are each one layer of two (a nested backbone), as in Keras. The additions (`add`, `add_1`), which Keras does

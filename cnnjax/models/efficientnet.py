@@ -106,7 +106,7 @@ def efficientnet(
     *,
     rngs: nnx.Rngs,
 ) -> Backbone:
-    """Build an EfficientNet with Keras's layer names in Keras's order (B0: 235 layers, 238 with top).
+    """Build an EfficientNet with Keras's layer names in Keras's order (B0: 237 layers, 240 with top).
 
     Pixels are scaled in the network, by its first layers.
 

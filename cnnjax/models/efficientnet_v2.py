@@ -110,7 +110,7 @@ def efficientnet_v2(
     *,
     rngs: nnx.Rngs,
 ) -> Backbone:
-    """Build an EfficientNetV2 with Keras's layer names in Keras's order (B0: 267 layers, 270 with top).
+    """Build an EfficientNetV2 with Keras's layer names in Keras's order (B0: 270 layers, 273 with top).
 
     Pixels are scaled in the network, by its first layers.
 

@@ -93,7 +93,7 @@ def mobilenet_v3(
     *,
     rngs: nnx.Rngs,
 ) -> Backbone:
-    """Build MobileNetV3 with Keras's layer names in Keras's order (small: 157 layers, large: 187).
+    """Build MobileNetV3 with Keras's layer names in Keras's order (small: 164 layers, large: 194, both with top).
 
     Pixels are scaled in the network, by its first layer. Arithmetic that Keras does not list among the layers (x + 3
     and x / 6 of the hard sigmoid) has Keras's names (`add`, `multiply_1`), and slices do not count it.

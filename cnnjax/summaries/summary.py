@@ -1,6 +1,6 @@
 """Measures a model for its table, as Keras prints it, with what nobody else prints."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -66,6 +66,7 @@ def summary(
     kinds |= {path: functional.kinds[path].__name__ for path in weights}
     order = _order(model, shape and jax.ShapeDtypeStruct(shape, dtype), call)
     layers = _layers(model, order, kinds, weights)
+    measured = _gathered(measured, layers)
     rows, reads = [], _reads(model)
     for name in _rows(list(layers), measured):
         row = _row(name, kinds, layers.get(name, []), leaves, functional, frozen, measured, cut)
@@ -161,6 +162,20 @@ def _total(measured: dict[str, Measured]) -> int | None:
     counts = [found.multiplications for found in measured.values()]
     known = [n for n in counts if n is not None]
     return sum(known) if measured and len(known) == len(counts) else None
+
+
+def _gathered(measured: dict[str, Measured], layers: Iterable[str]) -> dict[str, Measured]:
+    """What is inside of a layer (a separable convolution has two) counts as that layer's."""
+    gathered, names = {path: replace(found) for path, found in measured.items()}, set(layers) - {""}
+    for path, inner in measured.items():
+        above = [path[:k] for k, sign in enumerate(path) if sign == "/" and path[:k] in names]
+        if not above or path in names or above[0] not in gathered:
+            continue
+        own, count = gathered[above[0]], inner.multiplications
+        known = own.multiplications is not None and count is not None
+        own.multiplications = own.multiplications + count if known else None
+        del gathered[path]
+    return gathered
 
 
 def _rows(names: Sequence[str], measured: dict[str, Measured]) -> list[str]:

@@ -1,11 +1,13 @@
 """Every family against `keras.applications`: layers, outputs, freezing, and training through stored features."""
 
+import inspect
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from families import ALL, FAMILIES, differences, parameters, randomize, run
+from families import ALL, FAMILIES, Pair, differences, parameters, randomize, run
 from flax import nnx
 from residual import randomized
 
@@ -13,8 +15,9 @@ from cnnjax import Classifier, Freeze, Trainer, summary
 from cnnjax.data import InMemory
 from cnnjax.freeze import num_weighted_layers
 from cnnjax.functional import functionalize, leaves_of
-from cnnjax.models import create
+from cnnjax.models import PUBLISHED, create
 from cnnjax.models.graph import Graph
+from cnnjax.models.preprocessing import preprocess
 from cnnjax.weights.assign import load_weights
 
 pytestmark = pytest.mark.usefixtures("compiled_fast")
@@ -33,8 +36,10 @@ def pair(request, keras_oracle):
 
 
 def test_layers_are_keras_layers(pair):
-    row, ours, theirs = pair
+    _, ours, theirs = pair
     assert differences(ours, theirs) == []
+    table = summary(ours)
+    assert [line.name for line in table.layers] == list(ours.layer_names) and table.parameters == parameters(ours)
 
 
 def test_freezing_means_what_it_means_in_keras(pair):
@@ -156,6 +161,79 @@ def test_impossible_models_are_refused(name, options, message):
         create(name, rngs=nnx.Rngs(0), **options)
 
 
+def test_published_entries_are_those_keras_downloads():
+    from keras.src.applications import convnext, efficientnet, efficientnet_v2, inception_v3, mobilenet_v3, xception
+
+    def entries(family):
+        return {(e.url, e.digest.partition(":")[2]): e.include_top for e in PUBLISHED.values() if e.backbone == family}
+
+    def listed(base, hashes, files):
+        names = {
+            (base + files.format(key), top): given[not top] for key, given in hashes.items() for top in (True, False)
+        }
+        return {(f"{url}{'' if top else '_notop'}.h5", digest): top for (url, top), digest in names.items()}
+
+    assert entries("efficientnet") == listed(
+        efficientnet.BASE_WEIGHTS_PATH, efficientnet.WEIGHTS_HASHES, "efficientnet{}"
+    )
+    hashes = {key.strip("-"): given for key, given in efficientnet_v2.WEIGHTS_HASHES.items()}
+    assert entries("efficientnet_v2") == listed(efficientnet_v2.BASE_WEIGHTS_PATH, hashes, "efficientnetv2-{}")
+    assert entries("convnext") == listed(convnext.BASE_WEIGHTS_PATH, convnext.WEIGHTS_HASHES, "{}")
+    v3 = listed(mobilenet_v3.BASE_WEIGHT_PATH, mobilenet_v3.WEIGHTS_HASHES, "weights_mobilenet_v3_{}")
+    v3 = {(url.replace("_notop", "_no_top_v2"), digest): top for (url, digest), top in v3.items()}
+    assert entries("mobilenet_v3") == v3
+    for family, module in (("xception", xception), ("inception_v3", inception_v3)):
+        source = inspect.getsource(module)
+        for (url, digest), top in entries(family).items():
+            assert url == (module.WEIGHTS_PATH if top else module.WEIGHTS_PATH_NO_TOP) and digest in source
+
+
+def test_keras_asks_for_the_files_of_mobilenet_v2(keras_oracle, monkeypatch):
+    from keras.src.applications import mobilenet_v2 as theirs
+
+    asked = []
+
+    def no_download(name, url, **_):
+        asked.append((name, url))
+        raise FileNotFoundError
+
+    monkeypatch.setattr(theirs.file_utils, "get_file", no_download)
+    entries = [e for e in PUBLISHED.values() if e.backbone == "mobilenet_v2"]
+    assert len(entries) == 2 * (4 * 5 + 2)
+    for entry in (e for e in entries if e.input_size == 96 and e.options["alpha"] == 0.35):
+        with pytest.raises(FileNotFoundError):
+            theirs.MobileNetV2(alpha=0.35, include_top=entry.include_top, input_shape=(96, 96, 3))
+        assert asked[-1] == (f"{entry.name}.h5", entry.url)
+
+
+def test_keras_puts_a_second_rescaling_before_its_own_weights(keras_oracle, monkeypatch):
+    from keras.src.applications import efficientnet as theirs
+
+    keras_oracle.keras.backend.clear_session()
+    monkeypatch.setattr(theirs.file_utils, "get_file", lambda *_, **__: "")
+    monkeypatch.setattr(theirs.Functional, "load_weights", lambda *_: None)
+    row = Pair("efficientnet", {"second_rescaling": True}, "")
+    published = theirs.EfficientNetB0(include_top=False, input_shape=row.shape)
+    ours = row.ours(include_top=False)
+    assert differences(ours, published) == []
+    assert ours.rescaling_1.scale == tuple(published.get_layer("rescaling_1").scale)
+
+
+@pytest.mark.slow
+def test_published_weights_of_mobilenet_v2_give_keras_outputs(keras_oracle, shared_data, photographs, assert_same):
+    (file,) = (shared_data / "weights").glob("mobilenet_v2_*_0.35_224_no_top.h5")
+    ours = nnx.eval_shape(lambda: create("mobilenet_v2", alpha=0.35, include_top=False, rngs=nnx.Rngs(0)))
+    load_weights(ours, file)
+    ours.eval()
+    keras_oracle.keras.backend.clear_session()
+    theirs = keras_oracle.keras.applications.MobileNetV2(
+        alpha=0.35, weights=str(file), include_top=False, input_shape=(224, 224, 3)
+    )
+    images, names = photographs(224, 2), ("Conv1_relu", "block_6_expand_relu", "block_12_add", "out_relu")
+    want = keras_oracle.run(theirs, images / np.float32(127.5) - 1, names)
+    assert_same(jax.jit(lambda m, x: m.activations(preprocess(x, "tf"), names))(ours, images), want)
+
+
 def test_every_variant_has_its_own_size_and_every_file_an_entry():
     from cnnjax.models.registry import entry
 
@@ -163,6 +241,14 @@ def test_every_variant_has_its_own_size_and_every_file_an_entry():
     assert {name: entry("efficientnet").image_size_of({"variant": name})[0] for name in sizes} == sizes
     assert entry("efficientnet").image_size == (224, 224)
     assert {row.name for row in ALL} - {"vgg16", "vgg19", "resnet"} == set(BY_NAME)  # which have tests of their own
+
+
+def test_a_layer_of_two_is_one_line_with_the_multiplications_of_both():
+    table = summary(nnx.eval_shape(lambda: create("xception", alpha=0.25, rngs=nnx.Rngs(0))))
+    assert table.layer("block2_sepconv2").multiplications == 147 * 147 * (32 * 9 + 32 * 32)
+    table = summary(nnx.eval_shape(lambda: create("convnext", variant="atto", rngs=nnx.Rngs(0))))
+    assert table.layer("convnext_atto_stem").multiplications == 56 * 56 * 40 * 3 * 4 * 4
+    assert round(table.multiplications / 1e9, 2) == 0.55  # as timm's table of results says
 
 
 # Keras has no EfficientNet-Lite and no ConvNeXt below tiny: their publishers' numbers of parameters.
