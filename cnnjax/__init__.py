@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from cnnjax.features import FeatureStore
     from cnnjax.fit import CheckpointConfig, Fitter, Recipe
     from cnnjax.freeze import Freeze, Frozen
+    from cnnjax.functional import Leaves, functionalize, leaves_of
     from cnnjax.models import (
         Backbone,
         Classifier,
@@ -29,14 +30,18 @@ if TYPE_CHECKING:
     from cnnjax.runtime.devices import Devices
     from cnnjax.staging import Staged
     from cnnjax.summaries import summary
+    from cnnjax.train.callbacks import Callback
+    from cnnjax.train.replicas import Replicas
     from cnnjax.train.tasks import Classification, MultiLabel, Regression, Task
     from cnnjax.train.trainer import Trainer
     from cnnjax.weights.assign import load_weights
+    from cnnjax.weights.pretrained import open_backbone
 
     __version__: str
 
 __all__ = [
     "Backbone",
+    "Callback",
     "CheckpointConfig",
     "Checkpoints",
     "Classification",
@@ -47,19 +52,24 @@ __all__ = [
     "Freeze",
     "Frozen",
     "ImageClassifier",
+    "Leaves",
     "LogMel",
     "MultiLabel",
     "Recipe",
     "Regression",
+    "Replicas",
     "SoundClassifier",
     "Staged",
     "Task",
     "Trainer",
     "create",
+    "functionalize",
     "keep_programs",
+    "leaves_of",
     "lecture_head",
     "linear_head",
     "load_weights",
+    "open_backbone",
     "sizing",
     "summary",
     "tune_cpu",
@@ -74,8 +84,12 @@ _MODULES = {
     "cnnjax.features": ("FeatureStore",),
     "cnnjax.fit": ("Fitter", "CheckpointConfig", "Recipe"),
     "cnnjax.freeze": ("Freeze", "Frozen"),
+    "cnnjax.functional": ("Leaves", "functionalize", "leaves_of"),
+    "cnnjax.weights.pretrained": ("open_backbone",),
     "cnnjax.staging": ("Staged",),
     "cnnjax.summaries": ("summary",),
+    "cnnjax.train.callbacks": ("Callback",),
+    "cnnjax.train.replicas": ("Replicas",),
     "cnnjax.train.tasks": ("Classification", "MultiLabel", "Regression", "Task"),
     "cnnjax.train.trainer": ("Trainer",),
     "cnnjax.weights.assign": ("load_weights",),

@@ -1,12 +1,13 @@
 """The commands."""
 
-import difflib
 import gc
 import importlib
 import os
 import sys
+from collections.abc import Sequence
 from typing import NoReturn
 
+from cnnjax.runtime.nearest import did_you_mean
 from cnnjax.runtime.tuning import tune_cpu
 
 # Command -> (module, options, function, what it does); modules are imported when their command is run.
@@ -31,10 +32,43 @@ COMMANDS = {
         "measure a saved classifier on labelled data",
     ),
     "predict": ("cnnjax.classifier.command", "Predict", "predict", "what is on images, by a saved classifier"),
-    "size": ("cnnjax.sizing.command", "Size", "size", "output sizes, parameters, multiplications, receptive fields"),
-    "pack": ("cnnjax.data.pack", "Pack", "pack", "a folder of images as one data set that is faster to read"),
-    "show": ("cnnjax.show.command", "Show", "show", "images: filters, activations, edges, field, cam, augment"),
+    "size": ("cnnjax.commands.size", "Size", "size", "output sizes, parameters, multiplications, receptive fields"),
+    "pack": ("cnnjax.commands.pack", "Pack", "pack", "a folder of images as one data set that is faster to read"),
+    "show": ("cnnjax.show.command", "Show", "show", "drawings: filters, activations, edges, field, cam, augment"),
 }
+
+
+# Command ("" for all) -> what an option, or a value of one, is called now; where that is two words, an option's value.
+RENAMED = {
+    "": {
+        "--on-bad": "--on-error", "--rate-groups": "--learning-rate-groups", "--find-rate": "--find-learning-rate",
+        "--error": "--loss", "--picture": "IMAGE, without a name", "head-first": "lp-ft",
+    },
+    "summary": {"--name": "NAME, without --"},
+    "evaluate": {"--backbone": "--code"},
+    "predict": {"--backbone": "--code"},
+}  # fmt: skip
+# The option whose values these are.
+_VALUES = {"head-first": "--methods"}
+
+
+def renamed(command: str, words: Sequence[str]) -> str | None:
+    """What to say of a word that is called something else now; None where there is none.
+
+    >>> renamed("fit", ["--data", "pets", "--on-bad", "skip"])
+    '`--on-bad` is now `--on-error`'
+    >>> renamed("ablate", ["--methods", "direct", "head-first"])
+    '`--methods head-first` is now `--methods lp-ft`'
+    """
+    now, option = RENAMED[""] | RENAMED.get(command, {}), ""
+    for word in words:
+        if word.startswith("--"):
+            option = word.partition("=")[0].replace("_", "-")
+        old = option if word.startswith("--") else word
+        if old in now and (word.startswith("--") or option == _VALUES.get(old)):
+            before = "" if word.startswith("--") else f"{option} "
+            return f"`{before}{old}` is now `{before}{now[old]}`"
+    return None
 
 
 def usage() -> str:
@@ -63,10 +97,11 @@ def main(argv: list[str] | None = None) -> None:
         print(__version__)
         return
     if name not in COMMANDS:
-        near = difflib.get_close_matches(name, COMMANDS, 1, 0.4)
-        _fail(f"no command {name!r}" + (f"; did you mean {near[0]!r}?" if near else "") + f"\n\n{usage()}")
+        _fail(f"no command {name!r}{did_you_mean(name, COMMANDS, 0.4)}\n\n{usage()}")
     module_name, options, function, _ = COMMANDS[name]
     given = [word.partition("=")[0] for word in rest if word.startswith("--")]
+    if old := renamed(name, rest):
+        _fail(old)
     if twice := sorted({option for option in given if given.count(option) > 1}):
         _fail(f"{twice[0]} is given more than once; give its values together: {twice[0]} A B C")
     # Traced programs are large graphs of Python objects that are needed to the end: walked at Python's usual pace, they
@@ -81,7 +116,9 @@ def main(argv: list[str] | None = None) -> None:
 
     module = importlib.import_module(module_name)
     try:
-        config = tyro.cli(getattr(module, options), args=rest, prog=f"cnnjax {name}")
+        kind = getattr(module, options)
+        preset = kind.preset(given) if hasattr(kind, "preset") else None
+        config = tyro.cli(kind, args=rest, prog=f"cnnjax {name}", **({} if preset is None else {"default": preset}))
         getattr(module, function)(config)
     except BrokenPipeError:  # whoever read the output (`head`, say) has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -100,7 +137,8 @@ def _tuning(tuned: bool) -> str:
     from cnnjax.ops.onednn import takes
 
     memory = "freed memory stays with the process" if tuned else "memory is managed as the system has it"
-    return f"{memory}; oneDNN {'computes convolutions and products' if takes('float32') else 'is not used'}"
+    asked = "computes convolutions where a run is long enough" if takes("float32") else "is not used"
+    return f"{memory}; oneDNN {asked}"
 
 
 def _fail(message: str, code: int = 2) -> NoReturn:

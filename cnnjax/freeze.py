@@ -5,7 +5,6 @@ choice spelt out in leaf paths. Gradients, the optax mask, BatchNorm and the sta
 derived from that one object.
 """
 
-import difflib
 import fnmatch
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,6 +19,7 @@ from cnnjax.functional import leaves_of, model_name, named_variables, names_of
 from cnnjax.models.layer_order import Call, Example, Layer, layers_in_order, part_of
 from cnnjax.models.layer_order import layers as unordered
 from cnnjax.models.weightless import is_operation
+from cnnjax.runtime.nearest import did_you_mean
 
 T = TypeVar("T")
 
@@ -312,8 +312,7 @@ def _has_kernel(layer: Any) -> bool:
 
 def _nearest(name: str, names: Iterable[str]) -> str:
     names = list(names)
-    close = difflib.get_close_matches(name, names, 1, 0.3)
-    return f"; did you mean {close[0]!r}?" if close else f"; its layers are {', '.join(names[:8])}, ..."
+    return did_you_mean(name, names, 0.3) or f"; its layers are {', '.join(names[:8])}, ..."
 
 
 def _path(keys: tuple[Any, ...]) -> str:

@@ -1,6 +1,5 @@
 """See or change what any layer gives, in any NNX model."""
 
-import difflib
 from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
 from functools import cache
@@ -10,6 +9,7 @@ import jax
 from flax import nnx
 
 from cnnjax.functional import functionalize, leaves_of, model_name, modules
+from cnnjax.runtime.nearest import unknown
 
 Hook = Callable[[str, Any], Any]
 """(path of a module, what it gave) -> what it gives instead."""
@@ -141,6 +141,5 @@ def checked_layer(name: str, names: Iterable[str], what: str) -> str:
     """
     names = list(names)
     if name not in names:
-        near = difflib.get_close_matches(name, names, 1, 0.0)
-        raise LookupError(f"no layer {name!r} in {what}" + (f"; did you mean {near[0]!r}?" if near else ""))
+        raise LookupError(unknown("layer", name, names, f"in {what}"))
     return name

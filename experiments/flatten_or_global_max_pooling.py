@@ -24,10 +24,9 @@ from pathlib import Path
 
 from flax import nnx
 
-from cnnjax import Classifier, Freeze, Trainer, cifar_cnn, summary
+from cnnjax import Classifier, Freeze, Trainer, cifar_cnn, leaves_of, summary
 from cnnjax.data import open_splits
-from cnnjax.functional import leaves_of
-from cnnjax.show.depth import interval
+from cnnjax.metrics import interval
 
 SIZE, EPOCHS, BATCH, RATE, SEEDS = (32, 32), 10, 32, 1e-3, (0, 1, 2)
 POOLINGS = ("flatten", "max")

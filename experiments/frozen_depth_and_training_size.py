@@ -37,9 +37,8 @@ from typing import Any
 import numpy as np
 from flax import nnx
 
-from cnnjax import Classifier, FeatureStore, Fitter, Recipe, linear_head, load_weights, mobilenet
+from cnnjax import Classifier, FeatureStore, Fitter, Recipe, leaves_of, linear_head, load_weights, mobilenet
 from cnnjax.data import InMemory, in_memory, open_splits
-from cnnjax.functional import leaves_of
 from cnnjax.metrics import interval
 
 IMAGE, BATCH, SIZES, SEEDS = (96, 96), 25, (100, 500, 2000), (0, 1, 2)

@@ -26,8 +26,7 @@ head and rates, by first trainable layer: none 97.2, conv_dw_13 96.3, conv_dw_11
 import sys
 from pathlib import Path
 
-from cnnjax.sweep.ablation import ablate
-from cnnjax.sweep.options import Ablation
+from cnnjax.sweep import Ablation, ablate
 
 
 def config(data: Path, weights: Path) -> Ablation:

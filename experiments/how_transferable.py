@@ -58,14 +58,11 @@ from typing import NamedTuple
 import numpy as np
 from flax import nnx
 
-from cnnjax import Classifier, Freeze, Trainer
+from cnnjax import Classifier, FeatureStore, Freeze, Leaves, Trainer, leaves_of
 from cnnjax.data import InMemory, open_splits
-from cnnjax.features import FeatureStore
-from cnnjax.functional import Leaves, leaves_of
 from cnnjax.metrics import interval
 from cnnjax.models import Backbone, layers
-from cnnjax.train.dataset import FeatureDataset
-from cnnjax.train.state import State
+from cnnjax.train import FeatureDataset, State
 
 SIZE, BATCH, RATE = (32, 32), 32, 1e-3
 IMAGES, EPOCHS, SEEDS = 300, 20, range(8)  # images of each class to train on

@@ -24,11 +24,9 @@ from pathlib import Path
 import numpy as np
 from flax import nnx
 
-import cnnjax
+from cnnjax import Classifier, FeatureStore, Fitter, Recipe, linear_head, open_backbone
 from cnnjax.data import open_data
-from cnnjax.fit import Fitter, Recipe
-from cnnjax.metrics.intervals import interval
-from cnnjax.weights.pretrained import open_backbone
+from cnnjax.metrics import interval
 
 SIZE, SEEDS = (96, 96), range(5)
 RECIPES = {
@@ -41,12 +39,10 @@ def accuracies(data: Path, weights: Path, recipe: Recipe, precision: str) -> lis
     """Test accuracy of every seed, in percent."""
     images = open_data(data, SIZE)
     backbone, preprocessing = open_backbone("mobilenet", image_size=96, alpha=0.25, weights=weights, include_top=False)
-    store, found = cnnjax.FeatureStore(), []
+    store, found = FeatureStore(), []
     for seed in SEEDS:
-        head = cnnjax.linear_head(backbone.output_shape(), 2, rngs=nnx.Rngs(seed))
-        fitter = Fitter(
-            cnnjax.Classifier(backbone, head, preprocessing), recipe, SIZE, store=store, precision=precision
-        )
+        head = linear_head(backbone.output_shape(), 2, rngs=nnx.Rngs(seed))
+        fitter = Fitter(Classifier(backbone, head, preprocessing), recipe, SIZE, store=store, precision=precision)
         fitted = fitter.fit(images["train"], seed=seed)
         logits = fitter.outputs(fitted, images["test"], len(images["train"]))
         right = (logits[:, 0] > 0) == np.asarray(images["test"].labels)

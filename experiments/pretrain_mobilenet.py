@@ -34,10 +34,9 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from cnnjax.classifier.fitting import Fit, fit
-from cnnjax.classifier.running import Running
-from cnnjax.fit import Recipe
-from cnnjax.metrics.journal import read
+from cnnjax import Recipe
+from cnnjax.classifier import Fit, Running, fit
+from cnnjax.metrics import read
 
 RECIPE = Recipe(
     "scratch", epochs=90, batch_size=4096, optimizer="adamw", learning_rate=4e-3, weight_decay=0.05, schedule="cosine",

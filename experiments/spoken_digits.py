@@ -42,10 +42,9 @@ from pathlib import Path
 
 from flax import nnx
 
-from cnnjax import Freeze, LogMel, SoundClassifier, Trainer, linear_head
+from cnnjax import Freeze, LogMel, SoundClassifier, Trainer, linear_head, open_backbone
 from cnnjax.data import Recording, SoundFolder, recordings, split_by_group
-from cnnjax.show.depth import interval
-from cnnjax.weights.pretrained import open_backbone
+from cnnjax.metrics import interval
 
 RATE, SECONDS, SIZE, BATCH, MOMENTUM, FOLDS = 8000, 0.64, 96, 32, 0.9, 3
 NAMES = r"(?P<label>[0-9])_(?P<group>[a-z]+)_[0-9]+"

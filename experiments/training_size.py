@@ -44,9 +44,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from flax import nnx
 
-from cnnjax import Classifier, FeatureStore, Fitter, Recipe, linear_head, load_weights, mobilenet
+from cnnjax import Classifier, FeatureStore, Fitter, Recipe, leaves_of, linear_head, load_weights, mobilenet
 from cnnjax.data import InMemory, in_memory, open_splits
-from cnnjax.functional import leaves_of
 from cnnjax.metrics import interval
 
 IMAGE, BATCH, SIZES, SEEDS = (96, 96), 25, (50, 100, 200, 500, 1000, 2000), (0, 1, 2)

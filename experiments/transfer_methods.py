@@ -36,11 +36,9 @@ from pathlib import Path
 
 from flax import nnx
 
-from cnnjax import Classifier, FeatureStore, Fitter, Recipe, lecture_head
+from cnnjax import Classifier, FeatureStore, Fitter, Recipe, leaves_of, lecture_head, open_backbone
 from cnnjax.data import open_splits
-from cnnjax.functional import leaves_of
 from cnnjax.metrics import interval, report
-from cnnjax.weights.pretrained import open_backbone
 
 SIZE, EPOCHS, TUNE_EPOCHS, SEEDS = (160, 160), 10, 5, 5
 RECIPES = {

@@ -20,7 +20,8 @@ ALIASES = {"jnp": "jax.numpy", "lax": "jax.lax", "nnx": "flax.nnx", "ocp": "orba
 # What a library exports and calls unstable or its own: `jax.extend` may change with any release.
 UNSTABLE = ("jax.core", "jax.extend", "jax.interpreters", "tensorflow_datasets.core", "tensorflow_datasets.proto")
 # Names that are theirs alone although no underscore says so, found on values and in texts.
-INTERNAL = ("source_info", "name_stack", "debug_info", "_pytree__", ".orbax-checkpoint-tmp")
+INTERNAL = ("source_info", "name_stack", "debug_info", "func_filename", "_pytree__", ".orbax-checkpoint-tmp",
+            "_CHECKPOINT_METADATA", "manifest.ocdbt", "__onednn$")  # fmt: skip
 # Underscored, and documented as public.
 PUBLIC = {"_replace", "_fields", "_asdict", "_make", "_field_defaults", "_exit"}
 

@@ -1,12 +1,16 @@
 """The recorded experiments can still be run as they are written."""
 
+import ast
+import importlib
 import importlib.util
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pytest
 from flax import nnx
 
+import cnnjax
 from cnnjax import FeatureStore, summary
 from cnnjax.data import InMemory, in_memory, open_splits
 from cnnjax.fit.recipe import phases
@@ -22,6 +26,22 @@ def opened(name):
     record = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(record)
     return record
+
+
+@pytest.mark.parametrize("path", sorted(FOLDER.rglob("*.py")), ids=lambda path: path.stem)
+def test_an_experiment_needs_nothing_that_is_not_public(path):
+    """It imports from `cnnjax` and its packages what these give: no deep module, nothing private."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            assert all(name.name.count(".") == 0 for name in node.names if name.name.startswith("cnnjax"))
+        if not isinstance(node, ast.ImportFrom) or (node.module or "").split(".")[0] != "cnnjax":
+            continue
+        names = [name.name for name in node.names]
+        assert node.module.count(".") <= 1, node.module
+        public = {*importlib.import_module(node.module).__all__}
+        if node.module == "cnnjax":
+            public |= {*cnnjax.models.BACKBONES}
+        assert set(names) <= public, (node.module, set(names) - public)
 
 
 def test_frozen_depth_on_cats_and_dogs(tmp_path):

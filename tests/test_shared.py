@@ -177,7 +177,7 @@ def test_a_layer_that_is_called_twice_is_one_layer_as_in_keras():
 def test_factors_of_the_rate_go_by_every_name():
     """One step of SGD; a tied kernel learns with the first layer that has it."""
     moves = []
-    for options in ({}, {"rate_groups": {"z": 0.5}}, {"layer_factor": 0.5}):
+    for options in ({}, {"learning_rate_groups": {"z": 0.5}}, {"layer_factor": 0.5}):
         model = Images()
         recipe = Recipe("scratch", epochs=1, batch_size=20, optimizer="sgd", learning_rate=0.1, **options)
         found, before = Fitter(model, recipe, SIZE, within="").fit(images(20, 0)).leaves, leaves_of(model)

@@ -1,9 +1,10 @@
 """What may be asked of an augmentation; anything else is refused with the nearest right answer."""
 
-import difflib
 import math
 from collections.abc import Iterable
 from typing import Any
+
+from cnnjax.runtime.nearest import unknown
 
 Range = tuple[float, float]
 
@@ -94,8 +95,7 @@ def checked_name(name: str, value: Any, names: Iterable[str]) -> str:
     """One of `names`."""
     names = tuple(names)
     if value not in names:
-        nearest = difflib.get_close_matches(str(value), names, n=1, cutoff=0)[0]
-        raise ValueError(f"no {name} {value!r}; did you mean {nearest!r}? There are {', '.join(names)}")
+        raise ValueError(unknown(name, value, names, listed=True))
     return value
 
 

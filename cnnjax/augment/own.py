@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from cnnjax.staging.identity import NoIdentity, program_digest
+from cnnjax.staging.identity import NoIdentity, expression_digest
 
 AugmentFn = Callable[..., Any]
 """`f(key, images)` gives images; `f(key, images, targets)` gives images, or images and targets. All of a batch at once,
@@ -81,7 +81,7 @@ def digest_of(augment: AugmentFn, image: jax.ShapeDtypeStruct) -> str:
         return own
     images = jax.ShapeDtypeStruct((1, *image.shape), image.dtype)
     try:
-        return "function 1: " + program_digest(augment, jax.random.key(0), images)
+        return "function 1: " + expression_digest(augment, jax.random.key(0), images)
     except NoIdentity as error:
         raise ValueError(
             f"the views of this augmentation cannot be stored: {error}. Leave `views` out, or give the function a text "

@@ -1,11 +1,11 @@
 """What the bytes of a checkpoint were, so that damage is found: TensorStore does not check the numbers themselves."""
 
-import hashlib
 import json
-import os
 from pathlib import Path
 
 from cnnjax.checkpoints.errors import CorruptCheckpoint
+from cnnjax.files.digests import file_digest
+from cnnjax.files.writing import sync
 
 FILE = "digests.json"
 
@@ -14,22 +14,12 @@ def seal(folder: Path) -> None:
     """Write the SHA-256 of every file into `digests.json`, and put all of it on the disk itself."""
     digests = {}
     for path in _files(folder):
-        with path.open("rb") as file:
-            digests[path.relative_to(folder).as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()
-            os.fsync(file.fileno())
+        digests[path.relative_to(folder).as_posix()] = file_digest(path)
+        sync(path)
     # No spaces, which a damaged byte could replace unseen.
     (folder / FILE).write_text(json.dumps(digests, sort_keys=True, separators=(",", ":")))
     for path in (folder / FILE, *(p for p in folder.rglob("*") if p.is_dir()), folder):
         sync(path)
-
-
-def sync(path: Path) -> None:
-    """Put a file, or the names in a folder, on the disk itself."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def verify(folder: Path, hint: str, only: str | None = None) -> None:
@@ -71,8 +61,7 @@ def _fault(path: Path, digest: str | None) -> str | None:
     if digest is None:
         return "not written with it"
     try:
-        with path.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
+        found = file_digest(path)
     except OSError as error:
         return "missing" if isinstance(error, FileNotFoundError) else f"cannot be read ({error.strerror})"
     return None if found == digest else "its bytes are not those that were written"

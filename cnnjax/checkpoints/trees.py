@@ -12,9 +12,10 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict
 
-from cnnjax.checkpoints.digests import seal, sync, verify
+from cnnjax.checkpoints.digests import seal, verify
 from cnnjax.checkpoints.errors import CheckpointMismatch, SaveFailed, reason
 from cnnjax.checkpoints.nested import as_nested, named_leaves, strays
+from cnnjax.files.writing import sync
 
 ABOUT = "_CHECKPOINT_METADATA"  # Orbax's file of what is known of a checkpoint, ours included
 PARTIAL = ".orbax-checkpoint-tmp"

@@ -1,39 +1,39 @@
 """A classifier of images: build it, predict, evaluate, save, load."""
 
-import difflib
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 from cnnjax.classifier import folder
-from cnnjax.classifier.config import TOP, Config, own_preprocessing, own_size
-from cnnjax.classifier.images import Files, check_source, check_source_scale, find_images
-from cnnjax.classifier.prediction import Prediction, predictions
+from cnnjax.classifier.config import Config, own_preprocessing, own_size
+from cnnjax.classifier.images import Files, Images, Scaling, open_images
+from cnnjax.classifier.loading import check_new_leaves, read_model
+from cnnjax.classifier.prediction import Prediction, outputs_of, predictions
+from cnnjax.classifier.sources import check_training_source, labels_of, targets_of
 from cnnjax.data.listing import some
 from cnnjax.data.pixels import Resizing, checked_scale
-from cnnjax.data.source import InMemory, Source
-from cnnjax.features import FeatureStore, ahead
+from cnnjax.data.source import Source, weights_of
+from cnnjax.features import FeatureStore
 from cnnjax.fit import Fitted, Fitter, Recipe
 from cnnjax.fit.fitter import Report, silent
 from cnnjax.functional import Functional, Leaves, functionalize, lasting_leaves
 from cnnjax.models import Classifier
-from cnnjax.models.own import OwnBackbone, is_path, named
-from cnnjax.train.tasks import Classification, Task
+from cnnjax.models.own import OwnBackbone, OwnHead, named
+from cnnjax.train.own import changed_task
+from cnnjax.train.task import PerExample
+from cnnjax.train.tasks import Task
 
 if TYPE_CHECKING:
     from cnnjax.metrics import Journal
-
-Images = str | os.PathLike[str] | Iterable[str | os.PathLike[str]] | np.ndarray | jax.Array | Source
-"""Files, folders that are searched for some, arrays u8 or f32[N, H, W, 3] in 0..255, or a source."""
-Scaling = str | Sequence[float] | None
-
-_FLOATS = (np.dtype(np.float32), np.dtype(jnp.bfloat16), np.dtype(np.float16))
+    from cnnjax.runtime.devices import Devices
+    from cnnjax.runtime.precision import Precision
 
 
 class ImageClassifier:
@@ -46,12 +46,14 @@ class ImageClassifier:
             the top of mobilenet or vgg16), more have one each.
         weights: Keras's HDF5 file with the backbone's weights; random numbers if not given.
         image_size: Height and width in pixels, one number for both; the architecture's own if not given.
-        head: "lecture" or "linear" (see `cnnjax.models.heads`), or "top": the backbone's own classification layers.
+        head: "lecture" or "linear" (see `cnnjax.models.heads`); "top": the backbone's own classification layers; or a
+            function that builds one of your own, as these are built, or its import path.
         preprocessing: A key of `cnnjax.models.PREPROCESSING`; what the published weights expect if not given.
         resizing: How images come to their size; see `cnnjax.data.resize`.
         scale: Which values of 16-bit files become 0 and 255; see `cnnjax.data.Folder`.
         seed: Of the random numbers.
         task: What is predicted: `Classification` with extras, `MultiLabel`, `Regression`, or a `Task` of your own.
+        task_path: The import path of the function that gave a task of your own, which is saved.
         **options: The architecture's own, such as `alpha` of mobilenet; those of its classification layers, such as
             `pooling` of cifar_cnn, with head "top" alone.
 
@@ -82,12 +84,13 @@ class ImageClassifier:
         *,
         weights: str | os.PathLike[str] | None = None,
         image_size: int | tuple[int, int] | None = None,
-        head: str = "lecture",
+        head: str | OwnHead = "lecture",
         preprocessing: str | None = None,
         resizing: Resizing = "bilinear",
         scale: Scaling = None,
         seed: int = 0,
         task: Task | None = None,
+        task_path: str = "",
         **options: Any,
     ):
         given = {name: value for name, value in options.items() if value is not None}
@@ -96,29 +99,19 @@ class ImageClassifier:
             name,
             tuple([class_names] if isinstance(class_names, str) else class_names),
             own_size(name, given) if image_size is None else image_size,
-            head,
+            head if isinstance(head, str) else named(head),
             own_preprocessing(name, given) if preprocessing is None else preprocessing,
             resizing,
             given,
             checked_scale(scale),
             None if isinstance(backbone, str) else backbone,
             task,  # ty: ignore[invalid-argument-type]  # None stands for the classes
+            None if isinstance(head, str) else head,
+            task_path,
         )
         if seed < 0:
             raise ValueError(f"seed: expected a whole number from 0 on, found {seed}")
-        if weights is None:
-            model = config.build(seed)
-        else:
-            from cnnjax.weights.assign import load_weights
-            from cnnjax.weights.leaves import load_leaves
-
-            # Abstract: nothing is drawn that the file replaces.
-            filled = nnx.eval_shape(lambda: config.build_backbone(nnx.Rngs(0)))
-            if config.own:
-                load_leaves(filled, weights)
-            else:
-                load_weights(filled, weights, leave_out=() if head == TOP else "top")
-            model = config.on(filled, seed)
+        model = config.build(seed) if weights is None else config.filled(weights, seed)
         functional = functionalize(model)
         self._hold(config, functional, lasting_leaves(model))
 
@@ -182,13 +175,7 @@ class ImageClassifier:
         """
         own = self.leaves
         given = {path: jnp.array(value) for path, value in leaves.items()}
-        faults = [f"\n  {p}: no such leaf in the model" for p in given if p not in own]
-        for path, value in given.items():
-            if path in own and (value.shape != own[path].shape or value.dtype not in _FLOATS):
-                wanted = f"{own[path].dtype}{list(own[path].shape)}"
-                faults.append(f"\n  {path}: expected {wanted}, found {value.dtype}{list(value.shape)}")
-        if faults:
-            raise ValueError("leaves that do not fit the classifier:" + "".join(faults))
+        check_new_leaves(given, own)
         other = object.__new__(type(self))
         config = self.config if task is None else replace(self.config, task=task)
         other._hold(config, self._functional, {**own, **given}, self._apply)
@@ -196,7 +183,7 @@ class ImageClassifier:
         return other
 
     def predict(
-        self, images: Images, *, on_error: Literal["refuse", "skip"] = "refuse", batch_size: int = 32,
+        self, images: Images, *, on_error: Literal["refuse", "skip"] = "refuse", batch_size: int = 20,
         scale: Scaling = None,
     ) -> list[Prediction]:  # fmt: skip
         """Say what is on images, decoded and resized as for training.
@@ -217,17 +204,17 @@ class ImageClassifier:
         """
         if on_error not in ("refuse", "skip"):
             raise ValueError(f"on_error: expected 'refuse' or 'skip', found {on_error!r}")
-        source = self._opened(images, scale)
+        source = open_images(images, self.config, scale)
         errors = source.errors if isinstance(source, Files) and on_error == "skip" else {}
         names = source.paths if isinstance(source, Files) else source.names
-        found = predictions(names, self._run(source, batch_size, skip=on_error == "skip"), self.task)
+        found = predictions(names, self._outputs(source, batch_size, skip=on_error == "skip"), self.task)
         return [Prediction(p.path, error=errors[i]) if i in errors else p for i, p in enumerate(found)]
 
-    def predict_logits(self, images: Images, *, batch_size: int = 32, scale: Scaling = None) -> np.ndarray:
+    def predict_logits(self, images: Images, *, batch_size: int = 20, scale: Scaling = None) -> np.ndarray:
         """Logits f32[N, 1 or classes], or another task's outputs, of a source, of arrays or of files; as `predict`."""
-        return self._run(self._opened(images, scale), batch_size)
+        return self._outputs(open_images(images, self.config, scale), batch_size)
 
-    def evaluate(self, source: Source, *, samples: int = 0, batch_size: int = 32) -> Any:
+    def evaluate(self, source: Source, *, samples: int = 0, batch_size: int = 20) -> Any:
         """Measure the classifier on labelled images.
 
         Args:
@@ -243,7 +230,7 @@ class ImageClassifier:
         """
         targets = self.targets(source)
         outputs = self.predict_logits(source, batch_size=batch_size)
-        return self.task.report(outputs, targets, samples=samples)
+        return self.task.report(outputs, targets, weights=weights_of(source), samples=samples)
 
     def targets(self, source: Any) -> Any:
         """A source's targets as this classifier takes them: of classes its `labels`.
@@ -251,16 +238,7 @@ class ImageClassifier:
         Raises:
             ValueError: They are of something else.
         """
-        if isinstance(self.task, Classification):
-            return self.labels(source)
-        theirs = tuple(getattr(source, "target_names", ()))
-        if theirs and theirs != self.task.names:
-            raise ValueError(f"the source's targets must be {some(self.task.names)}, found {some(theirs)}")
-        given = getattr(source, "targets", None)
-        if given is None:
-            raise ValueError(f"the source has classes and no targets of a {type(self.task).__name__}")
-        size = self.task.outputs or 1
-        return self.task.checked_targets(given, jax.ShapeDtypeStruct((len(source), size), jnp.float32))
+        return targets_of(source, self.config)
 
     def labels(self, source: Source) -> np.ndarray:
         """A source's labels i32[N] as this classifier counts its classes.
@@ -268,18 +246,7 @@ class ImageClassifier:
         Raises:
             ValueError: The source's classes are others; the differences are listed.
         """
-        theirs = tuple(source.class_names)
-        faults = []
-        if missing := [name for name in self.class_names if name not in theirs]:
-            faults.append(f"it lacks {some(missing)}")
-        if extra := [name for name in theirs if name not in self.class_names]:
-            faults.append(f"it has {some(extra)}")
-        if faults:
-            raise ValueError(
-                f"the source's classes must be the classifier's ({some(self.class_names)}), but {' and '.join(faults)}"
-            )
-        order = np.array([self.class_names.index(name) for name in theirs], np.int32)
-        return order[np.asarray(source.labels)]
+        return labels_of(source, self.class_names)
 
     def fitter(self, recipe: Recipe, *, store: FeatureStore | None = None, workers: int = 0) -> Fitter:
         """What trains this classifier by a recipe, for one seed or many; see `Fitter`."""
@@ -291,9 +258,25 @@ class ImageClassifier:
         validation: Source | None = None,
         recipe: Recipe | None = None,
         *,
+        task: Task | None = None,
+        loss: str | PerExample | None = None,
+        metrics: Sequence[str | PerExample] = (),
         seed: int = 0,
-        store: FeatureStore | None = None,
+        init_from: str | os.PathLike[str] | None = None,
+        init_part: Literal["all", "backbone"] = "all",
+        precision: "Precision" = "auto",
+        stream: bool = False,
+        callbacks: Sequence[Any] = (),
         workers: int = 0,
+        store: "str | os.PathLike[str] | FeatureStore | None" = None,
+        store_gib: float = 40.0,
+        out: str | os.PathLike[str] | None = None,
+        checkpoint_every: float = 60.0,
+        keep_checkpoints: int = 2,
+        fall_back: bool = False,
+        devices: "int | Devices | None" = None,
+        shard_parameters: bool = False,
+        hosts: str | None = None,
         journal: "Journal | None" = None,
         report: Report = silent,
         **options: Any,
@@ -304,10 +287,31 @@ class ImageClassifier:
             train: Labelled images of its classes.
             validation: Others, evaluated after each epoch.
             recipe: How to train; or its fields as keyword arguments (`method="finetune", unfreeze_from="conv_pw_12"`).
+                Its optimizer, schedule and augment may be functions, or their import paths.
+            task: In place of the classifier's, for as many outputs.
+            loss: In place of the task's: a function of (outputs, targets) that gives a number an example, or its import
+                path.
+            metrics: Such functions, whose means are reported too.
             seed: Of the order of the images, dropout and augmentation.
-            store: Where features are kept; in memory if not given.
+            init_from: A run folder or a saved classifier whose weights it starts from, in place of its own.
+            init_part: What is taken from there: "all" weights, or the "backbone"'s.
+            precision: What is computed with, as for `Trainer`.
+            stream: Read the images anew in every epoch, and keep neither them nor features.
+            callbacks: Called after steps and epochs: callbacks, their classes, or import paths of those; see
+                `cnnjax.Fitter.fit`.
             workers: Processes that read images.
-            journal: Takes each epoch's record as it ends.
+            store: Where features are kept: a folder, by default the one in the user's cache that all runs share, or a
+                `FeatureStore`, which may be in memory.
+            store_gib: How much that folder may hold, in GiB; the oldest features make room.
+            out: A run folder, in which checkpoints and every epoch's record are kept: the same call goes on from the
+                newest. Nothing is kept if not given.
+            checkpoint_every: Seconds between two checkpoints.
+            keep_checkpoints: How many of the newest stay, besides the one with the lowest validation loss.
+            fall_back: Go on from the checkpoint before, where the newest is damaged.
+            devices: How many devices the batches are spread over, or which; all there are if not given.
+            shard_parameters: Keep each large parameter in parts on the devices, not whole on each.
+            hosts: Join several hosts, as the option of `cnnjax fit`.
+            journal: Takes each epoch's record as it ends, in place of that of the run folder.
             report: Shows progress.
             **options: Fields of `cnnjax.Recipe`.
 
@@ -325,29 +329,37 @@ class ImageClassifier:
         >>> classifier.evaluate(source).accuracy, len(classifier.history)
         (1.0, 15)
         """
-        if recipe is not None and options:
-            raise ValueError(f"give a recipe or its fields, not both: found {', '.join(options)} beside it")
-        if unknown := [name for name in options if name not in Recipe.__dataclass_fields__]:
-            near = difflib.get_close_matches(unknown[0], Recipe.__dataclass_fields__, 1, 0)[0]
-            raise ValueError(f"a recipe has no {unknown[0]!r}; did you mean {near!r}?")
-        for source in (train, *([validation] if validation is not None else [])):
-            self.targets(source)  # classes that are not the same are refused here
-            check_source(source, self.image_size, self.config.resizing)
-            check_source_scale(source, self.config.scale)
-            if isinstance(self.task, Classification) and tuple(source.class_names) != self.class_names:
-                raise ValueError(
-                    f"to train, the classes must be in the classifier's order {some(self.class_names)}, "
-                    f"found {some(source.class_names)}"
-                )
-        fitter = self.fitter(recipe or Recipe(**options), store=store, workers=workers)
-        fitted = fitter.fit(train, validation, seed=seed, journal=journal, report=report)
-        task = self.task.predicting(fitted.task)
-        self._hold(replace(self.config, task=task), self._functional, fitted.leaves, self._apply)
+        from cnnjax.classifier.training import Training, TrainingRun, recipe_from
+
+        recipe = recipe_from(recipe, options)
+        wanted = changed_task(self.task, task, loss, metrics)
+        classifier = self
+        if wanted is not self.task:
+            classifier = self.with_leaves({}, metrics=self.metrics, history=self.history, task=wanted)
+        for source in (train, *([] if validation is None else [validation])):
+            check_training_source(source, classifier.config)
+        training = Training(
+            seed=seed, init_from=None if init_from is None else Path(init_from), init_part=init_part,
+            precision=precision, stream=stream, callbacks=tuple(callbacks), workers=workers,
+            store=None if store is None or isinstance(store, FeatureStore) else Path(store), store_gib=store_gib,
+            checkpoint_every=checkpoint_every, keep_checkpoints=keep_checkpoints, fall_back=fall_back,
+            devices=devices if isinstance(devices, int) else None, shard_parameters=shard_parameters, hosts=hosts,
+        )  # fmt: skip
+        spread = training.start() if devices is None or isinstance(devices, int) else devices
+        run = TrainingRun(
+            classifier, recipe, training, devices=spread,
+            store=store if isinstance(store, FeatureStore) else None,
+        )  # fmt: skip
+        fitted = run.fit_in(None if out is None else Path(out), train, validation, journal=journal, report=report)
+        task = classifier.task.predicting(fitted.task)
         if validation is not None:
-            task = self.task.calibrated(self.predict_logits(validation), self.targets(validation))
-            self.config = replace(self.config, task=task)
+            task = task.calibrated(*run.judged(fitted, train, validation, report))
+        self._hold(replace(classifier.config, task=task), self._functional, fitted.leaves, self._apply)
         self.history = fitted.history
         return fitted
+
+    def _outputs(self, source: Any, batch_size: int, *, skip: bool = False) -> np.ndarray:
+        return outputs_of(partial(self._apply, self.leaves), source, batch_size, skip=skip)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write `model.safetensors`, `config.json` and `metrics.json` into a folder, whole or not at all.
@@ -363,129 +375,28 @@ class ImageClassifier:
 
     @classmethod
     def load(
-        cls, path: str | os.PathLike[str], *, backbone: str | OwnBackbone | None = None, task: Task | None = None
-    ) -> Self:
+        cls, path: str | os.PathLike[str], *, backbone: str | OwnBackbone | None = None,
+        head: str | OwnHead | None = None, task: Task | None = None, code: str | Iterable[str] = (),
+    ) -> Self:  # fmt: skip
         """Read a saved classifier; it needs nothing beside the folder, and executes nothing of it.
 
         Args:
             path: The folder.
             backbone: Of a classifier with a network of your own: the import path, function or module that builds it.
-                The folder names one, whose code is not run unless you name it here.
-            task: The task that it was saved with, where that was made of functions: they are not saved.
+                The folder names one, whose code is not run unless you name it here, or in `code`.
+            head: The same of a head.
+            task: The task that it was saved with, where that was made of functions without an import path.
+            code: Import paths of all code of your own that the folder names and that may be run: network, head, loss,
+                metrics, task. A function of the same name at another place stands for the one that is named.
 
         Raises:
-            ValueError: The network is one of your own and `backbone` is not given, or the other way round.
+            ValueError: The folder needs code that is not named, or code is named that it does not need.
             FileNotFoundError: There is no such folder; the nearest name is given.
             SavedClassifierError: A file is missing, damaged, of a newer format, or does not fit the others.
         """
-        config, arrays, types, measured = folder.read(path, task)
-        config = _with_code(path, config, backbone)
-        functional, hint = _expected(path, config, arrays)
-        abstract = {p: variable.get_value() for p, variable in _named(functional)}
-        expected = {
-            p: jax.ShapeDtypeStruct(x.shape, np.dtype(types.get(p, x.dtype)))
-            for p, x in _without_random(abstract, functional).items()
-        }
-        if unknown := sorted(set(types) - set(expected)):
-            hint += f": it names types of {some(unknown)}, which the model has not"
-        folder.check_leaves(path, arrays, expected, hint)
+        named_ = (code,) if isinstance(code, str) else tuple(code)
+        config, functional, leaves, measured = read_model(path, backbone, head, task, named_)
         loaded = object.__new__(cls)
-        loaded._hold(config, functional, {p: jnp.asarray(arrays[p]) for p in expected})
+        loaded._hold(config, functional, leaves)
         loaded.metrics, loaded.history = measured["metrics"], measured["history"]
         return loaded
-
-    def _opened(self, images: Any, scale: Scaling = None) -> Any:
-        if isinstance(images, np.ndarray | jax.Array):
-            array = np.asarray(images)
-            if array.ndim != 4 or array.shape[-1] != 3:
-                raise ValueError(f"images: expected shape [N, H, W, 3], found {list(array.shape)}")
-            if scale is None and array.dtype == np.uint16:
-                scale = self.config.scale
-            if (
-                scale is None
-                and array.dtype != np.uint8
-                and array.size
-                and array.min() >= -0.01
-                and array.max() <= 255.01
-            ):
-                array = np.clip(array, 0, 255)  # antialiased resizing rounds to 255.00003
-            none = np.zeros(len(array) if array.ndim else 0, np.int32)  # nothing is known of them
-            # What has the size is resized already; "center_crop" would crop it once more.
-            way = "bilinear" if array.shape[1:3] == self.image_size else self.config.resizing
-            return InMemory(array, targets=none, image_size=self.image_size, resizing=way, scale=scale)
-        if hasattr(images, "read") and hasattr(images, "image_size"):
-            check_source(images, self.image_size, self.config.resizing)
-            if scale is not None:
-                raise ValueError("scale: a source has its own; open it with scale=")
-            return images
-        own = self.config.scale if scale is None else checked_scale(scale)
-        return Files(find_images(images), self.image_size, self.config.resizing, own)
-
-    def _run(self, source: Any, batch_size: int, *, skip: bool = False) -> np.ndarray:
-        """Logits of all images, in batches of one shape; `skip` passes over files that cannot be decoded."""
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, not {batch_size}")
-        count, leaves = len(source), self.leaves
-        if not count:
-            raise ValueError("there are no images to classify")
-        # Few images in a batch of a power of two: few programs serve any number.
-        size = min(batch_size, 1 << (count - 1).bit_length())
-
-        def read(start: int) -> np.ndarray:
-            batch = np.zeros((size, *self.image_size, 3), np.float32)
-            index = np.arange(start, min(start + size, count))
-            batch[: len(index)] = source.read(index)
-            return batch
-
-        files = source if isinstance(source, Files) else None
-        logits = []
-        for batch in ahead(read, range(0, count, size)):
-            if skip or files is None or not files.errors:  # otherwise the rest is decoded to name all that is bad
-                logits.append(np.asarray(self._apply(leaves, batch)))
-        if files and not skip:
-            files.refuse()
-        return np.concatenate(logits)[:count]
-
-
-def _with_code(path: Any, config: Config, backbone: str | OwnBackbone | None) -> Config:
-    """The config of a saved classifier, with the code that the caller has named."""
-    if backbone is None and config.own:
-        raise ValueError(
-            f"{path} has a network of its own, {config.backbone}, whose code is not run unless you name it: "
-            f"load(..., backbone={config.backbone!r}), or --backbone {config.backbone}, if you trust that code"
-        )
-    if backbone is None or backbone == config.backbone:
-        return config
-    name = backbone if isinstance(backbone, str) else named(backbone)
-    if not config.own or (isinstance(backbone, str) and not is_path(backbone)):
-        raise ValueError(f"the backbone of {path} is {config.backbone}, and cannot be read as {name}")
-    if isinstance(backbone, nnx.Module):  # built already, whatever options it was built with
-        return replace(config, backbone=name, code=backbone, options={})
-    return replace(config, backbone=name, code=None if isinstance(backbone, str) else backbone)
-
-
-def _named(functional: Functional) -> list[tuple[str, Any]]:
-    return list(zip(functional.kinds, (variable for _, variable in functional.variables), strict=True))
-
-
-def _without_random(leaves: Mapping[str, Any], functional: Functional) -> Leaves:
-    random = set(functional.random())
-    return {path: value for path, value in leaves.items() if path not in random}
-
-
-def _expected(path: Any, config: Config, arrays: Mapping[str, np.ndarray]) -> tuple[Functional, str]:
-    """The programs of the model that a config describes, and what its outputs say of the file."""
-    try:
-        model = nnx.eval_shape(config.build)
-    except (ValueError, LookupError) as error:
-        raise folder.SavedClassifierError(f"{os.path.join(path, folder.CONFIG)} describes no model: {error}") from error
-    functional = functionalize(model)
-    where, chain = ("backbone", model.backbone) if model.head is None else ("head", model.head)
-    biases = [f"{where}/{name}/bias" for name in reversed(chain.layer_names)]
-    last = next(bias for bias in biases if bias in functional.kinds)
-    wanted = dict(_named(functional))[last].get_value().shape
-    if last not in arrays or arrays[last].shape == wanted:
-        return functional, ""
-    have, want = arrays[last].size, wanted[0]
-    what = "class names" if isinstance(config.task, Classification) else "names"
-    return functional, f": {len(config.classes)} {what} need {want} logits, the weights give {have}"

@@ -1,20 +1,27 @@
 """The commands `cnnjax evaluate` and `cnnjax predict`."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from tyro.conf import Positional, arg
 
 from cnnjax.classifier.classifier import ImageClassifier
+from cnnjax.classifier.images import find_images
 from cnnjax.classifier.prediction import Prediction
+from cnnjax.commands.options import Data, Decoding, Out, Saved
 from cnnjax.data import Folder, account, holds_records, open_data, open_labels, splits
 from cnnjax.data.listing import shown, some, visible_folders
-from cnnjax.files.runs import write_whole
+from cnnjax.data.own import is_own_data, open_own
+from cnnjax.files.writing import write_whole
+from cnnjax.fit.recipe import Batches
+from cnnjax.fit.targets import TableOptions
 from cnnjax.runtime.cache import keep_programs
 from cnnjax.train.tasks import Classification, MultiLabel, Regression, Task
+from cnnjax.train.worth import onednn_for
 
 ALL = "all"
 SAMPLES = 2000
@@ -22,58 +29,34 @@ MOST_DRAWS = 2_000_000_000
 """Images x classes x resamples, beyond which intervals are made only if asked for."""
 
 
-@dataclass(frozen=True)
-class Evaluate:
+@dataclass(frozen=True, kw_only=True)
+class Evaluate(Saved, TableOptions, Decoding, Batches):
     """Measure a saved classifier on labelled images: accuracy, AUC, confusion, calibration."""
 
-    classifier: Annotated[Positional[Path], arg(metavar="CLASSIFIER")]
-    """The folder of a saved classifier."""
-    data: str
-    """Folder of images, SPLIT/CLASS/FILE or CLASS/FILE, packed or not; or tfds:NAME[:CONFIG]."""
-    labels: Path | None = None
-    """CSV file with a line an image of --data: file (its path in the folder), split (if not by chance), and targets."""
-    targets: str | None = None
-    """The column of the classes in that table; the only one if not given. Other tasks know their columns."""
+    data: Data
     split: str = "test"
     """Which split: train, validation or test; CLASS/FILE is split by chance as for training, or taken whole: all."""
-    out: Path | None = None
-    """Where the report is written besides: PNG (plots) or JSON (all numbers)."""
+    out: Out = None
     samples: int | None = None
     """Resamples for the 95 % bootstrap intervals, 0 for none; 2,000 if not given, none where that takes minutes."""
-    on_error: Literal["refuse", "skip"] = "refuse"
-    """What to do with images that cannot be decoded; what is skipped is counted."""
-    scale: str | None = None
-    """LOW:HIGH, the values of 16-bit files that become black and white; the classifier's own if not given."""
-    batch_size: int = 32
-    """Images at once."""
-    backbone: str | None = None
-    """Of a classifier with a network of your own: its import path, whose code is run."""
 
     def __post_init__(self) -> None:
+        if len(self.targets) > 1:
+            raise ValueError(f"targets: a table has one column of classes, found {', '.join(self.targets)}")
         if self.out is not None and self.out.suffix.lower() not in (".png", ".json"):
             raise ValueError(f"--out must be a .png or .json file, such as report.png, not {self.out}")
 
 
-@dataclass(frozen=True)
-class Predict:
+@dataclass(frozen=True, kw_only=True)
+class Predict(Saved, Decoding, Batches):
     """Say what is on images, by a saved classifier."""
 
-    classifier: Annotated[Positional[Path], arg(metavar="CLASSIFIER")]
-    """The folder of a saved classifier."""
     files: Annotated[Positional[tuple[Path, ...]], arg(metavar="FILES")]
     """Images, or folders that are searched for some."""
     json: bool = False
     """One JSON object a line for each image, rather than a table."""
     top: int | None = None
     """The K likeliest classes of each image; 1 in the table and all in JSON if not given."""
-    on_error: Literal["refuse", "skip"] = "refuse"
-    """What to do with images that cannot be decoded: refuse, or skip and say so in their place."""
-    scale: str | None = None
-    """LOW:HIGH, the values of 16-bit files that become black and white; the classifier's own if not given."""
-    batch_size: int = 32
-    """Images at once."""
-    backbone: str | None = None
-    """Of a classifier with a network of your own: its import path, whose code is run."""
 
     def __post_init__(self) -> None:
         if self.top is not None and self.top < 1:
@@ -83,11 +66,12 @@ class Predict:
 def evaluate(config: Evaluate) -> None:
     """Print the report, and write it to `out`."""
     keep_programs()
-    classifier = ImageClassifier.load(config.classifier, backbone=config.backbone)
+    classifier = ImageClassifier.load(config.classifier, code=config.code)
     source = _source(config, classifier)
     print(f"{config.data}, {config.split}: {account({config.split: source})}")
     samples = config.samples if config.samples is not None else affordable(len(source), classifier.task)
-    found = classifier.evaluate(source, samples=samples, batch_size=config.batch_size)
+    with _onednn(classifier, len(source)):
+        found = classifier.evaluate(source, samples=samples, batch_size=config.batch_size)
     print(found.text())
     if config.out is None:
         return
@@ -110,8 +94,11 @@ def affordable(images: int, task: Task) -> int:
 def predict(config: Predict) -> None:
     """Print what is on the images, as a table or as JSON lines."""
     keep_programs()
-    classifier = ImageClassifier.load(config.classifier, backbone=config.backbone)
-    found = classifier.predict(config.files, on_error=config.on_error, batch_size=config.batch_size, scale=config.scale)
+    classifier = ImageClassifier.load(config.classifier, code=config.code)
+    with _onednn(classifier, len(find_images(config.files))):
+        found = classifier.predict(
+            config.files, on_error=config.on_error, batch_size=config.batch_size, scale=config.scale
+        )
     if config.json:
         for prediction in found:
             print(json.dumps(prediction.to_json(config.top), allow_nan=False))
@@ -119,14 +106,22 @@ def predict(config: Predict) -> None:
         print(_table(found, config.top or 1, classifier.task))
 
 
+def _onednn(classifier: ImageClassifier, images: int) -> AbstractContextManager[None]:
+    return onednn_for(classifier.model, (*classifier.image_size, 3), images, 1, frozen=True)
+
+
 def _source(config: Evaluate, classifier: ImageClassifier) -> Any:
     """The images that the options name."""
     scale = classifier.config.scale if config.scale is None else config.scale
     settings: dict[str, Any] = {"on_error": config.on_error, "resizing": classifier.config.resizing, "scale": scale}
     data, size = Path(config.data), classifier.image_size
+    if is_own_data(config.data):
+        if config.labels is not None:
+            raise ValueError("labels: a source of your own brings its targets")
+        return _split(open_own(config.data, size), config)
     if config.labels is not None:
         return _from_table(config, classifier.task, settings | {"image_size": size})
-    if not isinstance(classifier.task, Classification):
+    if isinstance(classifier.task, MultiLabel | Regression):
         raise ValueError(f"a {type(classifier.task).__name__} is measured on targets: give --labels FILE.csv as well")
     if data.is_dir() and (own := splits(data)):  # also where the test split is all there is
         return Folder(data, own.get(config.split, config.split), size, **settings)
@@ -134,7 +129,10 @@ def _source(config: Evaluate, classifier: ImageClassifier) -> Any:
         if holds_records(config.data) or not data.is_dir() or not visible_folders(data):
             raise ValueError(f"--split {ALL} is for a folder CLASS/FILE; name one of the splits of {config.data}")
         return Folder(data, None, size, **settings)
-    sources = open_data(config.data, size, **settings)
+    return _split(open_data(config.data, size, **settings), config)
+
+
+def _split(sources: Mapping[str, Any], config: Evaluate) -> Any:
     if config.split not in sources:
         raise LookupError(f"no split {config.split!r} in {config.data}; there are {some(list(sources))}")
     return sources[config.split]
@@ -144,10 +142,11 @@ def _from_table(config: Evaluate, task: Task, settings: dict[str, Any]) -> Any:
     assert config.labels is not None
     own: dict[str, Any]
     if isinstance(task, Classification):
-        own = {"kind": "classification", "columns": (config.targets,) if config.targets else (), "classes": task.names}
+        own = {"kind": "classification", "columns": config.targets, "classes": task.names}
     elif config.targets:
         raise ValueError(f"targets: the columns of this classifier are {some(task.names)}")
     else:
+        # A task of the user's was trained on these columns as numbers.
         own = {"kind": "multilabel" if isinstance(task, MultiLabel) else "regression", "columns": task.names}
     found = open_labels(config.data, config.labels, whole=config.split == ALL, **own, **settings)
     if config.split not in found:

@@ -1,7 +1,7 @@
 """What a classifier is, apart from its weights: plain values, which a saved classifier keeps as JSON."""
 
-import difflib
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -11,16 +11,19 @@ from flax import nnx
 
 from cnnjax.data.listing import some
 from cnnjax.data.pixels import Resizing, Scale, checked_resizing, checked_scale
+from cnnjax.files.importing import imported, is_path
 from cnnjax.models import Backbone, Classifier
 from cnnjax.models.heads import HEADS
 from cnnjax.models.layer_order import output_shape
-from cnnjax.models.own import ImportedBackbone, OwnBackbone
+from cnnjax.models.own import ImportedBackbone, OwnBackbone, OwnHead, build_head, checked_head
 from cnnjax.models.preprocessing import checked_preprocessing
 from cnnjax.models.registry import Entry, entry, entry_or_own
 from cnnjax.models.sizes import sides
-from cnnjax.train.tasks import Classification, Task, task_from_config
+from cnnjax.train.own import TaskCode
+from cnnjax.train.tasks import Classification, MultiLabel, Regression, Task, task_from_config
 
 TOP = "top"
+_APART = ("scale", "code", "task", "head_code", "task_path")
 # A config may come from a stranger: what would take hours only to describe is refused.
 _MAX_SIZE = 2048
 _MAX_FEATURES = 1 << 22
@@ -35,7 +38,8 @@ class Config:
             (`cnnjax.models.own`); its code is imported when the model is built, and not before.
         classes: The classes' names, in the order of their labels.
         image_size: Height and width of the images in pixels, one number where they are the same.
-        head: A key of `cnnjax.models.heads.HEADS`, or "top": the backbone's own classification layers.
+        head: A key of `cnnjax.models.heads.HEADS`, "top" (the backbone's own classification layers), or the import path
+            of a function that builds one (`cnnjax.models.own.build_head`).
         preprocessing: A key of `cnnjax.models.PREPROCESSING`.
         resizing: How images come to their size; see `cnnjax.data.resize`.
         options: The architecture's own (`cnnjax.models.registry`), such as `alpha` of mobilenet; those of its
@@ -43,6 +47,8 @@ class Config:
         scale: Which values of 16-bit files become 0 and 255; see `cnnjax.data.Folder`.
         code: The function or module at the import path, if it is at hand; not saved.
         task: What the outputs mean; classes if not given. Its names are `classes`.
+        head_code: The function at the head's import path, if it is at hand; not saved.
+        task_path: The import path of the function that gave a task of the user's.
 
     Raises:
         LookupError: There is no such backbone, head or preprocessing; the nearest name is given.
@@ -63,6 +69,8 @@ class Config:
     scale: Scale | None = None
     code: OwnBackbone | None = field(default=None, compare=False, repr=False)
     task: Task = None  # ty: ignore[invalid-assignment]  # set below
+    head_code: OwnHead | None = field(default=None, compare=False, repr=False)
+    task_path: str = ""
 
     def __post_init__(self) -> None:
         for name in ("backbone", "head", "preprocessing", "resizing"):
@@ -73,9 +81,8 @@ class Config:
             raise ValueError(
                 f"head: {self.backbone} is a network of your own, without a top; give {' or '.join(HEADS)}"
             )
-        if self.head != TOP and self.head not in HEADS:
-            near = difflib.get_close_matches(self.head, [*HEADS, TOP], 1, 0)[0]
-            raise LookupError(f"no head {self.head!r}; did you mean {near!r}? There are {', '.join(HEADS)} and {TOP}")
+        if self.head_code is None:
+            checked_head(self.head, TOP)
         checked_preprocessing(self.preprocessing)
         checked_resizing(self.resizing)
         object.__setattr__(self, "scale", checked_scale(self.scale))
@@ -146,8 +153,26 @@ class Config:
         if self.head != TOP:
             lecture = self.head == "lecture"
             shape = self._check_features(backbone) if lecture else output_shape(backbone, (*self.size, 3))
-            head = HEADS[self.head](shape, rngs=nnx.Rngs(seed), outputs=self.task.outputs)
+            head = build_head(self.head, shape, self.task.outputs or 1, nnx.Rngs(seed), self.head_code)
         return Classifier(backbone, head, self.preprocessing)
+
+    def filled(self, weights: str | os.PathLike[str], seed: int) -> Classifier:
+        """The model with a backbone of weights from a file: Keras's, or those of a network of one's own.
+
+        Raises:
+            FileNotFoundError: There is no such file.
+            ValueError: The weights do not fit.
+        """
+        from cnnjax.weights.assign import load_weights
+        from cnnjax.weights.leaves import load_leaves
+
+        # Abstract: nothing is drawn that the file replaces.
+        backbone = nnx.eval_shape(lambda: self.build_backbone(nnx.Rngs(0)))
+        if self.own:
+            load_leaves(backbone, weights)
+        else:
+            load_weights(backbone, weights, leave_out=() if self.head == TOP else "top")
+        return self.on(backbone, seed)
 
     @property
     def _top_outputs(self) -> int | None:
@@ -155,23 +180,27 @@ class Config:
 
     def to_json(self) -> dict[str, Any]:
         """The same as plain values."""
-        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("scale", "code", "task")}
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in _APART}
         options = {k: list(v) if isinstance(v, tuple) else v for k, v in self.options.items()}
         size = self.image_size if isinstance(self.image_size, int) else list(self.image_size)
         scale = {} if self.scale is None else {"scale": list(self.scale)}
         plain = isinstance(self.task, Classification) and self.task == Classification(self.classes)
-        task = {} if plain else {"task": self.task.to_config()}
+        own = {"code": self.task_path, "names": list(self.classes)} if self.task_path else {}
+        task = {} if plain else {"task": {**self.task.to_config(), **own}}
         return {**values, "image_size": size, "classes": list(self.classes), "options": options, **scale, **task}
 
     @classmethod
-    def from_json(cls, values: Mapping[str, Any], task: Task | None = None) -> "Config":
+    def from_json(
+        cls, values: Mapping[str, Any], task: Task | None = None, run: Mapping[str, str] | None = None
+    ) -> "Config":
         """The config of which `to_json` gave `values`; raises as the constructor, and for names it has not.
 
         Args:
             values: Plain values.
             task: In place of one that was made of functions.
+            run: Import paths in the task that may be run, and what is run for each.
         """
-        names = [f.name for f in fields(cls) if f.name != "code"]
+        names = [f.name for f in fields(cls) if f.name not in ("code", "head_code", "task_path")]
         if faults := [f"{n!r} is missing" for n in names if n not in values and n not in ("scale", "task")]:
             raise ValueError(", ".join(faults))
         if faults := [f"{n!r} is unknown" for n in values if n not in names]:
@@ -181,8 +210,28 @@ class Config:
             return cls(**values)
         if not isinstance(kept, Mapping):
             raise ValueError(f"task: expected values by name, found {kept!r}")
-        own = task if task is not None and kept.get("kind") == "own" else task_from_config(kept)
-        return cls(**dict[str, Any](values, task=own))
+        path = kept.get("code") if kept.get("kind") == "own" else None
+        own = task if task is not None and kept.get("kind") == "own" else task_from_config(kept, run)
+        return cls(**dict[str, Any](values, task=own, task_path=path if isinstance(path, str) else ""))
+
+    @property
+    def own_code(self) -> dict[str, str]:
+        """Import paths of the user's code that it takes to build it, by what they are for."""
+        found = {"backbone": self.backbone} if self.own else {}
+        return found | ({"head": self.head} if is_path(self.head) else {})
+
+    def functions(self) -> dict[str, Any]:
+        """The user's functions in its head and its task, by what they are for."""
+        head: dict[str, Any] = {}
+        if is_path(self.head):
+            head = {"head": self.head_code or imported(self.head)}
+        if self.task_path:
+            return head | {"task": imported(self.task_path)}
+        if type(self.task) not in (Classification, MultiLabel, Regression):
+            code = getattr(self.task, "code", None)
+            own = {path: code.function(path) for path in code.paths} if isinstance(code, TaskCode) else {}
+            return head | (own or {"task": type(self.task)})
+        return head
 
 
 def own_size(backbone: str, options: Mapping[str, Any] | None = None) -> tuple[int, int]:

@@ -4,178 +4,124 @@ import json
 import sys
 from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 from rich.console import Console
 
-from cnnjax.arguments import BackboneName, BackboneOptions, ImageSize
-from cnnjax.checkpoints import Checkpoints
 from cnnjax.classifier.classifier import ImageClassifier
 from cnnjax.classifier.command import affordable
-from cnnjax.classifier.running import RuntimeConfig, initial_leaves
+from cnnjax.classifier.training import Training, TrainingRun
+from cnnjax.commands.network import HeadName, Network
+from cnnjax.commands.options import Data, Out, Resized, Splits
 from cnnjax.data import account
-from cnnjax.data.pixels import Resizing
-from cnnjax.data.source import targets_of
-from cnnjax.features import GIB, FeatureStore
-from cnnjax.files.runs import RunFolder, path_name, write_whole
+from cnnjax.data.own import is_own_data
+from cnnjax.data.source import weights_of
+from cnnjax.files.digests import digest
+from cnnjax.files.runs import RunFolder, path_name
+from cnnjax.files.writing import write_whole
 from cnnjax.fit import Fitted, Fitter, Recipe, find_rate
 from cnnjax.fit.targets import TaskOptions
 from cnnjax.metrics import Journal
-from cnnjax.models.layer_order import program_digest
-from cnnjax.models.registry import entry_or_own
-from cnnjax.models.sizes import sides
-from cnnjax.runtime.cache import cache_folder, keep_programs
-from cnnjax.runtime.precision import Precision, resolved
+from cnnjax.models.own import checked_head, is_path
+from cnnjax.runtime.cache import keep_programs
 from cnnjax.runtime.preemption import watching
 from cnnjax.runtime.progress import Bars
-from cnnjax.staging.trace import digest
-from cnnjax.train.dataset import digest_of
 from cnnjax.train.tasks import Classification, Task
 
 if TYPE_CHECKING:
     from cnnjax.runtime.devices import Devices
 
 
-@dataclass(frozen=True)
-class Fit:
+@dataclass(frozen=True, kw_only=True)
+class Fit(Network, Resized, Splits):
     """Train a classifier of your own images on a pretrained network, measure it, and save it.
 
     The run folder holds the saved classifier (for cnnjax evaluate and cnnjax predict), every epoch's metrics, the
     learning curves and the report on the test images.
     """
 
-    data: str
-    """Folder of images, SPLIT/CLASS/FILE or CLASS/FILE, packed or not; or tfds:NAME[:CONFIG]."""
+    data: Data
     target: Annotated[TaskOptions, tyro.conf.arg(name="")] = field(default_factory=TaskOptions)
     recipe: Annotated[Recipe, tyro.conf.arg(name="")] = field(default_factory=Recipe)
-    backbone: BackboneName = "mobilenet"
-    """The network."""
-    backbone_options: BackboneOptions = field(default_factory=dict)
-    """Its own options."""
-    weights: Path | None = None
-    """Keras HDF5 file (.h5) with the backbone's pretrained weights; .safetensors for a network of your own."""
-    image_size: ImageSize = 160
-    """Height and width the images are resized to, one number for both."""
-    preprocessing: str | None = None
-    """tf, caffe, torch, unit or none; what the network's published weights expect if not given, unit without any."""
-    head: Literal["lecture", "linear"] = "lecture"
-    """lecture: Flatten, Dense 256, Dropout 0.5, Dense. linear: average pooling, Dropout 0.2, Dense."""
-    splits: dict[str, str] | None = None
-    """Slices of a TFDS data set: train 'train[:80%]' validation 'train[80%:]' test test."""
-    resizing: Resizing = "bilinear"
-    """How images come to their size: bilinear (as Keras), antialias, crop_to_aspect_ratio or center_crop."""
-    scale: str | None = None
-    """LOW:HIGH, the values of 16-bit files that become black and white: 0:4095 for 12-bit data; 0:65535 if not given,
-    and then files that would come out nearly black are refused."""
-    on_error: Literal["refuse", "skip"] = "refuse"
-    """What to do with an image that cannot be decoded."""
-    seed: int = 0
-    """Of the head, the order of the images, dropout and augmentation."""
-    find_rate: bool = False
-    """Train nothing: let the rate grow through the first phase, and draw the loss (a range test)."""
-    init_from: Path | None = None
-    """A run folder or a saved classifier whose weights it starts from, in place of the published ones."""
-    init_part: Literal["all", "backbone"] = "all"
-    """What is taken from there: all weights (the same classes), or the backbone's."""
-    precision: Precision = "auto"
-    """What is computed with; parameters, statistics and the loss stay float32. auto: bfloat16 on TPUs and on GPUs from
-    NVIDIA's Ampere on, float32 elsewhere."""
-    stream: bool = False
-    """Read the images anew in every epoch, and keep neither them nor features: for sets that nothing holds."""
-    running: Annotated[RuntimeConfig, tyro.conf.arg(name="")] = field(default_factory=RuntimeConfig)
-    workers: int = 0
-    """Processes that read images; 0 reads in threads of this one."""
-    out: Path | None = None
-    """The run folder; by default runs/fit-BACKBONE-METHOD-DIGEST."""
-    store: Path | None = None
-    """Where features are kept; by default in the user's cache folder, shared by all runs."""
-    store_gib: float = 40.0
-    """How much the store may hold, in GiB; the oldest features make room."""
+    head: HeadName = "lecture"
+    training: Annotated[Training, tyro.conf.arg(name="")] = field(default_factory=Training)
+    find_learning_rate: bool = False
+    """Train nothing: let the learning rate grow through the first phase, and draw the loss (a range test)."""
+    out: Out = None
 
     def __post_init__(self) -> None:
-        own = entry_or_own(self.backbone).checked(self.backbone_options, include_top=False)
-        object.__setattr__(self, "backbone_options", own)
-        if self.weights is not None and not self.weights.is_file():
-            raise FileNotFoundError(f"no weights file {self.weights}")
-        if self.weights is None and self.init_from is None and self.recipe.method != "scratch":
+        self.check_backbone(include_top=False)
+        self.check_weights()
+        checked_head(self.head)
+        self.target.check(is_own_data(self.data))
+        if self.weights is None and self.training.init_from is None and self.recipe.method != "scratch":
             raise ValueError(
                 f"{self.recipe.method} freezes the backbone, which has random weights without --weights or "
                 "--init-from; give one of them, or --method scratch"
             )
-        if self.workers < 0:
-            raise ValueError(f"workers: expected 0 or more processes, found {self.workers}")
 
 
 def fit(config: Fit) -> Path:
     """The command: open, train, measure, save; returns the run folder."""
     keep_programs()
-    devices = config.running.start()
+    devices = config.training.start()
     with watching(devices.hosts if devices else 1):
         return _fit(config, devices)
 
 
 def _fit(config: Fit, devices: "Devices | None") -> Path:
-    config = replace(config, precision=resolved(config.precision))  # a run does not change it on another machine
     primary = devices is None or devices.primary
     console = Console(width=None if sys.stdout.isatty() else 120, highlight=False, quiet=not primary)
-    size = sides(config.image_size)
     sources = config.target.open(
-        config.data, size, parts=config.splits, on_error=config.on_error, resizing=config.resizing, scale=config.scale
-    )
+        config.data, config.size, parts=config.splits, on_error=config.on_error, resizing=config.resizing,
+        scale=config.scale,
+    )  # fmt: skip
     for name, source in sources.items():
-        source.verify()
-        for reason in source.skipped:
+        if hasattr(source, "verify"):  # one of the user's may have nothing to verify
+            source.verify()
+        for reason in getattr(source, "skipped", ()):
             console.print(f"left out of {name}: {reason}", style="yellow")
     console.print(f"{config.data}: {account(sources)}")
+    training, recipe = config.training, config.recipe
     classifier = ImageClassifier(
-        config.backbone, task=config.target.make(sources), weights=None if config.init_from else config.weights,
-        image_size=config.image_size, head=config.head, resizing=config.resizing, scale=config.scale,
-        preprocessing=config.preprocessing, seed=config.seed, **config.backbone_options,
+        config.backbone, task=config.target.make(sources), weights=None if training.init_from else config.weights,
+        image_size=config.size, head=config.head, resizing=config.resizing, scale=config.scale,
+        preprocessing=config.preprocessing, seed=training.seed,
+        task_path=config.target.task if is_path(config.target.task) else "", **config.backbone_options,
     )  # fmt: skip
-    if config.init_from:
-        classifier = classifier.with_leaves(initial_leaves(config.init_from, classifier.leaves, config.init_part))
-    store = FeatureStore(config.store or cache_folder() / "features", int(config.store_gib * GIB))
-    recipe = config.recipe
-    if config.find_rate:  # a schedule would multiply the rates that the test sets
+    if config.find_learning_rate:  # a schedule would multiply the learning rates that the test sets
         recipe = replace(recipe, schedule="constant", warmup=0.0)
-    fitter = Fitter(
-        classifier.model, recipe, size, store=store, workers=config.workers, stream=config.stream,
-        precision=config.precision, devices=devices, task=classifier.task,
-    )  # fmt: skip
+    trains = TrainingRun(classifier, recipe, training, devices=devices)
+    fitter = trains.fitter
     fitter.resolve(sources["train"])
-    if not config.find_rate:  # a wrong request leaves no run folder, which would refuse the right one
+    if not config.find_learning_rate:  # a wrong request leaves no run folder, which would refuse the right one
         fitter.check(len(sources["train"]), validated="validation" in sources)
-    identity = _identity(config, sources, classifier)
+    identity = _identity(config, sources, trains)
     out = config.out or _default_folder(config, identity)
     run = RunFolder(out, identity) if primary else None
-    with run.locked() if run else nullcontext(), Bars(console) as bars:
+    with run.locked() if run else nullcontext(), Bars(console) as bars, trains.onednn(sources["train"]):
 
         def report(name: str) -> Any:
             return bars.bar(name, "images" if name.startswith("features") else "steps")
 
-        if config.find_rate:
+        if config.find_learning_rate:
             return _range_test(config, sources, fitter, out, console, report)
-        with Checkpoints(out / "checkpoints", keep=config.running.keep_checkpoints) as checkpoints:
-            journal = _ShownJournal(out / "metrics.jsonl", fitter.task, console) if primary else None
-            if checkpoints.latest() is None:
-                console.print(f"starts from {_origin(config)}")
-            metadata = {"config": identity}
-            keeping = config.running.keeping(checkpoints, metadata, console.print)
-            fitted = fitter.fit(
-                sources["train"], sources.get("validation"), seed=config.seed, journal=journal, report=report,
-                checkpointing=keeping,
-            )  # fmt: skip
+        journal = _ShownJournal(out / "metrics.jsonl", fitter.task, console) if primary else None
+        fitted = trains.fit(
+            sources["train"], sources.get("validation"), folder=out, about=identity, report=report, journal=journal,
+            tell=console.print, begun=lambda: console.print(f"starts from {_origin(config)}"),
+        )  # fmt: skip
         measured, task = {}, fitted.task
         for name in (split for split in ("validation", "test") if split in sources):
-            # From stored features, as far as anything is frozen.
-            outputs = fitter.outputs(fitted, sources[name], len(sources["train"]), report)
+            outputs, targets = trains.judged(fitted, sources["train"], sources[name], report)
             if name == "validation":
-                task = task.calibrated(outputs, targets_of(sources[name]))
+                task = task.calibrated(outputs, targets)
             samples = affordable(len(sources[name]), task)
-            measured[name] = task.report(outputs, targets_of(sources[name]), samples=samples, seed=config.seed)
+            weights = weights_of(sources[name])
+            measured[name] = task.report(outputs, targets, weights=weights, samples=samples, seed=training.seed)
         if primary:
             trained = classifier.with_leaves(fitted.leaves, history=fitted.history, task=task)
             _finish(config, trained, fitted, measured, out)
@@ -183,7 +129,7 @@ def _fit(config: Fit, devices: "Devices | None") -> Path:
         devices.agree(True)  # the other hosts wait for the first one's files
     console.print(_summary(fitted, len(sources["train"])))
     console.print(measured["test"].text())
-    if primary and any(source.skipped for source in sources.values()):
+    if primary and any(getattr(source, "skipped", ()) for source in sources.values()):
         account(sources).write(out / "skipped.csv")
     console.print(f"written to {out}: classifier/, metrics.jsonl, report.json, curves.png, report.png, checkpoints/")
     return out
@@ -191,11 +137,12 @@ def _fit(config: Fit, devices: "Devices | None") -> Path:
 
 def _origin(config: Fit) -> str:
     """Where the weights come from, where the run has no checkpoint of its own."""
-    if config.init_from:
-        return f"the {'weights' if config.init_part == 'all' else 'backbone'} of {config.init_from} (--init-from)"
+    if config.training.init_from:
+        part = "weights" if config.training.init_part == "all" else "backbone"
+        return f"the {part} of {config.training.init_from} (--init-from)"
     if config.weights:
-        return f"the published weights of {config.weights}; the head from random numbers, seed {config.seed}"
-    return f"random numbers, seed {config.seed}"
+        return f"the published weights of {config.weights}; the head from random numbers, seed {config.training.seed}"
+    return f"random numbers, seed {config.training.seed}"
 
 
 def _range_test(
@@ -206,7 +153,7 @@ def _range_test(
 
     trainer = fitter.trainer(0, len(sources["train"]))
     rows = fitter.rows(trainer, 0, sources["train"], True, report)
-    test = find_rate(trainer, rows, seed=config.seed)
+    test = find_rate(trainer, rows, seed=config.training.seed)
     if console.quiet:  # another host draws it
         return out
     plot(test, out / "rates.png", f"{config.backbone} on {Path(config.data).name}: {fitter.phases[0].name}")
@@ -279,17 +226,14 @@ class _ShownJournal(Journal):
         self._console.print(f"epoch {record['epoch'] + 1}, {record['phase']}: {'; '.join(parts)}")
 
 
-def _identity(config: Fit, sources: Mapping[str, Any], classifier: ImageClassifier) -> dict[str, Any]:
-    """What makes a run this one: options, images, weights."""
-    left_out = ("out", "store", "store_gib", "workers", "find_rate", "running", "target")
-    options = {name: value for name, value in asdict(config).items() if name not in left_out}
+def _identity(config: Fit, sources: Mapping[str, Any], trains: TrainingRun) -> dict[str, Any]:
+    """What makes a run this one: options, images, weights, the user's code."""
+    left_out = ("out", "find_learning_rate", "training", "target", "recipe", "image_size")
+    options = {f.name: getattr(config, f.name) for f in fields(config) if f.name not in left_out}
     options |= {name: str(value) for name, value in options.items() if isinstance(value, Path)}
-    options |= config.target.changed()
+    options |= config.target.changed() | {"image_size": list(config.size)}
     options = {k: v for k, v in options.items() if v is not None or k not in ("scale", "preprocessing")}
-    images = {f"{name}_images": digest_of(source) for name, source in sources.items()}
-    own = program_digest(classifier.model.backbone, (*classifier.image_size, 3)) if classifier.config.own else None
-    program = {"program": own} if own else {}
-    return {**options, **images, **program, "weights_digest": digest(*classifier.leaves.values())}
+    return {**options, **trains.identity(sources)}
 
 
 def _default_folder(config: Fit, identity: Mapping[str, Any]) -> Path:

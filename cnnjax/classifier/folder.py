@@ -4,7 +4,7 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,10 @@ import numpy as np
 
 from cnnjax.classifier.config import Config
 from cnnjax.data.listing import existing_folder, some
+from cnnjax.files.importing import is_path, trusted
 from cnnjax.files.runs import finite
 from cnnjax.functional import Leaves
-from cnnjax.train.tasks import Task
+from cnnjax.train.tasks import Task, code_of
 
 FORMAT, VERSION = "cnnjax classifier", 1
 CONFIG, WEIGHTS, METRICS = "config.json", "model.safetensors", "metrics.json"
@@ -74,14 +75,27 @@ def write(path: str | os.PathLike[str], config: Config, leaves: Leaves, measured
         shutil.rmtree(partial, ignore_errors=True)
 
 
+def read_leaves(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
+    """The leaves of a saved classifier by path; what it is made of does not matter.
+
+    Raises:
+        FileNotFoundError, NotADirectoryError: There is no such folder.
+        SavedClassifierError: The file is damaged.
+    """
+    return _read_weights(existing_folder(Path(path)) / WEIGHTS)
+
+
 def read(
-    path: str | os.PathLike[str], task: Task | None = None
+    path: str | os.PathLike[str], task: Task | None = None, code: Iterable[str] = (), given: Iterable[str] = ()
 ) -> tuple[Config, dict[str, np.ndarray], dict[str, str], dict[str, Any]]:
     """Read a saved classifier.
 
     Args:
         path: The folder.
         task: In place of one that was made of functions, which are not saved.
+        code: Import paths of the user's code that may be run; a function of the same name at another place may stand
+            for the one that the folder names.
+        given: What of such code the caller has at hand already: "backbone", "head".
 
     Returns:
         Its config; its leaves by path; the types of those that are not float32; what was measured.
@@ -98,7 +112,7 @@ def read(
         raise SavedClassifierError(
             f"{folder} lacks {' and '.join(missing)}: copy the whole folder again ({', '.join(FILES)})"
         )
-    config, types = _read_config(folder / CONFIG, task)
+    config, types = _read_config(folder, task, tuple(code), frozenset(given))
     measured = _read_json(folder / METRICS)
     if not isinstance(measured.get("metrics"), dict) or not isinstance(measured.get("history"), list):
         raise SavedClassifierError(f"{folder / METRICS} must hold 'metrics' and 'history'; copy the folder again")
@@ -204,7 +218,10 @@ def _read_json(file: Path) -> dict[str, Any]:
     return found
 
 
-def _read_config(file: Path, task: Task | None) -> tuple[Config, dict[str, str]]:
+def _read_config(
+    folder: Path, task: Task | None, code: tuple[str, ...], given: frozenset[str]
+) -> tuple[Config, dict[str, str]]:
+    file = folder / CONFIG
     values = _read_json(file)
     if values.pop("format", None) != FORMAT:
         raise SavedClassifierError(f"{file} is no config of a saved classifier: its 'format' is not {FORMAT!r}")
@@ -217,8 +234,20 @@ def _read_config(file: Path, task: Task | None) -> tuple[Config, dict[str, str]]
     types = values.pop("types", None)
     if not isinstance(types, dict) or not all(t in ("bfloat16", "float16") for t in types.values()):
         raise SavedClassifierError(f"{file}: 'types' must say bfloat16 or float16 of leaves by path, found {types!r}")
+    wanted = {
+        name: path
+        for name in ("backbone", "head")
+        if isinstance(path := values.get(name), str) and is_path(path) and name not in given
+    }
+    kept = values.get("task")
     try:
-        return Config.from_json(values, task), types
+        own = code_of(kept) if isinstance(kept, dict) and not (task is not None and kept.get("kind") == "own") else {}
+    except ValueError as error:
+        raise SavedClassifierError(f"{file}: {error}") from error
+    run = trusted(wanted | own, code, str(folder))
+    values |= {name: run[name] for name in wanted}
+    try:
+        return Config.from_json(values, task, run), types
     except (ValueError, LookupError) as error:
         raise SavedClassifierError(f"{file}: {error.args[0]}; repair it, or save the classifier anew") from error
 

@@ -5,11 +5,14 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
+from cnnjax.classifier.config import Config
+from cnnjax.classifier.sources import check_source
 from cnnjax.data.listing import EXTENSIONS, existing_folder, shown
-from cnnjax.data.pixels import ImageError, Resizing, Scale, keeps_as_is, load, read_bytes
-from cnnjax.data.source import map_threaded
+from cnnjax.data.pixels import ImageError, Resizing, Scale, checked_scale, load, read_bytes
+from cnnjax.data.source import InMemory, Source, map_threaded
 
 SEARCHED = (*EXTENSIONS, ".webp")
 """The endings of the files that are picked out of a folder; a file that is named may have any."""
@@ -17,6 +20,9 @@ SEARCHED = (*EXTENSIONS, ".webp")
 _SHOWN = 20
 
 Paths = str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
+Images = Paths | np.ndarray | jax.Array | Source
+"""Files, folders that are searched for some, arrays u8 or f32[N, H, W, 3] in 0..255, or a source."""
+Scaling = str | Sequence[float] | None
 
 
 def find_images(paths: Paths) -> list[str]:
@@ -113,40 +119,34 @@ class Files:
         )
 
 
-def check_source(source: Any, size: tuple[int, int], resizing: Resizing) -> None:
-    """Refuse a source whose images are not what the classifier was made for.
+def open_images(images: Any, config: Config, scale: Scaling = None) -> Any:
+    """What is to be classified as a source of images of the classifier's size.
+
+    Args:
+        images: Files, folders, arrays or a source.
+        config: The classifier's.
+        scale: Which values of arrays, or of 16-bit files, become 0 and 255.
 
     Raises:
-        ValueError: They are of another size, or were resized in another way.
+        ValueError: Arrays do not fit, a source is of other images, or there are none.
+        FileNotFoundError: There is no such file or folder.
     """
-    if tuple(source.image_size) != size:
-        raise ValueError(
-            f"the classifier takes images of {size}, the source gives {tuple(source.image_size)}: "
-            f"open it with image_size={size}"
-        )
-    way = getattr(source, "resizing", resizing)
-    # In memory at that size, nothing is resized.
-    same = keeps_as_is(getattr(getattr(source, "images", None), "shape", (0, 0, 0))[1:3], size, way)
-    if way != resizing and not same:
-        raise ValueError(
-            f"the classifier takes images resized by {resizing!r}, the source resizes by {way!r}: "
-            f"open it with resizing={resizing!r}"
-        )
-
-
-def check_source_scale(source: Any, scale: Scale | None) -> None:
-    """Refuse to train on files that are read by another scale than the classifier keeps: it would predict by that.
-
-    Raises:
-        ValueError: The scales of 16-bit files are not the same.
-    """
-    theirs = getattr(source, "scale", scale)
-    if theirs != scale:
-        raise ValueError(
-            f"the source reads 16-bit files by {_scale_text(theirs)}, the classifier by {_scale_text(scale)}, which it "
-            f"would predict by: open the source with scale={scale!r}, or make the classifier with scale={theirs!r}"
-        )
-
-
-def _scale_text(scale: Scale | None) -> str:
-    return "no scale" if scale is None else f"the scale {scale[0]:g}:{scale[1]:g}"
+    if isinstance(images, np.ndarray | jax.Array):
+        array = np.asarray(images)
+        if array.ndim != 4 or array.shape[-1] != 3:
+            raise ValueError(f"images: expected shape [N, H, W, 3], found {list(array.shape)}")
+        if scale is None and array.dtype == np.uint16:
+            scale = config.scale
+        if scale is None and array.dtype != np.uint8 and array.size and array.min() >= -0.01 and array.max() <= 255.01:
+            array = np.clip(array, 0, 255)  # antialiased resizing rounds to 255.00003
+        none = np.zeros(len(array) if array.ndim else 0, np.int32)  # nothing is known of them
+        # What has the size is resized already; "center_crop" would crop it once more.
+        way = "bilinear" if array.shape[1:3] == config.size else config.resizing
+        return InMemory(array, targets=none, image_size=config.size, resizing=way, scale=scale)
+    if hasattr(images, "read") and hasattr(images, "image_size"):
+        check_source(images, config.size, config.resizing)
+        if scale is not None:
+            raise ValueError("scale: a source has its own; open it with scale=")
+        return images
+    own = config.scale if scale is None else checked_scale(scale)
+    return Files(find_images(images), config.size, config.resizing, own)

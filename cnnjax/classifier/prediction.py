@@ -1,9 +1,13 @@
 """What a classifier says of an image."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
+from cnnjax.classifier.images import Files
+from cnnjax.features import ahead
 from cnnjax.train.tasks import Task
 
 
@@ -59,3 +63,40 @@ class Prediction:
 def predictions(paths: Sequence[str], outputs: Any, task: Task) -> list[Prediction]:
     """One prediction a row of the model's outputs, such as logits f32[N, 1 or classes]."""
     return [Prediction(path, **said) for path, said in zip(paths, task.read(outputs), strict=True)]
+
+
+def outputs_of(apply: Callable[[Any], Any], source: Any, batch_size: int, *, skip: bool = False) -> np.ndarray:
+    """Outputs for all images, in batches of one shape.
+
+    Args:
+        apply: From f32[B, H, W, 3] to the outputs.
+        source: Images.
+        batch_size: How many are classified at once, at most.
+        skip: Pass over files that cannot be decoded.
+
+    Raises:
+        ImageError: Files cannot be decoded, and are not passed over.
+        ValueError: There are no images.
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, not {batch_size}")
+    count = len(source)
+    if not count:
+        raise ValueError("there are no images to classify")
+    # Few images in a batch of a power of two: few programs serve any number.
+    size = min(batch_size, 1 << (count - 1).bit_length())
+
+    def read(start: int) -> np.ndarray:
+        batch = np.zeros((size, *source.image_size, 3), np.float32)
+        index = np.arange(start, min(start + size, count))
+        batch[: len(index)] = source.read(index)
+        return batch
+
+    files = source if isinstance(source, Files) else None
+    logits = []
+    for batch in ahead(read, range(0, count, size)):
+        if skip or files is None or not files.errors:  # otherwise the rest is decoded to name all that is bad
+            logits.append(np.asarray(apply(batch)))
+    if files and not skip:
+        files.refuse()
+    return np.concatenate(logits)[:count]

@@ -97,7 +97,7 @@ def _read(path: Path) -> tuple[Mapping[str, Any], Path]:
     """The leaves that a folder holds, and where exactly."""
     for place in (path / "classifier", path):
         if (place / folder.WEIGHTS).is_file():
-            return folder.read(place)[1], place
+            return folder.read_leaves(place), place
     if path.parent.name == "checkpoints" and path.name.isdecimal():
         state = Checkpoints(path.parent).read(int(path.name))["state"]
         # A network without normalisation has no statistics.

@@ -7,7 +7,6 @@ the images themselves gives.
 """
 
 import bisect
-import hashlib
 import os
 from collections.abc import Generator, Sequence
 from pathlib import Path
@@ -15,10 +14,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from cnnjax.data.entries import BESIDE, path_beside, write_synced_arrays
+from cnnjax.data.entries import BESIDE, path_beside
 from cnnjax.data.listing import shown
 from cnnjax.data.pixels import PIXEL_CHOICES, RESIZINGS, Resizing, Scale, decode, read_bytes, resize, scale_choice
 from cnnjax.data.source import map_threaded
+from cnnjax.files.digests import content_digest
+from cnnjax.files.writing import whole_file, write_whole_arrays
 
 _CHUNK = 64
 
@@ -118,7 +119,7 @@ class _OpenShard:
             file.seek(start)
             content = file.read(stop - start)
         if not self._seen[position] or len(content) != stop - start:
-            if hashlib.sha256(content).digest() != self._checks[position].tobytes():
+            if content_digest(content) != self._checks[position].tobytes():
                 raise OSError(f"damaged pixels in {self._path}; delete it, and pack with --decoded again")
             self._seen[position] = True
         return np.frombuffer(content, self._dtype).reshape(*self._shapes[position], 3)
@@ -158,27 +159,23 @@ def write_decoded(
 
     def one(row: int) -> np.ndarray:
         content = read_bytes(paths[row])
-        if hashlib.sha256(content).digest() != hashes[row].tobytes():
+        if content_digest(content) != hashes[row].tobytes():
             raise ValueError(f"{shown(paths[row])} is not what was packed; delete the pack and pack it anew")
         pixels = decode(content, kept.scale)
         return np.ascontiguousarray(pixels if kept.size is None else resize(pixels, kept.size, kept.resizing))
 
     target = _pixels_path(record_file, kept)
-    partial = target.with_name(target.name + ".partial")
     shapes, checks = np.zeros((len(paths), 2), np.int32), np.zeros((len(paths), 32), np.uint8)
-    with partial.open("wb") as file:
+    with whole_file(target, synced=True) as partial, partial.open("wb") as file:
         for start in range(0, len(paths), _CHUNK):
             rows = range(start, min(start + _CHUNK, len(paths)))
             for row, pixels in zip(rows, map_threaded(one, rows), strict=True):
                 file.write(pixels)
                 shapes[row] = pixels.shape[:2]
-                checks[row] = np.frombuffer(hashlib.sha256(pixels).digest(), np.uint8)
+                checks[row] = np.frombuffer(content_digest(pixels), np.uint8)
             yield rows.stop
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(target)
     # Last: it says that the pixels are whole.
-    write_synced_arrays(
+    write_whole_arrays(
         _index_path(record_file, kept), choices=np.array(kept.choices), shapes=shapes, hashes=hashes, checks=checks
     )
 

@@ -1,7 +1,5 @@
 """What record files hold, kept beside them or in the cache, so that they are read through only once."""
 
-import hashlib
-import io
 import os
 import zipfile
 from collections.abc import Sequence
@@ -11,6 +9,8 @@ from typing import NamedTuple
 import numpy as np
 
 from cnnjax.data.pixels import FORMATS, MAX_PIXELS, PIXEL_CHOICES, Scale, scale_choice
+from cnnjax.files.digests import digest, joined_digest
+from cnnjax.files.writing import write_whole_arrays
 from cnnjax.runtime.cache import cache_folder
 
 BESIDE = "cnnjax-pack"
@@ -53,9 +53,7 @@ def records_cache() -> Path:
 
 def verified_mark(hashes: np.ndarray, scale: Scale | None = None) -> Path:
     """The file in the cache that says that all images with these hashes, u8[N, 32], can be decoded here."""
-    found = hashlib.sha256(decoder(scale).encode())
-    found.update(np.ascontiguousarray(hashes))
-    return records_cache() / "verified" / found.hexdigest()[:32]
+    return records_cache() / "verified" / joined_digest(decoder(scale), [np.ascontiguousarray(hashes)])[:32]
 
 
 def path_beside(file: str | os.PathLike[str]) -> Path:
@@ -100,7 +98,7 @@ def save_entries(path: Path, keys: Sequence[str], state: tuple[int, int], entrie
         entries: what it holds.
     """
     names = [os.fsencode(name) for name in entries.names]
-    write_synced_arrays(
+    write_whole_arrays(
         path,
         keys=np.array(keys),
         decoder=np.array(entries.decoder),
@@ -128,24 +126,5 @@ def load_entries(path: Path, keys: Sequence[str], state: tuple[int, int] | None 
     return entries
 
 
-def write_synced_arrays(path: Path, **arrays: np.ndarray) -> None:
-    """Writes an `.npz` file as `write_synced` does."""
-    buffer = io.BytesIO()
-    np.savez(buffer, **arrays)  # ty: ignore[invalid-argument-type]
-    write_synced(path, buffer.getbuffer())
-
-
-def write_synced(path: Path, content: bytes | memoryview) -> None:
-    """Writes a file that is there whole or not at all, also after a loss of power."""
-    # Its own name: two processes may keep the same entries at once.
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    with partial.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
-
-
 def _cached(file: str | os.PathLike[str]) -> Path:
-    name = hashlib.sha256(os.fsencode(os.path.realpath(file))).hexdigest()
-    return records_cache() / f"{name[:32]}.npz"
+    return records_cache() / f"{digest(os.fsencode(os.path.realpath(file)))[:32]}.npz"

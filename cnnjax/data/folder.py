@@ -1,17 +1,14 @@
 """A folder of images as users have it: `root/split/class/*.jpg`."""
 
-import copy
-import difflib
-import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import MappingProxyType
-from typing import Literal, Self
+from typing import Self
 
 import numpy as np
 
+from cnnjax.data.examples import Examples
 from cnnjax.data.listing import (
     EXTENSIONS,
     Listing,
@@ -19,13 +16,10 @@ from cnnjax.data.listing import (
     existing_folder,
     has_images,
     list_folder,
-    shown,
     some,
     visible_folders,
 )
 from cnnjax.data.pixels import (
-    PIXEL_CHOICES,
-    RESIZINGS,
     ImageError,
     Resizing,
     checked_resizing,
@@ -33,23 +27,14 @@ from cnnjax.data.pixels import (
     decode,
     load,
     read_bytes,
-    scale_choice,
 )
 from cnnjax.data.source import as_indices, as_size, map_threaded
-
-FRACTIONS: Mapping[str, float] = MappingProxyType({"train": 0.7, "validation": 0.15, "test": 0.15})
-
-_SPLITS = {
-    **dict.fromkeys(("train", "training"), "train"),
-    **dict.fromkeys(("validation", "valid", "val", "dev"), "validation"),
-    **dict.fromkeys(("test", "testing"), "test"),
-}
-_SHOWN = 20
-
-OnError = Literal["refuse", "skip"]
+from cnnjax.data.splitting import FRACTIONS, SPLIT_NAMES, OnError, by_class, checked_on_error, draw_splits
+from cnnjax.files.digests import content_digest
+from cnnjax.runtime.nearest import nearest
 
 
-class Folder:
+class Folder(Examples):
     """The images of a folder, one subfolder a class, listed and read as by `image_dataset_from_directory`.
 
     Classes are the visible subfolders, sorted by name. A class's images lie in its folder or anywhere below
@@ -89,9 +74,10 @@ class Folder:
     """
 
     # What a source of other files changes (see `SoundFolder`), with `_load` and `_choices`.
-    _what: str = "image"
-    _error: type[ValueError] = ImageError
     _endings: tuple[str, ...] = EXTENSIONS
+
+    _by_row = ("labels", "_hashes")
+    _hashes: np.ndarray | None = None
 
     def __init__(
         self,
@@ -107,7 +93,7 @@ class Folder:
         self._open(root, split, on_error)
 
     def _open(self, root: str | os.PathLike[str], split: str | None, on_error: OnError) -> None:
-        _check_on_error(on_error)
+        checked_on_error(on_error)
         folder = _split_folder(Path(root), split)
         classes = tuple(visible_folders(folder))
         self._hold(list_folder(folder, classes, self._endings, data=Path(root)), classes, on_error)
@@ -116,14 +102,8 @@ class Folder:
         self.root, self.class_names = listing.root, class_names
         self.names, self.labels = listing.names, listing.labels
         self.selection = Selection(listing, np.arange(len(self.names)), {})
-        self.skipped: tuple[str, ...] = ()
-        self._inspection: tuple[np.ndarray, dict[int, str]] | None = None
-        self._digest: str | None = None
         if on_error == "skip":
-            self._skip_undecodable()
-
-    def __len__(self) -> int:
-        return len(self.names)
+            self.skip_undecodable()
 
     def __repr__(self) -> str:
         shape = f"{len(self)} {self._what}s, {len(self.class_names)} classes, {self.image_size}"
@@ -158,58 +138,37 @@ class Folder:
     def _shape(self) -> tuple[int, ...]:
         return (*self.image_size, 3)
 
-    @property
-    def _choices(self) -> str:
-        return f"{PIXEL_CHOICES + RESIZINGS[self.resizing] + scale_choice(self.scale)}; {self.image_size}"
-
     def _load(self, content: bytes) -> np.ndarray:
         return load(content, (self.image_size[0], self.image_size[1]), self.resizing, self.scale)
 
     def _check(self, content: bytes) -> None:
         decode(content, self.scale)
 
-    def verify(self) -> None:
-        """Decodes every image once, on a few threads, so that a bad one is known before long work starts.
-
-        What it found is kept: a second call is free, and so is `digest` after it (the files are read only
-        once).
-
-        Raises:
-            ImageError: names the images that cannot be decoded (up to 20, and their number), with
-                reasons.
-        """
-        self._refuse(self._inspect()[1])
-
-    @property
-    def digest(self) -> str:
-        """SHA-256 (hex) over the files' bytes in order, the size and the pixel choices; computed once."""
-        if self._digest is None:
-            hashes = self._inspection[0] if self._inspection else self._hash_files(check=False)[0]
-            found = hashlib.sha256(f"{self._choices}; {len(self)}".encode())
-            found.update(hashes.tobytes())
-            self._digest = found.hexdigest()
-        return self._digest
-
     def take(self, indices: Sequence[int] | np.ndarray) -> Self:
-        """Returns a source of the images at `indices` alone, in that order, with the same classes."""
-        chosen = as_indices(indices, len(self))
-        part = copy.copy(self)
-        part.names = tuple(self.names[i] for i in chosen)
-        part.labels = self.labels[chosen]
-        part.selection = self.selection.take(chosen)
-        part._digest = None
-        if self._inspection:
-            hashes, faults = self._inspection
-            part._inspection = (
-                hashes[chosen],
-                {new: faults[i] for new, i in enumerate(chosen.tolist()) if i in faults},
-            )
+        part = super().take(indices)
+        part.selection = self.selection.take(as_indices(indices, len(self)))
         return part
 
-    def _inspect(self) -> tuple[np.ndarray, dict[int, str]]:
-        if self._inspection is None:
-            self._inspection = self._hash_files(check=True)
-        return self._inspection
+    def skip_undecodable(self) -> None:
+        reasons = {int(self.selection.rows[i]): reason for i, reason in sorted(self._inspect().items())}
+        super().skip_undecodable()
+        self.selection = replace(self.selection, skipped=reasons)
+
+    @property
+    def _where(self) -> str:
+        return f"of {self.root}"
+
+    def _name(self, index: int) -> str:
+        return self.path(index)
+
+    def _read_hashes(self) -> np.ndarray:
+        return self._hash_files(check=False)[0] if self._hashes is None else self._hashes
+
+    def _inspect(self) -> dict[int, str]:
+        # The files are read only once: their hashes are kept too.
+        if self._faults is None:
+            self._hashes, self._faults = self._hash_files(check=True)
+        return self._faults
 
     def _hash_files(self, check: bool) -> tuple[np.ndarray, dict[int, str]]:
         """Returns the files' SHA-256 u8[N, 32], and by index why one cannot be read or (`check`) decoded."""
@@ -218,7 +177,7 @@ class Folder:
         def inspect(index: int) -> str | None:
             try:
                 content = read_bytes(self.path(index))
-                hashes[index] = np.frombuffer(hashlib.sha256(content).digest(), np.uint8)
+                hashes[index] = np.frombuffer(content_digest(content), np.uint8)
                 if check:
                     self._check(content)
             except (ImageError, self._error) as error:
@@ -230,32 +189,6 @@ class Folder:
         if not check:
             self._refuse(faults)
         return hashes, faults
-
-    def _refuse(self, faults: Mapping[int, str]) -> None:
-        if faults:
-            listed = [f"{shown(self.path(i))}: {shown(reason)}" for i, reason in sorted(faults.items())]
-            more = f"\n  ... and {len(listed) - _SHOWN} more" if len(listed) > _SHOWN else ""
-            count = f"1 {self._what}" if len(listed) == 1 else f"{len(listed)} {self._what}s"
-            raise self._error(
-                f"{count} of {self.root} cannot be decoded (on_error='skip' leaves such out):\n  "
-                + "\n  ".join(listed[:_SHOWN])
-                + more
-            )
-
-    def _skip_undecodable(self) -> None:
-        _, faults = self._inspect()
-        skipped = tuple(f"{shown(self.names[i])}: {shown(reason)}" for i, reason in sorted(faults.items()))
-        kept = self.take(np.delete(np.arange(len(self)), sorted(faults)))
-        names = self.class_names or ("any",)
-        before, after = (part.labels if self.class_names else np.zeros(len(part), int) for part in (self, kept))
-        lost = np.setdiff1d(before, after)
-        if lost.size:
-            gone = ", ".join(repr(names[c]) for c in lost)
-            raise self._error(
-                f"no {self._what} of class {gone} in {self.root} can be decoded:\n  " + "\n  ".join(skipped[:_SHOWN])
-            )
-        reasons = {int(self.selection.rows[i]): faults[i] for i in sorted(faults)}
-        vars(self).update(vars(kept), skipped=skipped, selection=replace(kept.selection, skipped=reasons))
 
 
 def splits(root: str | os.PathLike[str]) -> dict[str, str]:
@@ -271,7 +204,7 @@ def splits(root: str | os.PathLike[str]) -> dict[str, str]:
     root = Path(root)
     found: dict[str, str] = {}
     for name in visible_folders(existing_folder(root)):
-        kind = _SPLITS.get(name.lower())
+        kind = SPLIT_NAMES.get(name.lower())
         if kind is None or not visible_folders(root / name) or has_images(root / name):
             continue
         if kind in found:
@@ -339,45 +272,14 @@ def split_by_fraction(
             splits.
         As `Folder` otherwise.
     """
-    _check_on_error(on_error)
-    if not fractions or min(fractions.values()) <= 0 or abs(sum(fractions.values()) - 1) > 1e-6:
-        raise ValueError(f"fractions: expected positive numbers that sum to 1, found {dict(fractions)}")
+    checked_on_error(on_error)
     whole = Folder(root, None, image_size, resizing=resizing, scale=scale)
-    ends = np.cumsum(list(fractions.values()))[:-1]
-    chosen: dict[str, list[np.ndarray]] = {kind: [] for kind in fractions}
-    few = []
-    # The labels are sorted: one cut a class, whatever their number.
-    classes = np.split(np.arange(len(whole)), np.flatnonzero(np.diff(whole.labels)) + 1)
-    for name, members in zip(whole.class_names, classes, strict=True):
-        if len(members) < len(fractions):
-            few.append(f"{name!r} has {len(members)}")
-            continue
-        # By the class's name, so that adding a class leaves the others' split as it was.
-        rng = np.random.default_rng([seed, *hashlib.sha256(name.encode()).digest()])
-        parts = np.split(rng.permutation(members), _cuts(ends, len(members)))
-        for kind, part in zip(fractions, parts, strict=True):
-            chosen[kind].append(part)
-    if few:
-        raise ValueError(f"{root}: too few images for {len(fractions)} splits: class {', '.join(few)}")
-    parted = {kind: whole.take(np.sort(np.concatenate(parts))) for kind, parts in chosen.items()}
+    drawn = draw_splits(by_class(whole.labels, whole.class_names), fractions, seed, root)
+    parted = {kind: whole.take(rows) for kind, rows in drawn.items()}
     if on_error == "skip":
         for part in parted.values():
-            part._skip_undecodable()
+            part.skip_undecodable()
     return parted
-
-
-def _check_on_error(on_error: str) -> None:
-    if on_error not in ("refuse", "skip"):
-        raise ValueError(f"on_error: expected 'refuse' or 'skip', found {on_error!r}")
-
-
-def _cuts(ends: np.ndarray, count: int) -> list[int]:
-    """Rounds the splits' ends to whole images, at least one image a split."""
-    cuts: list[int] = []
-    for place, end in enumerate(ends):
-        low, high = (cuts[-1] if cuts else 0) + 1, count - (len(ends) - place)
-        cuts.append(min(max(round(float(end) * count), low), high))
-    return cuts
 
 
 def _split_folder(root: Path, split: str | None) -> Path:
@@ -395,9 +297,7 @@ def _split_folder(root: Path, split: str | None) -> Path:
     if (root / split).exists():
         raise NotADirectoryError(f"expected a folder of classes, found a file: {root / split}")
     folders = visible_folders(root)
-    near = found.get(_SPLITS.get(split.lower(), ""), None) or next(
-        iter(difflib.get_close_matches(split, folders)), None
-    )
+    near = found.get(SPLIT_NAMES.get(split.lower(), "")) or nearest(split, folders, 0.6)
     has = (
         f"found {'splits' if found else 'folders'} {some(list(found.values()) or folders)}" if folders else "no folders"
     )

@@ -1,23 +1,23 @@
 """Images whose targets stand in a table: a CSV file beside a folder."""
 
 import csv
-import difflib
-import hashlib
 import math
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 
-from cnnjax.data.folder import _SPLITS, FRACTIONS, Folder, OnError, _check_on_error, _cuts
+from cnnjax.data.folder import Folder
 from cnnjax.data.listing import Listing, existing_folder, shown, some
 from cnnjax.data.pixels import Resizing, checked_resizing, checked_scale
 from cnnjax.data.source import as_size
+from cnnjax.data.splitting import FRACTIONS, SPLIT_NAMES, OnError, by_class, checked_on_error, draw_splits
+from cnnjax.runtime.nearest import unknown
 
 TaskKind = Literal["classification", "multilabel", "regression"]
-FILE, SPLIT = "file", "split"
+FILE, SPLIT, WEIGHT = "file", "split", "sample_weight"
 _SHOWN = 20
 
 
@@ -35,14 +35,21 @@ class LabelledFolder(Folder):
     """
 
     target_names: tuple[str, ...]
+    _weights: np.ndarray | None = None  # of all rows of the listing
 
     def __init__(
         self, listing: Listing, class_names: tuple[str, ...], target_names: tuple[str, ...], image_size: Sequence[int],
-        on_error: OnError, resizing: Resizing, scale: str | Sequence[float] | None,
+        on_error: OnError, resizing: Resizing, scale: str | Sequence[float] | None, weights: np.ndarray | None = None,
     ) -> None:  # fmt: skip
+        self._weights = weights
         self.image_size = as_size(image_size)
         self.resizing, self.scale, self.target_names = checked_resizing(resizing), checked_scale(scale), target_names
         self._hold(listing, class_names, on_error)
+
+    @property
+    def weights(self) -> np.ndarray | None:
+        """f32[N], how much each image counts in losses, metrics and reports; None where all count the same."""
+        return None if self._weights is None else self._weights[self.selection.rows]
 
     @property
     def targets(self) -> np.ndarray | None:
@@ -58,6 +65,7 @@ class _Table(NamedTuple):
     cells: tuple[tuple[str, ...], ...]
     lines: tuple[int, ...]
     columns: tuple[str, ...]
+    weights: tuple[float, ...] | None
 
 
 def open_labels(
@@ -76,8 +84,9 @@ def open_labels(
     """Open the images that a CSV file names.
 
     Its first line names the columns: `file`, the path of an image in the folder; `split` (train, validation or test),
-    if the images are not to be split by chance, 70 : 15 : 15, by their names alone; and what is to be learned. Spaces
-    around a cell do not count.
+    if the images are not to be split by chance, 70 : 15 : 15, by their names alone; `sample_weight`, how much an image
+    counts in losses, metrics and reports, if they do not all count the same; and what is to be learned. Spaces around a
+    cell do not count.
 
     Args:
         folder: Holds the images.
@@ -108,7 +117,7 @@ def open_labels(
     (('1.png',), [[4.5]], ('age',))
     >>> root.cleanup()
     """
-    _check_on_error(on_error)
+    checked_on_error(on_error)
     if kind not in get_args(TaskKind):
         raise ValueError(f"task: expected one of {', '.join(get_args(TaskKind))}, found {kind!r}")
     root, path = existing_folder(Path(folder)), Path(table)
@@ -120,7 +129,8 @@ def open_labels(
     else:
         names, labels = (), _numbers(path, read, kind)
     listing = _listing(root, path, read, labels)
-    source = LabelledFolder(listing, names, read.columns, image_size, "refuse", resizing, scale)
+    weights = None if read.weights is None else np.array(read.weights, np.float32)
+    source = LabelledFolder(listing, names, read.columns, image_size, "refuse", resizing, scale, weights)
     parts = {"all": np.arange(len(source))} if whole else _parts(path, read, source)
     found: dict[str, LabelledFolder] = {kind: source.take(rows) for kind, rows in parts.items()}
     if names and classes is None and "train" in found:
@@ -129,7 +139,7 @@ def open_labels(
             raise LabelFileError(f"{shown(path)}: no training image of class {some(lost)}")
     if on_error == "skip":
         for part in found.values():
-            part._skip_undecodable()
+            part.skip_undecodable()
     return found
 
 
@@ -137,6 +147,7 @@ def _read(path: Path, root: Path, wanted: tuple[str, ...]) -> _Table:
     """The table's cells; faults of all lines together."""
     faults: list[tuple[int, str]] = []
     files, splits, cells, lines = list[str](), list[str](), list[tuple[str, ...]](), list[int]()
+    weights: list[float] = []
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.reader(file, strict=True)
@@ -144,6 +155,7 @@ def _read(path: Path, root: Path, wanted: tuple[str, ...]) -> _Table:
             columns = _columns(path, header, wanted)
             places = [header.index(name) for name in columns]
             where, split = header.index(FILE), header.index(SPLIT) if SPLIT in header else None
+            weighs = header.index(WEIGHT) if WEIGHT in header else None
             real, seen = os.path.realpath(root), dict[str, int]()
             for row in reader:
                 line = reader.line_num
@@ -157,10 +169,14 @@ def _read(path: Path, root: Path, wanted: tuple[str, ...]) -> _Table:
                     faults.append((line, fault))
                 seen.setdefault(os.path.normpath(own[where]), line)
                 said = "" if split is None else own[split]
-                kind = "" if split is None else _SPLITS.get(said.lower(), "?")
+                kind = "" if split is None else SPLIT_NAMES.get(said.lower(), "?")
                 if kind == "?":
                     faults.append((line, f"split: expected train, validation or test, found {shown(said)!r}"))
                 faults += [(line, f"{shown(header[k])} is empty") for k in places if not own[k]]
+                weight = 1.0 if weighs is None else _number(own[weighs])
+                if weight is None or weight < 0:
+                    faults.append((line, f"{WEIGHT}: expected a number from 0 on, found {shown(own[weighs or 0])!r}"))
+                weights.append(weight or 0.0)
                 files.append(own[where])
                 splits.append(kind)
                 cells.append(tuple(own[k] for k in places))
@@ -171,7 +187,7 @@ def _read(path: Path, root: Path, wanted: tuple[str, ...]) -> _Table:
     if not files:
         raise LabelFileError(f"{shown(path)} names no images")
     return _Table(tuple(os.path.normpath(f).replace(os.sep, "/") for f in files), tuple(splits), tuple(cells),
-                  tuple(lines), columns)  # fmt: skip
+                  tuple(lines), columns, tuple(weights) if WEIGHT in header else None)  # fmt: skip
 
 
 def _columns(path: Path, header: list[str], wanted: tuple[str, ...]) -> tuple[str, ...]:
@@ -179,12 +195,10 @@ def _columns(path: Path, header: list[str], wanted: tuple[str, ...]) -> tuple[st
         raise LabelFileError(f"{shown(path)}, line 1: no column {FILE!r} with the images' paths; found {some(header)}")
     if twice := sorted({name for name in header if header.count(name) > 1}):
         raise LabelFileError(f"{shown(path)}, line 1: column {some(twice)} stands there more than once")
-    others = [name for name in header if name not in (FILE, SPLIT)]
+    others = [name for name in header if name not in (FILE, SPLIT, WEIGHT)]
     for name in wanted:
         if name not in others:
-            near = difflib.get_close_matches(name, others, 1, 0)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise LabelFileError(f"{shown(path)}, line 1: no column {name!r} of targets{hint}")
+            raise LabelFileError(f"{shown(path)}, line 1: {unknown('column', name, others, 'of targets')}")
     if len(set(wanted)) != len(wanted):
         raise LabelFileError(f"targets: {some(wanted)} names a column more than once")
     if not others or "" in others:
@@ -275,21 +289,10 @@ def _parts(path: Path, read: _Table, source: LabelledFolder) -> dict[str, np.nda
         return {kind: np.flatnonzero(kinds == kind) for kind in FRACTIONS if (kinds == kind).any()}
     # By the names alone, each class in the same proportions: the order of the lines does not matter.
     order = np.array(sorted(range(len(read.files)), key=lambda k: read.files[k]))
-    ends = np.cumsum(list(FRACTIONS.values()))[:-1]
     groups: dict[str, np.ndarray] = {"": order}
     if source.class_names:
-        groups = {name: order[source.labels[order] == k] for k, name in enumerate(source.class_names)}
-    chosen: dict[str, list[Any]] = {kind: [] for kind in FRACTIONS}
-    few = [f"{name!r} has {len(members)}" for name, members in groups.items() if 0 < len(members) < len(FRACTIONS)]
-    if few:
-        raise LabelFileError(f"{shown(path)}: too few images for {len(FRACTIONS)} splits: class {', '.join(few)}")
-    for name, members in groups.items():
-        if len(members):
-            rng = np.random.default_rng([0, *hashlib.sha256(name.encode()).digest()])
-            drawn = np.split(rng.permutation(members), _cuts(ends, len(members)))
-            for kind, part in zip(FRACTIONS, drawn, strict=True):
-                chosen[kind].append(part)
-    return {kind: np.sort(np.concatenate(parts)) for kind, parts in chosen.items()}
+        groups = {name: order[rows] for name, rows in by_class(source.labels[order], source.class_names).items()}
+    return draw_splits(groups, FRACTIONS, 0, shown(path), LabelFileError)
 
 
 def _refuse(path: Path, faults: Sequence[tuple[int, str]]) -> None:

@@ -1,7 +1,6 @@
 """Which files a folder of classes holds, in Keras's order, and what became of each of them."""
 
 import csv
-import difflib
 import os
 import unicodedata
 from collections import Counter
@@ -11,6 +10,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+
+from cnnjax.files.writing import whole_file
+from cnnjax.runtime.nearest import nearest
 
 EXTENSIONS = (".bmp", ".gif", ".jpeg", ".jpg", ".png")
 """The endings Keras lists, in any case; what a file is, its content decides."""
@@ -38,8 +40,8 @@ def existing_folder(path: Path) -> Path:
         raise NotADirectoryError(f"expected a folder, found a file: {path}")
     there = next((parent for parent in path.absolute().parents if parent.is_dir()), Path("/"))
     missing = path.absolute().relative_to(there).parts[0]
-    near = difflib.get_close_matches(missing, os.listdir(there), 1)
-    hint = f"did you mean {str(there / near[0])!r}?" if near else f"{there} exists, {missing!r} in it does not"
+    near = nearest(missing, os.listdir(there), 0.6)
+    hint = f"did you mean {str(there / near)!r}?" if near else f"{there} exists, {missing!r} in it does not"
     raise FileNotFoundError(f"no folder {path}; {hint}")
 
 
@@ -242,13 +244,11 @@ class Account:
 
     def write(self, path: str | os.PathLike[str]) -> None:
         """Writes what is left out as CSV (split, path, reason), images first; only a header if all is used."""
-        partial = f"{os.fspath(path)}.partial"
-        with open(partial, "w", newline="", encoding="utf-8") as file:
+        with whole_file(Path(path)) as partial, partial.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow(LeftOut._fields)
             for rows in (self.skipped, self.others):
                 writer.writerows((row.split, shown(row.path), shown(row.reason)) for row in rows)
-        os.replace(partial, path)
 
 
 def account(sources: Mapping[str, Any]) -> Account:
@@ -273,8 +273,9 @@ def account(sources: Mapping[str, Any]) -> Account:
         if selection is not None:
             splits.setdefault(id(selection.listing), {})[split] = selection
             continue
-        found, used[split] = found + len(source) + len(source.skipped), len(source)
-        skipped += [LeftOut(split, *line.partition(": ")[::2]) for line in source.skipped]
+        left_out = getattr(source, "skipped", ())
+        found, used[split] = found + len(source) + len(left_out), len(source)
+        skipped += [LeftOut(split, *line.partition(": ")[::2]) for line in left_out]
     read: dict[Path, set[str]] = {}
     for selections in splits.values():
         listing = next(iter(selections.values())).listing

@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from cnnjax.data.entries import BESIDE, holds_records
-from cnnjax.data.folder import OnError, open_splits, split_by_fraction, splits
+from cnnjax.data.folder import open_splits, split_by_fraction, splits
+from cnnjax.data.own import is_own_data, open_own
 from cnnjax.data.pixels import Resizing
 from cnnjax.data.sound import SoundFolder
+from cnnjax.data.splitting import OnError
 
 
 def open_data(
@@ -23,7 +25,9 @@ def open_data(
     """Open images, and split them if they are not split yet.
 
     Args:
-        data: A folder SPLIT/CLASS/FILE or CLASS/FILE, what `cnnjax pack` made of one, or "tfds:NAME[:CONFIG]".
+        data: A folder SPLIT/CLASS/FILE or CLASS/FILE, what `cnnjax pack` made of one, or "tfds:NAME[:CONFIG]"; or the
+            import path of a function of `image_size` that gives sources by split, such as `cnnjax.data.InMemory`: it
+            reads and resizes by itself, and the options below do not reach it.
         image_size: Height and width that `read` gives.
         parts: Slices of a TFDS data set in its own syntax: `{"train": "train[:80%]", "test": "train[80%:]"}`.
         on_error: "refuse" raises for an image that cannot be decoded, "skip" leaves it out and lists it.
@@ -48,6 +52,10 @@ def open_data(
     >>> root.cleanup()
     """
     name = os.fspath(data)
+    if is_own_data(name):
+        if parts:
+            raise ValueError(f"slices are of TFDS data sets; {name} gives its own splits")
+        return open_own(name, image_size)
     choices: dict[str, Any] = {"on_error": on_error, "resizing": resizing, "scale": scale}
     if (
         name.startswith("tfds:") or holds_records(name) or (Path(name) / BESIDE).is_dir()

@@ -15,67 +15,30 @@ where the pixels are kept as well: 1.4 times as fast as the folder decoded, 5 ti
 | evicted, in order | 13,900 | 13,400 | 37,100 |
 """
 
-import hashlib
 import json
 import os
 import shutil
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from rich.console import Console
-from tyro.conf import Positional, arg
 
-from cnnjax.data.decoded import DecodedFormat, decoded_files, has_decoded, write_decoded
-from cnnjax.data.entries import BESIDE, Entries, decoder, holds_records, path_beside, save_entries, write_synced
-from cnnjax.data.folder import Folder, open_splits, splits
+from cnnjax.data.decoded import DecodedFormat, has_decoded, write_decoded
+from cnnjax.data.entries import BESIDE, Entries, decoder, holds_records, path_beside, save_entries
+from cnnjax.data.folder import Folder, OnError, open_splits, splits
 from cnnjax.data.listing import Account, account, existing_folder, shown
 from cnnjax.data.pack_plan import KEYS, METADATA, Part, begin, claimed, file_state, list_states
-from cnnjax.data.pixels import ImageError, Resizing, checked_scale, decode, read_bytes
+from cnnjax.data.pixels import ImageError, checked_scale, decode, read_bytes
 from cnnjax.data.source import map_threaded
+from cnnjax.files.digests import content_digest
+from cnnjax.files.writing import whole_file, write_whole
 from cnnjax.runtime import Progress
-from cnnjax.runtime.progress import Bars
 
 _CHUNK_BYTES, _CHUNK_FILES = 64 << 20, 512
 _SHOWN = 20
-
-OnError = Literal["refuse", "skip"]
-
-
-@dataclass(frozen=True)
-class Pack:
-    """Pack a folder of images into one data set on disk that is faster to read.
-
-    The files' bytes are kept as they are, with the names of classes and files. Give the result to --data like a
-    folder; plain TFDS reads it too (tfds.builder_from_directory). Kill it and start it again with the same command:
-    it goes on where it stopped.
-    """
-
-    folder: Annotated[Positional[Path], arg(metavar="FOLDER")]
-    """Folder of images, SPLIT/CLASS/FILE or CLASS/FILE."""
-    out: Path | None = None
-    """Where the data set is written; FOLDER-packed, beside the folder, if not given."""
-    on_error: Literal["refuse", "skip"] = "refuse"
-    """What to do with an image that cannot be decoded: refuse names them all and stops, skip leaves them out and
-    lists them in skipped.csv."""
-    decoded: bool = False
-    """Also keep the pixels as they are decoded, whole: faster to read, about ten times the size of JPEGs. The same
-    command with this option adds them to what is packed already."""
-    image_size: int | None = None
-    """With --decoded: keep them resized to this height and width instead: the fastest to read at that size, four bytes
-    a value, slower or no use at others."""
-    resizing: Resizing = "bilinear"
-    """With --image-size: how (bilinear as Keras, antialias, crop_to_aspect_ratio or center_crop)."""
-    scale: str | None = None
-    """LOW:HIGH, the values of 16-bit files that become black and white: 0:4095 for 12-bit data; 0:65535 if not given,
-    and then files that would come out nearly black are refused."""
-
-    def __post_init__(self) -> None:
-        if self.image_size is not None and (not self.decoded or self.image_size < 1):
-            raise ValueError(f"image_size: expected --decoded and at least 1 pixel, found {self.image_size}")
 
 
 class Packed(NamedTuple):
@@ -83,25 +46,6 @@ class Packed(NamedTuple):
 
     out: Path
     account: Account
-
-
-def pack(config: Pack) -> Path:
-    """The command: pack, and say what became of every file."""
-    console = Console(soft_wrap=True, highlight=False)
-    with Bars(console) as bars:
-        size = None if config.image_size is None else (config.image_size, config.image_size)
-        kept = DecodedFormat(size, config.resizing) if config.decoded else None
-        packed = pack_folder(
-            config.folder, config.out, config.on_error, bars.bar("packing", "images"), decoded=kept, scale=config.scale
-        )
-    files = list(packed.out.glob("*.array_record-*"))
-    size, pixels = (sum(file.stat().st_size for file in some) / 1e6 for some in (files, decoded_files(packed.out)))
-    console.print(str(packed.account))
-    if packed.account.skipped or packed.account.others:
-        console.print(f"what is left out, with reasons: {packed.out / 'skipped.csv'}")
-    beside = f", {pixels:,.1f} MB of decoded pixels beside them" if pixels else ""
-    console.print(f"{size:,.1f} MB in {len(files)} record files{beside}; use them with --data {packed.out}")
-    return packed.out
 
 
 def pack_folder(
@@ -218,31 +162,28 @@ def _write_part(part: Part, source: Folder, states: np.ndarray) -> Generator[int
             reason = str(error)
         if file_state(path) != tuple(states[row].tolist()) or (content and len(content) != states[row, 0]):
             raise ValueError(f"{shown(path)} was changed while its folder was packed; pack it when it is at rest")
-        return content, hashlib.sha256(content).digest(), reason
+        return content, content_digest(content), reason
 
-    partial = part.path.with_name(part.path.name + ".partial")
     bad: dict[int, str] = {}
     kept: list[int] = []
     hashes: list[bytes] = []
-    # Images are compressed already. One record a group, since they are read one by one.
-    writer = ArrayRecordWriter(os.fspath(partial), "group_size:1,uncompressed")
-    for rows in _chunks(part.rows, states):
-        for row, (content, digest, reason) in zip(rows, map_threaded(read, rows), strict=True):
-            if reason:
-                bad[row] = reason
-                continue
-            with _told():
-                writer.write(make_record(content, int(source.labels[row]), source.names[row], KEYS))
-            kept.append(row)
-            hashes.append(digest)
-        yield rows.stop - part.rows.start
-    with _told():
-        writer.close()
-    with partial.open("rb") as file:
-        os.fsync(file.fileno())
-    partial.replace(part.path)
+    with whole_file(part.path, synced=True) as partial:
+        # Images are compressed already. One record a group, since they are read one by one.
+        writer = ArrayRecordWriter(os.fspath(partial), "group_size:1,uncompressed")
+        for rows in _chunks(part.rows, states):
+            for row, (content, digest, reason) in zip(rows, map_threaded(read, rows), strict=True):
+                if reason:
+                    bad[row] = reason
+                    continue
+                with _told():
+                    writer.write(make_record(content, int(source.labels[row]), source.names[row], KEYS))
+                kept.append(row)
+                hashes.append(digest)
+            yield rows.stop - part.rows.start
+        with _told():
+            writer.close()
     if bad:
-        write_synced(part.bad_path, json.dumps(bad).encode())
+        write_whole(part.bad_path, json.dumps(bad), synced=True)
     entries = Entries(
         source.labels[kept].astype(np.int64),
         np.frombuffer(b"".join(hashes), np.uint8).reshape(-1, 32),
@@ -344,5 +285,5 @@ def _write_metadata(
     )
     info.write_to_directory(place)
     for file in sorted(place.iterdir(), key=lambda file: file.name == "dataset_info.json"):
-        write_synced(target / file.name, file.read_bytes())
+        write_whole(target / file.name, file.read_bytes(), synced=True)
     shutil.rmtree(place)

@@ -13,10 +13,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from cnnjax.data.entries import BESIDE, Entries, load_entries, path_beside, write_synced, write_synced_arrays
+from cnnjax.data.entries import BESIDE, Entries, load_entries, path_beside
 from cnnjax.data.folder import Folder
 from cnnjax.data.listing import shown
 from cnnjax.data.source import map_threaded
+from cnnjax.files.writing import write_whole, write_whole_arrays
 
 KEYS = ("image", "label", "file_name")
 """The features of a packed data set; the first two are its supervised keys."""
@@ -120,7 +121,7 @@ def begin(target: Path, root: Path, sources: Mapping[str, Folder], states: Mappi
             "name": re.sub("[^a-z0-9]+", "_", f"packed_{root.name}".lower()).strip("_"),
             "parts": {split: cuts(state[:, 0].clip(0), most) for split, state in states.items()},
         } | ({} if scale is None else {"scale": list(scale)})
-        write_synced(plan, json.dumps(begun, indent=1).encode())
+        write_whole(plan, json.dumps(begun, indent=1), synced=True)
     else:
         begun = json.loads(plan.read_text())
         if begun["folder"] != str(root):
@@ -159,7 +160,7 @@ def _write_listing(path: Path, sources: Mapping[str, Folder], states: Mapping[st
     for split, source in sources.items():
         # No file's name holds a zero byte.
         arrays[f"names {split}"] = np.frombuffer(os.fsencode("\0".join(source.names)), np.uint8)
-    write_synced_arrays(path, **arrays)
+    write_whole_arrays(path, **arrays)
 
 
 def _read_listing(path: Path) -> dict[str, tuple[tuple[str, ...], np.ndarray]]:

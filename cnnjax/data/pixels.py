@@ -7,7 +7,6 @@ and its default moved them by 1 of 255 on average (7 at most). Resized to 160x16
 (0.00004 on average): TensorFlow places pixels in single precision, OpenCV in double.
 """
 
-import difflib
 import functools
 import io
 import math
@@ -20,6 +19,8 @@ from types import MappingProxyType
 from typing import Any, Literal, cast
 
 import numpy as np
+
+from cnnjax.runtime.nearest import unknown
 
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "WEBP")
 """What `decode` reads, told by the content of a file, never by its name."""
@@ -300,8 +301,7 @@ def checked_resizing(name: str) -> Resizing:
     """Returns `name` if it is a way to resize; raises `ValueError` with the nearest one otherwise."""
     if name in RESIZINGS:
         return cast(Resizing, name)
-    near = difflib.get_close_matches(name, RESIZINGS, 1, cutoff=0)[0]
-    raise ValueError(f"resizing: expected one of {', '.join(RESIZINGS)}, found {name!r}; did you mean {near!r}?")
+    raise ValueError(unknown("resizing", name, RESIZINGS, listed=True))
 
 
 def _crop_to_aspect_ratio(shape: tuple[int, int], size: tuple[int, int]) -> tuple[int, int, int, int]:

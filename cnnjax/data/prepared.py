@@ -1,7 +1,6 @@
 """From the name of a TFDS data set to its record files, prepared without TensorFlow where that is possible."""
 
 import contextlib
-import difflib
 import io
 import json
 import logging
@@ -18,6 +17,7 @@ from tensorflow_datasets.proto import tf_example_pb2, tf_feature_pb2
 
 from cnnjax.data.entries import BESIDE, holds_records
 from cnnjax.data.listing import existing_folder, some
+from cnnjax.runtime.nearest import nearest
 
 # Generated code, whose members no type checker sees.
 _example: Any = tf_example_pb2
@@ -181,13 +181,14 @@ def _refuse(folder: Path, name: str) -> NoReturn:
 
 
 @contextlib.contextmanager
-def _quiet() -> Generator[None]:
-    """Keeps TFDS's prints and advice from the terminal; progress bars and errors pass."""
+def quiet(*, bars: bool = True) -> Generator[None]:
+    """Keeps TFDS's prints and advice from the terminal; errors pass, and its progress bars if `bars`."""
     logger = logging.getLogger("absl")
     level = logger.level
     logger.setLevel(logging.ERROR)
+    errors = contextlib.nullcontext() if bars else contextlib.redirect_stderr(io.StringIO())
     try:
-        with contextlib.redirect_stdout(io.StringIO()):
+        with contextlib.redirect_stdout(io.StringIO()), errors:
             yield
     finally:
         logger.setLevel(level)
@@ -196,12 +197,12 @@ def _quiet() -> Generator[None]:
 def _builder(name: str, config: str | None, version: str | None, data_dir: str | os.PathLike[str] | None) -> Any:
     full = name + (f"/{config}" if config else "") + (f":{version}" if version else "")
     try:
-        with _quiet():
+        with quiet():
             return tfds.builder(full, data_dir=None if data_dir is None else os.fspath(data_dir))
     except tfds.core.DatasetNotFoundError:
         known = tfds.list_builders(with_community_datasets=False)
-        near = difflib.get_close_matches(name.lower(), known, 1)
-        hint = f"; did you mean 'tfds:{near[0]}'?" if near else f"; TFDS {tfds.__version__} knows {len(known)} others"
+        near = nearest(name.lower(), known, 0.6)
+        hint = f"; did you mean 'tfds:{near}'?" if near else f"; TFDS {tfds.__version__} knows {len(known)} others"
         raise LookupError(f"no TFDS data set {name!r}{hint}") from None
     except OSError:
         raise
@@ -211,8 +212,8 @@ def _builder(name: str, config: str | None, version: str | None, data_dir: str |
             _refuse_preparing(full, data_dir, error)
         configs = list(tfds.builder_cls(name).builder_configs)
         if config and config not in configs:
-            near = difflib.get_close_matches(config, configs, 1)
-            held = f"; did you mean 'tfds:{name}:{near[0]}'?" if near else f": it has {some(configs) or 'none'}"
+            near = nearest(config, configs, 0.6)
+            held = f"; did you mean 'tfds:{name}:{near}'?" if near else f": it has {some(configs) or 'none'}"
             raise LookupError(f"no configuration {config!r} of {name}{held}") from error
         raise LookupError(_one_line(error)) from error
 
@@ -221,7 +222,7 @@ def _prepare(builder: Any) -> None:
     """Lets TFDS download and write the records; its progress bars show."""
     full, root = builder.info.full_name, builder.data_dir_root
     try:
-        with _quiet():
+        with quiet():
             builder.download_and_prepare(file_format="array_record")
     # Whatever the data set's own code and the network raise.
     except Exception as error:

@@ -1,40 +1,36 @@
 """The images in TFDS record files, read by index."""
 
-import copy
-import hashlib
 import os
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
 from cnnjax.data.decoded import Decoded, DecodedFormat, Shard
 from cnnjax.data.entries import BESIDE, Entries, decoder, find_entries, keep_entries, records_cache, verified_mark
-from cnnjax.data.folder import OnError
+from cnnjax.data.examples import Examples
 from cnnjax.data.listing import shown
 from cnnjax.data.pixels import (
-    PIXEL_CHOICES,
-    RESIZINGS,
     ImageError,
     Resizing,
     checked_resizing,
     checked_scale,
     decode,
     resize,
-    scale_choice,
 )
 from cnnjax.data.prepared import data_source, described, feature_names, open_builder, parse_record
 from cnnjax.data.source import as_indices, as_labels, as_size, map_threaded
+from cnnjax.data.splitting import OnError, checked_on_error
+from cnnjax.files.digests import content_digest
 from cnnjax.runtime import Progress
 
-_SHOWN = 20
 _OPENING = threading.Lock()
 _Result = TypeVar("_Result")
 
 
-class Records:
+class Records(Examples):
     """The images of a prepared TFDS data set, one split or slice of it, read by index.
 
     What the record files hold (labels, names, a hash of every image) is found by reading them through once,
@@ -76,6 +72,9 @@ class Records:
     >>> place.cleanup()
     """
 
+    _by_row = ("labels", "_hashes", "_rows", "places", "_spans")
+    _hashes: np.ndarray
+
     def __init__(
         self,
         directory: str | os.PathLike[str],
@@ -86,15 +85,11 @@ class Records:
         progress: Progress | None = None,
         scale: str | Sequence[float] | None = None,
     ) -> None:
-        if on_error not in ("refuse", "skip"):
-            raise ValueError(f"on_error: expected 'refuse' or 'skip', found {on_error!r}")
+        checked_on_error(on_error)
         self.directory, self.split = Path(directory).absolute(), split
         self.image_size, self.resizing = as_size(image_size), checked_resizing(resizing)
         self.scale = checked_scale(scale)
-        self.skipped: tuple[str, ...] = ()
         self._opened: tuple[int, Any] | None = None
-        self._faults: dict[int, str] | None = None
-        self._digest: str | None = None
         builder = open_builder(self.directory)
         self._keys = feature_names(builder)
         self.class_names: tuple[str, ...] = tuple(builder.info.features[self._keys[1]].names)
@@ -111,9 +106,6 @@ class Records:
         if on_error == "skip":
             self.skip_undecodable()
 
-    def __len__(self) -> int:
-        return len(self.names)
-
     def __repr__(self) -> str:
         shape = f"{len(self)} images, {len(self.class_names)} classes, {self.image_size}"
         return f"Records({str(self.directory)!r}, {self.split!r}, {shape})"
@@ -129,7 +121,7 @@ class Records:
             ImageError: names every image among them that cannot be decoded, with the reason.
             OSError: a record that cannot be read, or is not the one that was listed.
         """
-        wanted = as_indices(indices, len(self))
+        wanted, size = as_indices(indices, len(self)), as_size(self.image_size)
         images = np.empty((len(wanted), *self.image_size, 3), np.float32)
 
         def one(slot: int) -> str | None:
@@ -142,7 +134,7 @@ class Records:
             try:
                 if pixels is None:
                     pixels = decode(self._image(self._records(), index), self.scale)
-                images[slot] = resize(pixels, self.image_size, self.resizing)
+                images[slot] = resize(pixels, size, self.resizing)
             except ImageError as error:
                 return str(error)
             return None
@@ -150,42 +142,12 @@ class Records:
         self._refuse(_reasons(wanted, map_threaded(one, range(len(wanted)))))
         return images
 
-    def verify(self) -> None:
-        """Reads and decodes every image once, so that a bad one is known before long work starts.
-
-        That all of them can be decoded is noted in the cache, under a hash of their bytes and Pillow's version:
-        the next call decodes nothing. Neither does the first call for a packed folder, which notes it itself.
-
-        Raises:
-            ImageError: names the images that cannot be decoded (up to 20, and their number), with reasons.
-            OSError: a record that cannot be read, or is not the one that was listed.
-        """
-        self._refuse(self._inspect())
-
     @property
-    def digest(self) -> str:
-        """SHA-256 (hex) of the images' bytes in order, the size and the pixel choices.
+    def _where(self) -> str:
+        return f"of {self.split!r} in {self.directory}"
 
-        The same as a `Folder` of the same files has, so features that were stored for one serve the other.
-        """
-        if self._digest is None:
-            choices = f"{PIXEL_CHOICES + RESIZINGS[self.resizing] + scale_choice(self.scale)}; {self.image_size}"
-            found = hashlib.sha256(f"{choices}; {len(self)}".encode())
-            found.update(self._hashes.tobytes())
-            self._digest = found.hexdigest()
-        return self._digest
-
-    def take(self, indices: Sequence[int] | np.ndarray) -> Self:
-        """Returns a source of the images at `indices` alone, in that order, with the same classes."""
-        chosen = as_indices(indices, len(self))
-        part = copy.copy(self)
-        part.names = tuple(self.names[i] for i in chosen)
-        part.labels, part._hashes, part._rows = self.labels[chosen], self._hashes[chosen], self._rows[chosen]
-        part.places, part._spans = self.places[chosen], self._spans[chosen]
-        part._digest = None
-        if self._faults is not None:
-            part._faults = {new: self._faults[i] for new, i in enumerate(chosen.tolist()) if i in self._faults}
-        return part
+    def _read_hashes(self) -> np.ndarray:
+        return self._hashes
 
     def content(self, index: int) -> bytes:
         """Returns an image's bytes as they are stored.
@@ -220,7 +182,7 @@ class Records:
         record, content, label, _ = self._use(
             records, row, lambda record: (record, *parse_record(record, self._keys[:2]))
         )
-        if hashlib.sha256(content).digest() != self._hashes[index].tobytes() or label != self.labels[index]:
+        if content_digest(content) != self._hashes[index].tobytes() or label != self.labels[index]:
             raise OSError(
                 f"{self.directory}: {shown(self.names[index])!r} is not what it was when the record files were "
                 f"listed; delete {self.directory / BESIDE} and {records_cache()}, and they are listed anew"
@@ -262,7 +224,7 @@ class Records:
             start += first
         held = [Shard(path, before, count) for path, _, _, before, count in shards.values()]
         self._decoded = Decoded(held, DecodedFormat(scale=self.scale))
-        self._resized = Decoded(held, DecodedFormat(self.image_size, self.resizing, self.scale))
+        self._resized = Decoded(held, DecodedFormat(as_size(self.image_size), self.resizing, self.scale))
         total, done = sum(part.examples_in_shard for part in instructions), 0
         several = len({shards[os.path.basename(part.filename)][1] for part in instructions}) > 1
         labels, hashes, places, decoders = [], [], [], set[str]()
@@ -313,7 +275,7 @@ class Records:
 
             def look(position: int) -> tuple[int, bytes, str]:
                 content, label, name = self._use(whole, position, lambda record: parse_record(record, self._keys))
-                return label, hashlib.sha256(content).digest(), name
+                return label, content_digest(content), name
 
             seen = map_threaded(look, range(count))
             hashes = np.frombuffer(b"".join(digest for _, digest, _ in seen), np.uint8).reshape(-1, 32)
@@ -323,7 +285,7 @@ class Records:
         return entries
 
     def _inspect(self) -> dict[int, str]:
-        """Returns by index why an image cannot be decoded."""
+        # That all can be decoded is noted in the cache, under a hash of their bytes and Pillow's version.
         if self._faults is None:
             faults: dict[int, str] = {}
             mark = verified_mark(self._hashes, self.scale)
@@ -334,37 +296,6 @@ class Records:
                     mark.touch()
             self._faults = faults
         return self._faults
-
-    def _lines(self, faults: Mapping[int, str]) -> list[str]:
-        return [f"{shown(self.names[i])}: {shown(reason)}" for i, reason in sorted(faults.items())]
-
-    def _refuse(self, faults: Mapping[int, str]) -> None:
-        if faults:
-            lines = self._lines(faults)
-            more = f"\n  ... and {len(lines) - _SHOWN} more" if len(lines) > _SHOWN else ""
-            count = "1 image" if len(lines) == 1 else f"{len(lines)} images"
-            raise ImageError(
-                f"{count} of {self.split!r} in {self.directory} cannot be decoded (on_error='skip' leaves such out):"
-                "\n  " + "\n  ".join(lines[:_SHOWN]) + more
-            )
-
-    def skip_undecodable(self) -> None:
-        """Decodes every image once and leaves out those that cannot be, listed in `skipped`.
-
-        Raises:
-            ImageError: a class of which no image is left.
-        """
-        faults = self._inspect()
-        skipped = tuple(self._lines(faults))
-        kept = self.take(np.delete(np.arange(len(self)), sorted(faults)))
-        lost = np.setdiff1d(self.labels, kept.labels)
-        if lost.size:
-            gone = ", ".join(repr(self.class_names[c]) for c in lost)
-            raise ImageError(
-                f"no image of class {gone} of {self.split!r} in {self.directory} can be decoded:\n  "
-                + "\n  ".join(skipped[:_SHOWN])
-            )
-        vars(self).update(vars(kept), skipped=skipped)
 
 
 def _reasons(wanted: np.ndarray, found: Sequence[str | None]) -> dict[int, str]:

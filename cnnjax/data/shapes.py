@@ -1,18 +1,17 @@
 """A data set that draws itself: textured shapes from a seed, as a TFDS builder that needs no TensorFlow."""
 
-import contextlib
 import dataclasses
 import io
-import logging
 import math
 import os
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 import tensorflow_datasets as tfds
 
 from cnnjax.data.pixels import decode
+from cnnjax.data.prepared import quiet
 from cnnjax.data.source import InMemory
 
 SPLITS = ("train", "validation", "test")
@@ -160,7 +159,7 @@ def open_shapes(
     ((1, 16, 16, 3), 4)
     """
     chosen = config if isinstance(config, ShapesConfig) else ShapesConfig(kind=config)
-    with _quiet():
+    with quiet(bars=False):
         builder = _builder(chosen, cache_dir)
         if not builder.is_prepared():
             try:
@@ -197,19 +196,6 @@ def _in_memory(builder: Shapes, split: str, config: ShapesConfig) -> InMemory:
             f"damaged data set in {builder.data_dir}, split {split!r}: {error}; delete that folder and it is drawn anew"
         ) from error
     return InMemory(images, labels, config.classes, names)
-
-
-@contextlib.contextmanager
-def _quiet() -> Generator[None]:
-    """Keeps TFDS's progress bars, prints and advice from the terminal; errors pass."""
-    logger = logging.getLogger("absl")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            yield
-    finally:
-        logger.setLevel(level)
 
 
 def draw(class_name: str, size: int, rng: np.random.Generator) -> np.ndarray:

@@ -1,6 +1,5 @@
 """Sound files to waveforms, and folders of them as a source."""
 
-import difflib
 import functools
 import importlib.util
 import io
@@ -14,8 +13,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from cnnjax.data.folder import Folder, OnError, _check_on_error
+from cnnjax.data.folder import Folder
 from cnnjax.data.listing import Listing, existing_folder, shown, some
+from cnnjax.data.splitting import OnError, checked_on_error
+from cnnjax.runtime.nearest import unknown
 
 EXTENSIONS = (".flac", ".ogg", ".wav")
 """The endings that are listed, in any case; what a file is, its content decides."""
@@ -327,7 +328,7 @@ def split_by_group(
     ...     {k: v.names for k, v in split_by_group(root, sounds, splits, sample_rate=8000, seconds=1).items()}
     {'train': ('0_ann_0.wav', '1_ann_0.wav'), 'test': ('0_bob_0.wav', '1_bob_0.wav')}
     """
-    _check_on_error(on_error)
+    checked_on_error(on_error)
     rows = [Recording(*sound) for sound in sounds]
     whole = SoundFolder._of(Path(root), rows, sample_rate, seconds)
     place, classes = _places({row.group for row in rows}, splits), whole.class_names
@@ -339,7 +340,7 @@ def split_by_group(
         raise ValueError(f"the splits of {root} must hold the same classes, but " + "; ".join(faults))
     if on_error == "skip":
         for part in parts.values():
-            part._skip_undecodable()
+            part.skip_undecodable()
     return parts
 
 
@@ -349,8 +350,7 @@ def _places(groups: set[str], splits: Mapping[str, Sequence[str]]) -> dict[str, 
     for split, members in splits.items():
         for group in members:
             if group not in groups:
-                near = difflib.get_close_matches(group, groups, 1, 0)[0]
-                raise LookupError(f"no sound of group {group!r} ({split}); did you mean {near!r}?")
+                raise LookupError(unknown("sound of group", group, sorted(groups), f"({split})"))
             if group in place:
                 raise ValueError(f"group {group!r} is in {place[group]!r} and in {split!r}; keep it in one")
             place[group] = split

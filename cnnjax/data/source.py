@@ -1,7 +1,6 @@
 """What a source of labelled images is, and the one that holds its images in memory."""
 
 import functools
-import hashlib
 import math
 import os
 import threading
@@ -24,6 +23,7 @@ from cnnjax.data.pixels import (
     resize,
     scaled,
 )
+from cnnjax.files.digests import joined_digest
 
 THREADS = min(4, max(2, os.cpu_count() or 2))
 """Threads of a process that read images."""
@@ -173,10 +173,8 @@ class InMemory:
     def digest(self) -> str:
         """SHA-256 (hex) of the images in order, their shape and type, and the pixel choices."""
         choices = PIXEL_CHOICES + RESIZINGS[self.resizing]
-        found = hashlib.sha256(f"{choices}; {self.image_size}; {self.images.shape} {self.images.dtype}".encode())
-        for start in range(0, len(self), _CHUNK):
-            found.update(np.ascontiguousarray(self.images[start : start + _CHUNK]))
-        return found.hexdigest()
+        parts = (np.ascontiguousarray(self.images[start : start + _CHUNK]) for start in range(0, len(self), _CHUNK))
+        return joined_digest(f"{choices}; {self.image_size}; {self.images.shape} {self.images.dtype}", parts)
 
     def read(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
         """Returns f32[n, H, W, 3] in 0..255; raises `IndexError` for an index outside 0..N-1."""
@@ -266,6 +264,15 @@ def targets_of(source: Any) -> Any:
     """
     targets = getattr(source, "targets", None)
     return source.labels if targets is None else targets
+
+
+def weights_of(source: Any) -> np.ndarray | None:
+    """How much each example of a source counts, f32[N]; None where all count the same.
+
+    >>> weights_of(InMemory(np.zeros((2, 8, 8, 3), np.uint8), [0, 1], ("a", "b"), weights=[1, 3])).tolist()
+    [1, 3]
+    """
+    return getattr(source, "weights", None)
 
 
 def rows_of(tree: Any, index: Any) -> Any:

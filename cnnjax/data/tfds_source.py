@@ -1,17 +1,16 @@
 """TFDS data sets by name, and packed folders, as sources; TensorFlow is not needed."""
 
-import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from cnnjax.data.folder import FRACTIONS, OnError
-from cnnjax.data.listing import some
 from cnnjax.data.pixels import Resizing
 from cnnjax.data.prepared import described, open_builder, prepared_folder
-from cnnjax.data.records import Progress, Records
+from cnnjax.data.records import Records
+from cnnjax.data.splitting import FRACTIONS, OnError, by_class, draw_splits
+from cnnjax.runtime import Progress
 
 SPLITS = ("train", "validation", "test")
 _OTHER_NAMES = {"val": "validation", "valid": "validation", "dev": "validation"}
@@ -124,23 +123,5 @@ def split_records(whole: Records, fractions: Mapping[str, float] = FRACTIONS, se
     Raises:
         ValueError: a class with fewer images than splits.
     """
-    ends = np.cumsum(list(fractions.values()))[:-1]
-    chosen: dict[str, list[np.ndarray]] = {key: [] for key in fractions}
-    few = []
-    # Once for all classes, whatever their number.
-    ends_of = np.cumsum(np.bincount(whole.labels, minlength=len(whole.class_names)))
-    classes = np.split(np.argsort(whole.labels, kind="stable"), ends_of[:-1])
-    for name, members in zip(whole.class_names, classes, strict=True):
-        if 0 < len(members) < len(fractions):
-            few.append(f"{name!r} has {len(members)}")
-        elif len(members):
-            rng = np.random.default_rng([seed, *hashlib.sha256(name.encode()).digest()])
-            cuts: list[int] = []
-            for place, end in enumerate(ends):
-                low, high = (cuts[-1] if cuts else 0) + 1, len(members) - (len(ends) - place)
-                cuts.append(min(max(round(float(end) * len(members)), low), high))
-            for key, part in zip(fractions, np.split(rng.permutation(members), cuts), strict=True):
-                chosen[key].append(part)
-    if few:
-        raise ValueError(f"{whole.directory}: too few images for {len(fractions)} splits: class {some(few)}")
-    return {key: whole.take(np.sort(np.concatenate(parts))) for key, parts in chosen.items()}
+    drawn = draw_splits(by_class(whole.labels, whole.class_names), fractions, seed, whole.directory)
+    return {key: whole.take(rows) for key, rows in drawn.items()}

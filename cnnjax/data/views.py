@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cnnjax.data.source import image_shape, rows_of, targets_of
-from cnnjax.staging.trace import digest
+from cnnjax.files.digests import digest
 
 if TYPE_CHECKING:
     from cnnjax.augment import AugmentFn

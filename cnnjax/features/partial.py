@@ -20,9 +20,9 @@ from typing import IO, Any
 
 import numpy as np
 
-from cnnjax.data.entries import write_synced
+from cnnjax.files.digests import digest
+from cnnjax.files.writing import sync, write_whole
 from cnnjax.runtime import preemption
-from cnnjax.staging.trace import digest
 
 SAVE_SECONDS = 5.0
 """Between two counts of the rows that are done: what a kill costs, at most."""
@@ -77,7 +77,7 @@ class PartialFile:
         if not rows:
             # First of all, and for good: a count left from before must not stand beside a new file.
             self._count.unlink(missing_ok=True)
-            _sync_folder(self._path.parent)
+            sync(self._path.parent)
             with _named(self._path):
                 self._file.truncate(0)
                 self._file.seek(0)
@@ -103,7 +103,7 @@ class PartialFile:
     def save(self, rows: int) -> None:
         """Count the first `rows` rows as done; `sync` has been called since they were written."""
         told = {"rows": rows, "made_by": self.made_by, "check": self._check(rows, self.made_by)}
-        write_synced(self._count, json.dumps(told).encode())
+        write_whole(self._count, json.dumps(told), synced=True)
         self.rows = rows
 
     def publish(self) -> None:
@@ -329,16 +329,6 @@ def _reserve(file: int, nbytes: int) -> None:
         os.posix_fallocate(file, 0, nbytes)
     else:
         os.truncate(file, nbytes)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Have the disk hold which files there are."""
-    with suppress(OSError):  # not every platform opens folders
-        opened = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(opened)
-        finally:
-            os.close(opened)
 
 
 @contextmanager

@@ -17,11 +17,11 @@ import numpy as np
 from cnnjax.data.loader import read_batches
 from cnnjax.data.source import as_kept
 from cnnjax.features.partial import DiskWriter, MemoryWriter, PartialFile, claimed, clear, discard, mapped
+from cnnjax.files.digests import digest
 from cnnjax.ops.onednn import takes
 from cnnjax.ops.spread import cpu_threads
 from cnnjax.runtime import Progress, preemption
 from cnnjax.staging import Feature, Maker, ProgramDiffers, Staged
-from cnnjax.staging.trace import digest
 
 GIB = 1 << 30
 PASS_BATCH = 32

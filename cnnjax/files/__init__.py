@@ -1,1 +1,1 @@
-"""Folders of runs: their names, locks and what they hold."""
+"""Folders of runs, digests of what they hold, and files that are there whole or not at all."""

@@ -1,26 +1,33 @@
 """Trains a model by a recipe, phase after phase, and keeps what was best."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
+import jax
 import numpy as np
 import optax
 from flax import nnx
 
+from cnnjax.augment import AugmentFn
 from cnnjax.data.order import epoch_steps
 from cnnjax.data.source import targets_of
 from cnnjax.features import FeatureStore
+from cnnjax.files.importing import imported
 from cnnjax.fit.plan import Report
 from cnnjax.fit.recipe import Phase, Recipe, phases
 from cnnjax.fit.run import CheckpointConfig, Record, Run
 from cnnjax.freeze import layer_names
-from cnnjax.functional import Leaves, lasting_leaves, names_of
+from cnnjax.functional import Functional, Leaves, functionalize, lasting_leaves, names_of
 from cnnjax.metrics import Journal
 from cnnjax.models.layer_order import Example
-from cnnjax.optim import by_depth, by_groups, make_optimizer, warmup_cosine, warmup_linear
+from cnnjax.optim import by_depth, by_groups, make_optimizer
 from cnnjax.runtime import Progress
 from cnnjax.runtime.precision import Precision
+from cnnjax.train.callbacks import Callbacks
 from cnnjax.train.dataset import FeatureDataset, LabelledImages
+from cnnjax.train.step import GradientFn
 from cnnjax.train.tasks import Classification, Task
 from cnnjax.train.trainer import Trainer
 
@@ -28,8 +35,13 @@ if TYPE_CHECKING:
     from cnnjax.runtime.devices import Devices
 
 
-class Fitted(NamedTuple):
-    """A trained model.
+OptimizerFn = Callable[[optax.Schedule], optax.GradientTransformation]
+"""From a learning rate for each step to an optimizer: optax's own functions are such ones."""
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A trained model, and how it was trained.
 
     Attributes:
         leaves: every leaf by path, random keys left out.
@@ -40,6 +52,7 @@ class Fitted(NamedTuple):
         best: the epoch whose weights the last phase ended with; of an earlier phase where none of its own was better.
         task: what was minimised, with what it took from the training targets (balanced weights, a scale), and without
             the recipe's smoothing.
+        functional: the model as pure functions of its leaves.
     """
 
     leaves: Leaves
@@ -47,6 +60,13 @@ class Fitted(NamedTuple):
     seconds: dict[str, float]
     best: int
     task: Task
+    functional: Functional = field(repr=False)
+
+    @cached_property
+    def model(self) -> nnx.Module:
+        """The trained model in inference mode: call it with a batch of images; all its leaves are its own."""
+        random = self.functional.random_leaves(jax.random.key(0))
+        return self.functional.module({**self.leaves, **random}, train=False)
 
 
 def silent(name: str) -> Progress:
@@ -68,6 +88,14 @@ class Fitter:
         precision: what is computed with, as for `Trainer`.
         devices: what the batches are spread over; one device if not given.
         task: what is minimised and reported, as for `Trainer`; `label_smoothing` of the recipe is added to it.
+        optimizer: in place of the recipe's: a function from a learning rate for each step (an `optax.Schedule`) to an
+            optax optimizer, such as `optax.lion` or `lambda rate: optax.chain(optax.clip(1.0), optax.adam(rate))`. It
+            is called for each phase, with the phase's learning rate under the recipe's schedule. Weight decay,
+            clipping, accumulation, averages and factors are then its own affair.
+        schedule: in place of the recipe's: a function from a phase's number of optimizer steps to a schedule of
+            factors of the phase's learning rate, such as `lambda steps: optax.cosine_onecycle_schedule(steps, 1.0)`.
+        augment: in place of the recipe's, as for `Trainer`.
+        gradient_fn: makes the gradients, as for `Trainer`.
 
     Attributes:
         task: the same; once there are training targets, with what it takes from them.
@@ -103,6 +131,10 @@ class Fitter:
         precision: Precision = "auto",
         devices: "Devices | None" = None,
         task: Task | None = None,
+        optimizer: OptimizerFn | None = None,
+        schedule: Callable[[int], optax.Schedule] | None = None,
+        augment: AugmentFn | None = None,
+        gradient_fn: GradientFn | None = None,
     ):
         self._asked = task or Classification()
         self.task = self._asked.smoothed(recipe.label_smoothing)
@@ -110,9 +142,22 @@ class Fitter:
         self.recipe, self.store, self._model = recipe, store or FeatureStore(), model
         self.phases = phases(recipe, model, within, example)
         self._example, self._workers = example, workers
+        self._optimizer, self._schedule = optimizer, schedule
+        if recipe.gradient_fn is not None:
+            if gradient_fn is not None:
+                raise ValueError("gradient_fn: the recipe has one of its own: give one of them")
+            gradient_fn = imported(recipe.gradient_fn)
+        self._gradient_fn = gradient_fn
+        self._augment = recipe.augmentation if augment is None else augment
+        self._check_own()
         self._factors = _factors(recipe, model, example)
         self._trainers: dict[tuple[int, int, Task], Trainer] = {}
         self._rows: dict[tuple[int, int, bool], tuple[LabelledImages, FeatureDataset]] = {}
+
+    @property
+    def own_optimizer(self) -> bool:
+        """Whether the optimizer is not the recipe's."""
+        return self._optimizer is not None
 
     def resolve(self, train: LabelledImages) -> None:
         """Take from the training targets what the task needs of them; `fit` does it."""
@@ -124,21 +169,64 @@ class Fitter:
         recipe, found = self.recipe, self.phases[phase]
         batches = epoch_steps(images, recipe.batch_size, recipe.last_batch)
         if (phase, batches, self.task) not in self._trainers:
-            optimizer = make_optimizer(
-                recipe.optimizer, found.learning_rate, schedule=_schedule(recipe, found, batches), clip=recipe.clip,
-                weight_decay=recipe.weight_decay, accumulate=recipe.accumulate, ema=recipe.ema, factors=self._factors,
-            )  # fmt: skip
             self._trainers[phase, batches, self.task] = Trainer(
-                self._model, found.frozen, self._example, batch_size=recipe.batch_size, optimizer=optimizer,
-                store=self.store, augment=recipe.augmentation, views=recipe.views, workers=self._workers,
-                task=self.task, not_finite=recipe.not_finite, stream=self._stream,
-                precision=self._precision, devices=self.devices, last_batch=recipe.last_batch,
+                self._model, found.frozen, self._example, batch_size=recipe.batch_size,
+                optimizer=self._made(found, batches), store=self.store, augment=self._augment, views=recipe.views,
+                workers=self._workers, task=self.task, gradient_fn=self._gradient_fn, not_finite=recipe.not_finite,
+                stream=self._stream, precision=self._precision, devices=self.devices, last_batch=recipe.last_batch,
             )  # fmt: skip
         return self._trainers[phase, batches, self.task]
 
+    def _made(self, phase: Phase, batches: int) -> optax.GradientTransformation:
+        """The optimizer of a phase with so many batches an epoch."""
+        recipe, schedule = self.recipe, self._factor(phase, batches)
+        if self._optimizer is None:
+            return make_optimizer(
+                recipe.optimizer, phase.learning_rate, schedule=schedule, clip=recipe.clip,
+                weight_decay=recipe.weight_decay, accumulate=recipe.accumulate, ema=recipe.ema, factors=self._factors,
+            )  # fmt: skip
+        rate = phase.learning_rate
+        made = self._optimizer(lambda step: rate * (1.0 if schedule is None else schedule(step)))
+        if not isinstance(made, optax.GradientTransformation):
+            raise ValueError(f"optimizer: expected a function that gives an optax optimizer, found {made!r} from it")
+        return made
+
+    def _factor(self, phase: Phase, batches: int) -> optax.Schedule | None:
+        """The factor of a phase's learning rate in each optimizer step."""
+        if self._schedule is None:
+            return _schedule(self.recipe, phase, batches)
+        return self._schedule(max(1, batches * phase.epochs // self.recipe.accumulate))
+
+    def _check_own(self) -> None:
+        """Refuse options of the recipe that what was given in their place would pass over."""
+        recipe = self.recipe
+        if self._schedule is not None and (recipe.schedule != "constant" or recipe.warmup):
+            raise ValueError("schedule: the recipe has a schedule or a warmup of its own: give one of them")
+        if self._optimizer is None:
+            return
+        if not callable(self._optimizer):
+            raise ValueError(
+                "optimizer: expected a function from a learning rate schedule to an optax optimizer, such as "
+                f"optax.adam, found {type(self._optimizer).__name__}: write `lambda rate: ...`"
+            )
+        own = {
+            name: getattr(recipe, name)
+            for name in ("weight_decay", "clip", "accumulate", "ema", "learning_rate_groups")
+        }
+        own["layer_factor"] = recipe.layer_factor
+        if given := [name for name, value in own.items() if value != Recipe.__dataclass_fields__[name].default]:
+            raise ValueError(f"optimizer: make {', '.join(given)} part of it, or leave them out of the recipe")
+        state = jax.eval_shape(self._made(self.phases[0], 1).init, {"weight": np.zeros(1, np.float32)})
+        nodes = jax.tree.leaves(state, is_leaf=lambda node: hasattr(node, "hyperparams"))
+        if any(phase.keeps_optimizer for phase in self.phases) and any(hasattr(node, "hyperparams") for node in nodes):
+            raise ValueError(
+                f"optimizer: {recipe.method} goes on with the optimizer's state, in which optax.inject_hyperparams "
+                "would keep the learning rate of the phase before: give the optimizer without it"
+            )
+
     def rate(self, phase: int, step: int, batches: int) -> float:
         """The learning rate of a phase's step, counted from 0, before factors of single leaves."""
-        schedule = _schedule(self.recipe, self.phases[phase], batches)
+        schedule = self._factor(self.phases[phase], batches)
         factor = 1.0 if schedule is None else float(np.asarray(schedule(step // self.recipe.accumulate)))
         return self.phases[phase].learning_rate * factor
 
@@ -173,6 +261,7 @@ class Fitter:
         journal: Journal | None = None,
         report: Report = silent,
         checkpointing: CheckpointConfig | None = None,
+        callbacks: Sequence[Any] = (),
     ) -> Fitted:
         """Train.
 
@@ -186,6 +275,8 @@ class Fitter:
             report: shows progress.
             checkpointing: checkpoints; a run that finds one of its own goes on from there, and ends as if it had never
                 been interrupted: the same weights, records and optimizer state to the last bit.
+            callbacks: called after each step and each epoch; see `cnnjax.Callback`, also for what they are told where a
+                run goes on from a checkpoint.
 
         Raises:
             NotFinite: a loss was NaN or infinite: step, rate and files are named.
@@ -205,9 +296,10 @@ class Fitter:
             )
         # Rows of other sources, such as another seed's subset, make room.
         self._rows = {key: kept for key, kept in self._rows.items() if kept[0] is train or kept[0] is validation}
-        run = Run(self, train, validation, seed, journal, report, checkpointing)
+        run = Run(self, train, validation, seed, journal, report, checkpointing, Callbacks(callbacks))
         own = run.all_phases(dict(leaves or {}))
-        return Fitted({**lasting_leaves(self._model), **own}, run.at.history, run.at.seconds, run.at.best, self._known)
+        leaves, at = {**lasting_leaves(self._model), **own}, run.at
+        return Fitted(leaves, at.history, at.seconds, at.best, self._known, functionalize(self._model))
 
     def outputs(self, fitted: Fitted, source: LabelledImages, images: int, report: Report = silent) -> Any:
         """The outputs, such as logits f32[N, 1 or classes], of a source, from features of what the last phase froze.
@@ -236,8 +328,8 @@ class Fitter:
 def _factors(recipe: Recipe, model: nnx.Module, example: Example) -> Callable[[str], float] | None:
     lasting = lasting_leaves(model)
     names = {path: every for path, every in names_of(model).items() if path in lasting}
-    if recipe.rate_groups:
-        return by_groups(recipe.rate_groups, names)
+    if recipe.learning_rate_groups:
+        return by_groups(recipe.learning_rate_groups, names)
     if recipe.layer_factor == 1:
         return None
     order = _in_order(model, names, example)
@@ -269,7 +361,4 @@ def _schedule(recipe: Recipe, phase: Phase, batches: int) -> optax.Schedule | No
             f"{batches * phase.epochs} in all: nothing would train; give at most {batches}, an epoch's"
         )
     steps = max(1, batches * phase.epochs // recipe.accumulate)
-    warmup = round(recipe.warmup * steps)
-    if recipe.schedule != "constant":
-        return (warmup_cosine if recipe.schedule == "cosine" else warmup_linear)(steps, warmup)
-    return optax.linear_schedule(1 / (warmup + 1), 1.0, warmup) if warmup else None
+    return recipe.scheduled(steps, round(recipe.warmup * steps))

@@ -28,6 +28,11 @@ class Plan(Protocol):
     phases: tuple[Phase, ...]
     devices: "Devices | None"
 
+    @property
+    def own_optimizer(self) -> bool:
+        """Whether the optimizer is the caller's own, whose learning rate is not known here."""
+        ...
+
     def trainer(self, phase: int, images: int, /) -> Trainer:
         """The trainer of a phase, for a training set of so many images."""
         ...

@@ -17,10 +17,12 @@ from cnnjax.metrics import Journal
 from cnnjax.optim import averaged, transfer_optimizer_state, with_rate
 from cnnjax.optim.average import with_average
 from cnnjax.runtime import preemption
+from cnnjax.train.callbacks import Callbacks
 from cnnjax.train.dataset import FeatureDataset, LabelledImages
 from cnnjax.train.state import State
 from cnnjax.train.task import Metrics
 from cnnjax.train.trainer import NotFinite, Trainer
+from cnnjax.train.trains import Trains
 
 if TYPE_CHECKING:
     from cnnjax.checkpoints import Checkpoints
@@ -62,6 +64,7 @@ class TrainingProgress:
         best_loss: that loss; where the best weights are kept, what the phase started from counts too.
         history: the records of all epochs so far.
         seconds: what took how long.
+        ended: whether a callback has ended training.
     """
 
     phase: int = 0
@@ -71,6 +74,7 @@ class TrainingProgress:
     best_loss: float | None = None
     history: list[Record] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=lambda: {"features": 0.0, "training": 0.0, "evaluation": 0.0})
+    ended: bool = False
 
 
 class _Latest(NamedTuple):
@@ -87,10 +91,10 @@ class Run:
 
     def __init__(
         self, fitter: "Plan", train: LabelledImages, validation: LabelledImages | None, seed: int,
-        journal: Journal | None, report: "Report", checkpointing: CheckpointConfig | None,
+        journal: Journal | None, report: "Report", checkpointing: CheckpointConfig | None, callbacks: Callbacks,
     ) -> None:  # fmt: skip
         self.fitter, self.train, self.validation, self.seed = fitter, train, validation, seed
-        self.journal, self.report, self.checkpointing = journal, report, checkpointing
+        self.journal, self.report, self.checkpointing, self.callbacks = journal, report, checkpointing, callbacks
         self.at = TrainingProgress()
         self._best: Leaves | None = None
         self._latest: _Latest | None = None
@@ -105,6 +109,8 @@ class Run:
         for number in range(self.at.phase, len(self.fitter.phases)):
             before = self._phase(number, leaves, before, resumed)
             leaves, resumed = before[1], None
+            if self.at.ended:
+                break
         if self.checkpointing:
             self._guarded(self.checkpointing.checkpoints.wait)
         return leaves
@@ -151,14 +157,15 @@ class Run:
     ) -> State:
         phase = self.fitter.phases[self.at.phase]
 
-        def on_epoch_end(trainer: Trainer, state: State, record: dict[str, Any]) -> bool:
+        def on_epoch_end(_: Trains, state: State, record: dict[str, Any]) -> bool:
             self._end_epoch(trainer, phase, state, record, held_out)
             return self._stopped()
 
         try:
             return trainer.fit(
-                state, rows, epochs=epochs, seed=self.seed, progress=self.report(phase.name), on_epoch_end=on_epoch_end,
-                on_step_end=self._on_step_end, running_metrics=running_metrics,
+                state, rows, epochs=epochs, seed=self.seed, progress=self.report(phase.name),
+                on_epoch_end=on_epoch_end, on_step_end=self._on_step_end, running_metrics=running_metrics,
+                step_by_step=bool(self.callbacks.steps),
             )[0]  # fmt: skip
         except preemption.Preempted:
             if self.checkpointing is not None and not self._save(wait=True):
@@ -193,16 +200,19 @@ class Run:
             line |= {f"validation_{name}": value for name, value in found.items()}
             at.seconds["evaluation"] += time.perf_counter() - begun
             improved = at.best_loss is None or math.isnan(at.best_loss) or found["loss"] < at.best_loss
-            at.since += 1
-            if improved:
-                at.best_loss, at.since, at.best = found["loss"], 0, line["epoch"]
-                self._best = _copied(evaluated(state)) if self._keeps_best else None
+        validation_loss = line.get("validation_loss")
+        # Before anything says that the epoch is done: what is saved while they run has them called again.
+        at.ended = self._agreed(self.callbacks.on_epoch_end(trainer, state, line))[0]
+        at.since += held_out is not None
+        if improved:
+            at.best_loss, at.since, at.best = validation_loss, 0, line["epoch"]
+            self._best = _copied(evaluated(state)) if self._keeps_best else None
         at.seconds["training"] += record["seconds"]
         at.history.append(line)
         if self.journal:
             self.journal.write(_untimed(line))
         assert self._latest is not None
-        self._latest = _Latest(state, trainer.no_metrics(), self._latest.step, line.get("validation_loss"))
+        self._latest = _Latest(state, trainer.no_metrics(), self._latest.step, validation_loss)
         asked = self._hosts > 1 and preemption.requested()
         asked, due = self._agreed(asked, self._due(1.0 if not improved else 0.1))
         if asked:
@@ -211,8 +221,9 @@ class Run:
             self._save(wait=False)
 
     def _stopped(self) -> bool:
-        """Whether the validation loss has not fallen for as long as the recipe waits."""
-        return self.fitter.recipe.patience is not None and self.at.since >= self.fitter.recipe.patience
+        """Whether the recipe does not wait any longer for a lower validation loss, or a callback ended training."""
+        patience = self.fitter.recipe.patience
+        return self.at.ended or (patience is not None and self.at.since >= patience)
 
     def _rows(self, trainer: Trainer, number: int) -> tuple[FeatureDataset, FeatureDataset | None]:
         start = time.perf_counter()
@@ -232,7 +243,9 @@ class Run:
             moved, _ = transfer_optimizer_state(
                 before[0].optimizer, before[0].trainable, trainer.optimizer, state.trainable, restart=True
             )
-            state = state._replace(optimizer=with_rate(with_average(moved, state.trainable), phase.learning_rate))
+            if not self.fitter.own_optimizer:
+                moved = with_rate(with_average(moved, state.trainable), phase.learning_rate)
+            state = state._replace(optimizer=moved)
         # Epochs are counted on, so that each phase draws orders and augmentations of its own.
         return state._replace(step=jnp.array(before[0].step))
 
@@ -254,8 +267,9 @@ class Run:
 
     # Checkpoints.
 
-    def _on_step_end(self, trainer: Trainer, state: State, running_metrics: Metrics, step: int) -> None:
+    def _on_step_end(self, trainer: Trains, state: State, running_metrics: Metrics, step: int) -> None:
         self._latest = _Latest(state, running_metrics, step)
+        self.callbacks.on_step_end(trainer, state, running_metrics, step)
         if self._hosts > 1 and step % self._steps and step % _TOGETHER:
             return
         asked, due = self._agreed(self._hosts > 1 and preemption.requested(), self._due())

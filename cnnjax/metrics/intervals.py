@@ -1,6 +1,5 @@
 """How far a measured number may lie from the true one: over seeds, and over the examples it was measured on."""
 
-import difflib
 import math
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -8,6 +7,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from cnnjax.metrics.measures import Scored, bin_of, scored
+from cnnjax.runtime.nearest import unknown
 
 MEASURES = ("accuracy", "auc", "loss", "ece")
 _ROOM = 2**22  # numbers of one block of resamples: 32 MB
@@ -62,8 +62,7 @@ def bootstrap(
     (0.84, 0.96)
     """
     if measure not in MEASURES:
-        nearest = difflib.get_close_matches(measure, MEASURES, n=1, cutoff=0)[0]
-        raise ValueError(f"no measure {measure!r} among {', '.join(MEASURES)}; did you mean {nearest!r}?")
+        raise ValueError(unknown("measure", measure, MEASURES, listed=True))
     if samples < 1 or not 0 < level < 1:
         raise ValueError(f"expected samples > 0 and 0 < level < 1, found {samples} and {level}")
     found = resampled(scored(logits, labels), (measure,), samples, seed, level)[measure]
@@ -76,11 +75,12 @@ def resampled(
     found: Scored, measures: Sequence[str], samples: int, seed: int, level: float
 ) -> dict[str, tuple[float, float] | None]:
     """`bootstrap` of several measures from the same resamples; None where a measure is not defined."""
-    present = np.bincount(found.labels, minlength=found.classes) > 0
+    present = np.bincount(found.labels, found.weights, minlength=found.classes) > 0
     values: dict[str, list[np.ndarray]] = {name: [] for name in measures if name != "auc" or present.all()}
     for counts in _draws(len(found.labels), samples, seed):
+        weighted = counts if found.weights is None else counts * found.weights[:, None]
         for name, blocks in values.items():
-            blocks.append(_MEASURE[name](found, counts))
+            blocks.append(_MEASURE[name](found, weighted))
     ends: dict[str, tuple[float, float] | None] = dict.fromkeys(measures)
     for name, blocks in values.items():
         defined = np.concatenate(blocks)
@@ -98,14 +98,17 @@ def resampled_indices(examples: int, samples: int, seed: int) -> Iterator[np.nda
 
 
 def resampled_means(
-    values: Mapping[str, np.ndarray], samples: int, seed: int, level: float = 0.95
+    values: Mapping[str, np.ndarray], samples: int, seed: int, level: float = 0.95, weights: np.ndarray | None = None
 ) -> dict[str, tuple[float, float]]:
-    """Percentile bootstrap intervals of means, f64[N] each, from the same resamples."""
+    """Percentile bootstrap intervals of means, f64[N] each, from the same resamples; with weights of weighted means."""
     drawn: dict[str, list[np.ndarray]] = {name: [] for name in values}
     count = len(next(iter(values.values()))) if values else 0
     for counts in _draws(count, samples, seed) if count else ():
+        weighted = counts if weights is None else counts * weights[:, None]
+        whole = weighted.sum(0)
         for name, value in values.items():
-            drawn[name].append(value @ counts / count)
+            # A resample whose examples all weigh nothing has no mean.
+            drawn[name].append((value @ weighted)[whole > 0] / whole[whole > 0])
     ends = [(1 - level) / 2, (1 + level) / 2]
     found = {name: np.quantile(np.concatenate(blocks), ends) for name, blocks in drawn.items() if blocks}
     return {name: (float(low), float(high)) for name, (low, high) in found.items()}
@@ -123,11 +126,17 @@ def _draws(examples: int, samples: int, seed: int) -> Iterator[np.ndarray]:
 
 
 def _accuracy(found: Scored, counts: np.ndarray) -> np.ndarray:
-    return found.correct @ counts / len(counts)
+    return _over(found.correct @ counts, counts)
 
 
 def _loss(found: Scored, counts: np.ndarray) -> np.ndarray:
-    return found.losses @ counts / len(counts)
+    return _over(found.losses @ counts, counts)
+
+
+def _over(sums: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Means; NaN of a resample whose examples all weigh nothing."""
+    whole = counts.sum(0)
+    return np.divide(sums, whole, out=np.full_like(whole, np.nan), where=whole > 0)
 
 
 def _ece(found: Scored, counts: np.ndarray) -> np.ndarray:
@@ -135,11 +144,12 @@ def _ece(found: Scored, counts: np.ndarray) -> np.ndarray:
     place, gaps = bin_of(confidences), found.correct - confidences
     order = np.argsort(place)
     starts = np.flatnonzero(np.diff(place[order], prepend=-1))
-    return np.abs(np.add.reduceat(gaps[order, None] * counts[order], starts, axis=0)).sum(0) / len(counts)
+    return _over(np.abs(np.add.reduceat(gaps[order, None] * counts[order], starts, axis=0)).sum(0), counts)
 
 
 def _auc(found: Scored, counts: np.ndarray) -> np.ndarray:
-    counts = counts.astype(np.float32)  # exact for whole numbers to 2**24, and half the memory to pass through
+    if found.weights is None:
+        counts = counts.astype(np.float32)  # exact for whole numbers to 2**24, and half the memory to pass through
     total, defined = np.zeros(counts.shape[1]), np.zeros(counts.shape[1])
     for label in (1,) if found.classes == 2 else range(found.classes):
         own = found.labels == label

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cnnjax.files.runs import finite, write_whole
+from cnnjax.files.runs import finite
+from cnnjax.files.writing import write_whole
 
 
 class Journal:

@@ -9,6 +9,7 @@ import numpy as np
 from cnnjax.files.runs import finite
 from cnnjax.metrics import tables
 from cnnjax.metrics.intervals import resampled_means
+from cnnjax.metrics.measures import checked_weights, mean
 
 
 @dataclass(frozen=True)
@@ -55,13 +56,15 @@ class MeansReport:
 
 
 def means_report(
-    values: Mapping[str, np.ndarray], units: Mapping[str, str] | None = None, *, samples: int = 0, seed: int = 0
-) -> MeansReport:
+    values: Mapping[str, np.ndarray], units: Mapping[str, str] | None = None, *,
+    weights: np.ndarray | None = None, samples: int = 0, seed: int = 0,
+) -> MeansReport:  # fmt: skip
     """Means of measures of each example.
 
     Args:
         values: Measure -> f32[N].
         units: Measure -> unit.
+        weights: f32[N], how much each example counts; all the same if not given.
         samples: Resamples for the 95 % bootstrap intervals, 0 for none.
         seed: Of the resamples.
 
@@ -69,9 +72,10 @@ def means_report(
     {'loss': 1.5}
     """
     each = {name: np.asarray(value, np.float64) for name, value in values.items()}
-    means = {name: float(value.mean()) for name, value in each.items()}
-    known = {name: value for name, value in each.items() if np.isfinite(value).all()}
-    ends = resampled_means(known, samples, seed) if samples else {}
     count = len(next(iter(each.values())))
+    own = checked_weights(weights, count)
+    means = {name: mean(value, own) for name, value in each.items()}
+    known = {name: value for name, value in each.items() if np.isfinite(value).all()}
+    ends = resampled_means(known, samples, seed, weights=own) if samples else {}
     plain = {name: value if np.isfinite(value) else None for name, value in means.items()}
     return MeansReport(count, plain, {name: unit for name, unit in (units or {}).items() if unit}, ends)

@@ -18,12 +18,14 @@ class Scored:
         log_probabilities: f64[N, K], in nats.
         order: f64[N, K], log-odds of each class against the rest: probabilities that do not round to 1.
         predicted: i64[N], the likeliest classes; the first of those that tie.
+        weights: f64[N], how much each example counts; None where all count the same.
     """
 
     labels: np.ndarray
     log_probabilities: np.ndarray
     order: np.ndarray
     predicted: np.ndarray
+    weights: np.ndarray | None = None
 
     @property
     def classes(self) -> int:
@@ -53,15 +55,46 @@ class Scored:
         return ((self.log_probabilities > own) | before).sum(1)
 
 
-def scored(logits: ArrayLike, labels: ArrayLike) -> Scored:
+def mean(values: np.ndarray, weights: np.ndarray | None) -> float:
+    """The mean over examples, each with its weight.
+
+    >>> mean(np.array([1.0, 4.0]), None), mean(np.array([1.0, 4.0]), np.array([2.0, 1.0]))
+    (2.5, 2.0)
+    """
+    return float(values.mean() if weights is None else np.average(values, weights=weights))
+
+
+def checked_weights(weights: ArrayLike | None, count: int) -> np.ndarray | None:
+    """Weights of examples as f64[N]; None where all are the same, which is as if there were none.
+
+    Raises:
+        ValueError: They are not `count` finite numbers from 0 on, or all of them are 0.
+
+    >>> checked_weights([2, 2], 2), checked_weights([1, 2], 2).tolist()
+    (None, [1.0, 2.0])
+    """
+    if weights is None:
+        return None
+    found = np.asarray(weights)
+    if found.shape != (count,) or found.dtype.kind not in "biuf":
+        raise ValueError(f"weights: expected {count} numbers, one an example, found {found.dtype}{list(found.shape)}")
+    found = found.astype(np.float64)
+    if not np.isfinite(found).all() or (found < 0).any() or not found.any():
+        raise ValueError("weights: expected finite numbers from 0 on, not all 0")
+    return None if (found == found[0]).all() else found
+
+
+def scored(logits: ArrayLike, labels: ArrayLike, weights: ArrayLike | None = None) -> Scored:
     """Check logits and labels, and compute in double precision what all measures need.
 
     Args:
         logits: f32[N, 1] for two classes (sigmoid), f32[N, K] for K (softmax).
         labels: i32[N], classes from 0 on.
+        weights: f32[N], how much each example counts; all the same if not given.
 
     Raises:
-        ValueError: Shapes do not fit each other, there are no examples, a logit is not finite, or a label is no class.
+        ValueError: Shapes do not fit each other, there are no examples, a logit is not finite, a label is no class, or
+            a weight is below 0.
 
     >>> found = scored([[0.0], [2.0]], [0, 1])
     >>> found.losses.round(4).tolist(), found.predicted.tolist()  # log 2, log(1 + exp(-2))
@@ -90,7 +123,8 @@ def scored(logits: ArrayLike, labels: ArrayLike) -> Scored:
         )
     values -= values.max(1, keepdims=True)
     log_probabilities = values - np.log(np.exp(values).sum(1, keepdims=True))
-    return Scored(classes, log_probabilities, _log_odds(values), values.argmax(1))
+    each = checked_weights(weights, len(values))
+    return Scored(classes, log_probabilities, _log_odds(values), values.argmax(1), each)
 
 
 def _log_odds(values: np.ndarray) -> np.ndarray:
@@ -107,7 +141,7 @@ def _log_odds(values: np.ndarray) -> np.ndarray:
     return odds.round(9)  # the order of a sum must not break a tie
 
 
-def auc(order: np.ndarray, positive: np.ndarray) -> float | None:
+def auc(order: np.ndarray, positive: np.ndarray, weights: np.ndarray | None = None) -> float | None:
     """Area under the ROC curve: how often a positive example ranks before a negative one, ties counting half.
 
     It is the Mann-Whitney statistic, exact, over the number of pairs.
@@ -115,6 +149,7 @@ def auc(order: np.ndarray, positive: np.ndarray) -> float | None:
     Args:
         order: f64[N], larger for what is taken for positive.
         positive: bool[N].
+        weights: f64[N], how much each counts (a pair counts the product); all the same if not given.
 
     Returns:
         The area in [0, 1]; None if all examples are positive or all are negative.
@@ -122,6 +157,8 @@ def auc(order: np.ndarray, positive: np.ndarray) -> float | None:
     >>> auc(np.array([0.1, 0.4, 0.4, 0.8]), np.array([False, True, False, True]))  # 3.5 of 4 pairs
     0.875
     """
+    if weights is not None:
+        return _weighted_auc(order, positive, weights)
     below = np.sort(order[~positive])
     if len(below) in (0, len(order)):
         return None
@@ -129,7 +166,19 @@ def auc(order: np.ndarray, positive: np.ndarray) -> float | None:
     return float(twice.mean() / (2 * len(below)))
 
 
-def roc(order: np.ndarray, positive: np.ndarray, most: int = 401) -> tuple[tuple[float, float], ...]:
+def _weighted_auc(order: np.ndarray, positive: np.ndarray, weights: np.ndarray) -> float | None:
+    rising = np.argsort(order[~positive], kind="stable")
+    below, own = order[~positive][rising], weights[positive]
+    sums = np.r_[0.0, weights[~positive][rising].cumsum()]
+    if not own.sum() or not sums[-1]:
+        return None
+    left, right = (sums[np.searchsorted(below, order[positive], side=side)] for side in ("left", "right"))
+    return float((own * (left + right)).sum() / (2 * own.sum() * sums[-1]))
+
+
+def roc(
+    order: np.ndarray, positive: np.ndarray, most: int = 401, weights: np.ndarray | None = None
+) -> tuple[tuple[float, float], ...]:
     """The ROC curve from (0, 0) to (1, 1) by its corners; of more than `most`, by points that enclose the same area.
 
     Then the curve is cut in short, evenly spread parts, and one point stands for the corners within each: it lies where
@@ -139,6 +188,7 @@ def roc(order: np.ndarray, positive: np.ndarray, most: int = 401) -> tuple[tuple
         order: f64[N], larger for what is taken for positive.
         positive: bool[N].
         most: How many points are kept.
+        weights: f64[N], how much each counts; all the same if not given.
 
     Returns:
         (false positive rate, true positive rate) for falling thresholds; empty where `auc` is None. The area under them
@@ -150,7 +200,15 @@ def roc(order: np.ndarray, positive: np.ndarray, most: int = 401) -> tuple[tuple
     if positive.all() or not positive.any():
         return ()
     values, place = np.unique(-order, return_inverse=True)
-    false, true = (np.r_[0, np.bincount(place[who], minlength=len(values)).cumsum()] for who in (~positive, positive))
+    false, true = (
+        np.r_[0, np.bincount(place[who], None if weights is None else weights[who], minlength=len(values)).cumsum()]
+        for who in (~positive, positive)
+    )
+    if not false[-1] or not true[-1]:  # all of them weigh nothing
+        return ()
+    if weights is not None:  # what weighs nothing makes no step, and would hide the corner between two others
+        moves = np.r_[True, np.diff(false + true) > 0]
+        false, true = false[moves], true[moves]
     across, up = np.diff(false), np.diff(true)
     corners = np.r_[True, across[1:] * up[:-1] != across[:-1] * up[1:], True]
     points = np.stack([false[corners] / false[-1], true[corners] / true[-1]], axis=1)

@@ -1,7 +1,7 @@
 """Labels that may hold together: precision and recall of each, over all thresholds and at the one that is used."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -10,8 +10,8 @@ from numpy.typing import ArrayLike
 from cnnjax.files.runs import finite
 from cnnjax.metrics import tables
 from cnnjax.metrics.intervals import resampled_indices
-from cnnjax.metrics.measures import auc
-from cnnjax.metrics.reports import MOST_CLASSES, number, percent
+from cnnjax.metrics.measures import auc, checked_weights, mean
+from cnnjax.metrics.reports import MOST_CLASSES, counted, number, percent
 
 CURVES = 10
 """Precision-recall curves are kept for so many labels."""
@@ -24,7 +24,7 @@ class LabelScores:
 
     Attributes:
         name: Of the label.
-        support: Number of examples that have it.
+        support: Number of examples that have it, or the sum of their weights.
         average_precision: As `sklearn.metrics.average_precision_score`; None without examples that have it.
         auc: Area under the ROC curve; None where all examples have it, or none has.
         threshold: The probability from which on it is said to be there.
@@ -35,7 +35,7 @@ class LabelScores:
     """
 
     name: str
-    support: int
+    support: float
     average_precision: float | None
     auc: float | None
     threshold: float
@@ -61,6 +61,9 @@ class MultiLabelReport:
         chosen: Whether the thresholds were chosen on validation data, for the best F1; 0.5 otherwise.
         labels: Scores of each label.
         intervals: Measure -> 95 % bootstrap interval of mean_average_precision, macro_f1 and exact_match.
+        own: Means of a loss and of metrics of the user's, by name.
+        total: Sum of the examples' weights, where they have some: each counts with its weight, also in the labels'
+            `support`; None otherwise.
     """
 
     count: int
@@ -74,6 +77,8 @@ class MultiLabelReport:
     chosen: bool
     labels: tuple[LabelScores, ...]
     intervals: Mapping[str, tuple[float, float]]
+    own: Mapping[str, float] = field(default_factory=dict)
+    total: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Everything as plain numbers, lists and dictionaries; null for what is not defined."""
@@ -82,7 +87,7 @@ class MultiLabelReport:
     def measures(self) -> dict[str, Any]:
         """The measures of the whole by name."""
         names = ("loss", "mean_average_precision", "auc", "macro_f1", "micro_f1", "label_accuracy", "exact_match")
-        return {name: getattr(self, name) for name in names}
+        return {name: getattr(self, name) for name in names} | dict(self.own)
 
     def text(self) -> str:
         """For a terminal: the measures, and a table of labels."""
@@ -100,6 +105,7 @@ class MultiLabelReport:
             "labels right": (self.label_accuracy, "label_accuracy", percent),
             "all labels right": (self.exact_match, "exact_match", percent),
         }  # fmt: skip
+        shown |= {name: (value, name, number) for name, value in self.own.items()}
         header = ("measure", "value") + (("95 % interval",) if self.intervals else ())
         rows: list[tuple[str, ...]] = [header]
         for name, (value, key, style) in shown.items():
@@ -116,17 +122,18 @@ class MultiLabelReport:
         ]
         each += [
             (
-                s.name, f"{s.support:,}",
+                s.name, counted(s.support),
                 *map(number, (s.average_precision, s.auc, s.threshold, s.precision, s.recall, s.f1)),
             )
             for s in chosen
         ]  # fmt: skip
-        return [(f"{self.count:,} examples, {len(self.labels):,} labels", rows), (title, each)]
+        weights = "" if self.total is None else f", weighted (sum {self.total:,.6g})"
+        return [(f"{self.count:,} examples, {len(self.labels):,} labels{weights}", rows), (title, each)]
 
 
 def multilabel_report(
     logits: ArrayLike, targets: ArrayLike, names: Sequence[str], *, thresholds: Sequence[float] | None = None,
-    samples: int = 0, seed: int = 0,
+    weights: ArrayLike | None = None, samples: int = 0, seed: int = 0,
 ) -> MultiLabelReport:  # fmt: skip
     """Measure a model of several labels.
 
@@ -135,6 +142,7 @@ def multilabel_report(
         targets: [N, K], 1 where a label is there.
         names: Of the labels.
         thresholds: Probabilities from which on each label is said to be there; 0.5 if not given.
+        weights: f32[N], how much each example counts; all the same if not given.
         samples: Resamples for the 95 % bootstrap intervals, 0 for none.
         seed: Of the resamples.
 
@@ -157,20 +165,23 @@ def multilabel_report(
     wanted = wanted.astype(bool)
     edges = np.array([0.5] * len(names) if thresholds is None else thresholds, np.float64)
     said = _likely(scores) >= edges
-    each = [average_precision(scores[:, k], wanted[:, k]) for k in range(len(names))]
+    own = checked_weights(weights, len(scores))
+    each = [average_precision(scores[:, k], wanted[:, k], own) for k in range(len(names))]
     curves = set(sorted(range(len(names)), key=lambda k: 2.0 if (x := each[k]) is None else x)[:CURVES])
     labels = tuple(
         LabelScores(
-            str(name), int(wanted[:, k].sum()), each[k], auc(scores[:, k], wanted[:, k]), float(edges[k]),
-            *_at(said[:, k], wanted[:, k]), _curve(scores[:, k], wanted[:, k]) if k in curves else (),
+            str(name), _sum(wanted[:, k], own), each[k], auc(scores[:, k], wanted[:, k], own), float(edges[k]),
+            *_at(said[:, k], wanted[:, k], own), _curve(scores[:, k], wanted[:, k], own) if k in curves else (),
         )
         for k, name in enumerate(names)
     )  # fmt: skip
-    found = _whole(scores, wanted, said)
+    found = _whole(scores, wanted, said, own)
     intervals = {}
     if samples:
         drawn = [
-            _whole(scores[i], wanted[i], said[i], short=True) for i in resampled_indices(len(scores), samples, seed)
+            _whole(scores[i], wanted[i], said[i], None if own is None else own[i], short=True)
+            for i in resampled_indices(len(scores), samples, seed)
+            if own is None or own[i].any()
         ]
         for name in ("mean_average_precision", "macro_f1", "exact_match"):
             values = [one[name] for one in drawn if one[name] is not None]
@@ -178,23 +189,28 @@ def multilabel_report(
                 low, high = np.quantile(np.array(values, np.float64), (0.025, 0.975))
                 intervals[name] = (float(low), float(high))
     return MultiLabelReport(
-        count=len(scores), chosen=thresholds is not None, labels=labels, intervals=intervals, **found
-    )
+        count=len(scores), chosen=thresholds is not None, labels=labels, intervals=intervals,
+        total=None if own is None else float(own.sum()), **found,
+    )  # fmt: skip
 
 
-def _whole(scores: np.ndarray, wanted: np.ndarray, said: np.ndarray, short: bool = False) -> dict[str, Any]:
+def _whole(
+    scores: np.ndarray, wanted: np.ndarray, said: np.ndarray, weights: np.ndarray | None, short: bool = False
+) -> dict[str, Any]:
     places = range(scores.shape[1])
     right = said == wanted
     found: dict[str, Any] = {
-        "mean_average_precision": _mean(average_precision(scores[:, k], wanted[:, k]) for k in places),
-        "macro_f1": _mean(_at(said[:, k], wanted[:, k])[2] for k in places),
-        "exact_match": float(right.all(1).mean()),
+        "mean_average_precision": _mean(average_precision(scores[:, k], wanted[:, k], weights) for k in places),
+        "macro_f1": _mean(_at(said[:, k], wanted[:, k], weights)[2] for k in places),
+        "exact_match": mean(right.all(1).astype(np.float64), weights),
     }
     if not short:
-        loss = np.logaddexp(0, np.where(wanted, -scores, scores)).mean()
+        every = None if weights is None else np.repeat(weights, len(places))
         found |= {
-            "loss": float(loss), "auc": _mean(auc(scores[:, k], wanted[:, k]) for k in places),
-            "micro_f1": _at(said.ravel(), wanted.ravel())[2], "label_accuracy": float(right.mean()),
+            "loss": mean(np.logaddexp(0, np.where(wanted, -scores, scores)).ravel(), every),
+            "auc": _mean(auc(scores[:, k], wanted[:, k], weights) for k in places),
+            "micro_f1": _at(said.ravel(), wanted.ravel(), every)[2],
+            "label_accuracy": mean(right.ravel().astype(np.float64), every),
         }  # fmt: skip
     return found
 
@@ -255,9 +271,16 @@ def _likely(scores: np.ndarray) -> np.ndarray:
     return expit(scores)
 
 
-def _at(said: np.ndarray, wanted: np.ndarray) -> tuple[float | None, float | None, float | None]:
+def _sum(true: np.ndarray, weights: np.ndarray | None) -> float:
+    """How many of the examples, or the sum of their weights."""
+    return int(true.sum()) if weights is None else float(weights[true].sum())
+
+
+def _at(
+    said: np.ndarray, wanted: np.ndarray, weights: np.ndarray | None
+) -> tuple[float | None, float | None, float | None]:
     """Precision, recall, F1."""
-    hits, all_said, all_wanted = int((said & wanted).sum()), int(said.sum()), int(wanted.sum())
+    hits, all_said, all_wanted = (_sum(x, weights) for x in (said & wanted, said, wanted))
     return (
         hits / all_said if all_said else None,
         hits / all_wanted if all_wanted else None,
@@ -265,13 +288,14 @@ def _at(said: np.ndarray, wanted: np.ndarray) -> tuple[float | None, float | Non
     )
 
 
-def _curve(scores: np.ndarray, wanted: np.ndarray) -> tuple[tuple[float, float], ...]:
-    if not wanted.any():
+def _curve(scores: np.ndarray, wanted: np.ndarray, weights: np.ndarray | None) -> tuple[tuple[float, float], ...]:
+    each: Any = np.ones(len(scores)) if weights is None else weights
+    if not (whole := each[wanted].sum()):
         return ()
     order = np.argsort(-scores, kind="stable")
     last = np.flatnonzero(np.r_[np.diff(scores[order]) != 0, True])
-    hits = wanted[order].cumsum()[last]
-    points = np.stack([hits / wanted.sum(), hits / (last + 1)], 1)
+    hits, said = (each * wanted)[order].cumsum()[last], each[order].cumsum()[last]
+    points = np.stack([hits[said > 0] / whole, hits[said > 0] / said[said > 0]], 1)
     if len(points) > _POINTS:
         points = points[np.unique(np.linspace(0, len(points) - 1, _POINTS).astype(int))]
     return tuple((float(x), float(y)) for x, y in points)

@@ -1,7 +1,7 @@
 """Numbers with units: how far predictions lie from the truth."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike
 from cnnjax.files.runs import finite
 from cnnjax.metrics import tables
 from cnnjax.metrics.intervals import resampled_indices
+from cnnjax.metrics.measures import checked_weights, mean
 
 POINTS = 2000
 """A report keeps so many examples for its scatter plot, evenly over all of them."""
@@ -48,11 +49,15 @@ class RegressionReport:
         count: Number of examples.
         r2: Mean over the numbers; None where one has none.
         numbers: Scores of each number.
+        own: Means of a loss and of metrics of the user's, by name.
+        total: Sum of the examples' weights, where they have some: each counts with its weight; None otherwise.
     """
 
     count: int
     r2: float | None
     numbers: tuple[NumberScores, ...]
+    own: Mapping[str, float] = field(default_factory=dict)
+    total: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Everything as plain numbers, lists and dictionaries; null for what is not defined."""
@@ -61,9 +66,9 @@ class RegressionReport:
     def measures(self) -> dict[str, Any]:
         """The measures by name; of several numbers NAME_mae and so on."""
         if len(self.numbers) == 1:
-            return {name: getattr(self.numbers[0], name) for name in ("mae", "rmse", "r2", "bias")}
+            return {name: getattr(self.numbers[0], name) for name in ("mae", "rmse", "r2", "bias")} | dict(self.own)
         each = {f"{name}_{s.name}": getattr(s, name) for s in self.numbers for name in ("mae", "rmse", "r2", "bias")}
-        return {"r2": self.r2, **each}
+        return {"r2": self.r2, **each, **self.own}
 
     def text(self) -> str:
         """For a terminal."""
@@ -79,7 +84,9 @@ class RegressionReport:
             cells = [_with(s, name) for name in ("mae", "rmse", "r2")]
             rows.append((s.name, s.unit, *cells, f"{s.bias:+.4g}"))
         spread = ", 95 % intervals in brackets" if any(s.intervals for s in self.numbers) else ""
-        return f"{self.count:,} examples{spread}", rows
+        weights = "" if self.total is None else f", weighted (sum {self.total:,.6g})"
+        rows += [(name, "", f"mean {value:.4g}", "", "", "") for name, value in self.own.items()]
+        return f"{self.count:,} examples{weights}{spread}", rows
 
 
 def _with(scores: NumberScores, name: str) -> str:
@@ -90,8 +97,8 @@ def _with(scores: NumberScores, name: str) -> str:
 
 
 def regression_report(
-    predicted: ArrayLike, targets: ArrayLike, names: Sequence[str], units: Sequence[str] = (), *, samples: int = 0,
-    seed: int = 0,
+    predicted: ArrayLike, targets: ArrayLike, names: Sequence[str], units: Sequence[str] = (), *,
+    weights: ArrayLike | None = None, samples: int = 0, seed: int = 0,
 ) -> RegressionReport:  # fmt: skip
     """Measure predicted numbers.
 
@@ -100,6 +107,7 @@ def regression_report(
         targets: [N, K], the true ones.
         names: Of the numbers.
         units: Theirs; none if not given.
+        weights: f32[N], how much each example counts; all the same if not given.
         samples: Resamples for the 95 % bootstrap intervals, 0 for none. A resample of one value alone has no R2, and
             does not count for it.
         seed: Of the resamples.
@@ -121,6 +129,7 @@ def regression_report(
     for what, values in (("predictions", found), ("targets", wanted)):
         if bad := int((~np.isfinite(values)).any(1).sum()):
             raise ValueError(f"{what} of {bad:,} of {len(found):,} examples are not finite")
+    each = checked_weights(weights, len(found))
     draws = list(resampled_indices(len(found), samples, seed)) if samples else []
     shown = np.unique(np.linspace(0, len(found) - 1, POINTS).astype(int))
     numbers = []
@@ -128,27 +137,37 @@ def regression_report(
         own, true = found[:, k], wanted[:, k]
         ends = {}
         for measure, function in _MEASURES.items():
-            values = [value for i in draws if (value := function(own[i], true[i])) is not None]
-            if values and function(own, true) is not None:
+            values = [value for i in draws if (value := _of(function, own, true, each, i)) is not None]
+            if values and function(own, true, each) is not None:
                 low, high = np.quantile(values, (0.025, 0.975))
                 ends[measure] = (float(low), float(high))
         points = tuple(zip(true[shown].tolist(), own[shown].tolist(), strict=True))
-        bias = float((own - true).mean())
-        numbers.append(
-            NumberScores(str(name), unit, mae(own, true), rmse(own, true), r2(own, true), bias, ends, points)
-        )
-    each = [scores.r2 for scores in numbers if scores.r2 is not None]
-    return RegressionReport(len(found), float(np.mean(each)) if len(each) == len(numbers) else None, tuple(numbers))
+        bias = mean(own - true, each)
+        measured = (mae(own, true, each), rmse(own, true, each), r2(own, true, each))
+        numbers.append(NumberScores(str(name), unit, *measured, bias, ends, points))
+    known = [scores.r2 for scores in numbers if scores.r2 is not None]
+    whole = float(np.mean(known)) if len(known) == len(numbers) else None
+    total = None if each is None else float(each.sum())
+    return RegressionReport(len(found), whole, tuple(numbers), total=total)
 
 
-def mae(found: np.ndarray, wanted: np.ndarray) -> float:
+def _of(
+    function: Callable[..., float | None], own: np.ndarray, true: np.ndarray, weights: np.ndarray | None, i: np.ndarray
+) -> float | None:
+    """A measure of a resample; None where its examples all weigh nothing."""
+    if weights is None:
+        return function(own[i], true[i])
+    return function(own[i], true[i], weights[i]) if weights[i].any() else None
+
+
+def mae(found: np.ndarray, wanted: np.ndarray, weights: np.ndarray | None = None) -> float:
     """Mean absolute error."""
-    return float(np.abs(found - wanted).mean())
+    return mean(np.abs(found - wanted), weights)
 
 
-def rmse(found: np.ndarray, wanted: np.ndarray) -> float:
+def rmse(found: np.ndarray, wanted: np.ndarray, weights: np.ndarray | None = None) -> float:
     """Root of the mean squared error."""
-    return float(np.sqrt(np.square(found - wanted).mean()))
+    return float(np.sqrt(mean(np.square(found - wanted), weights)))
 
 
 def r2(found: np.ndarray, wanted: np.ndarray, weights: np.ndarray | None = None) -> float | None:

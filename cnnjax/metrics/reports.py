@@ -1,7 +1,7 @@
 """A classifier's report: what its logits on labelled examples say, as numbers, text, Markdown and JSON."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike
 from cnnjax.files.runs import finite
 from cnnjax.metrics import tables
 from cnnjax.metrics.intervals import MEASURES, resampled
-from cnnjax.metrics.measures import BINS, Scored, auc, bin_of, roc, scored
+from cnnjax.metrics.measures import BINS, Scored, auc, bin_of, mean, roc, scored
 
 MOST_CLASSES = 20
 """Tables show every class up to this many; beyond, the worst ones."""
@@ -24,7 +24,7 @@ class ClassScores:
 
     Attributes:
         name: Of the class.
-        support: Number of its examples.
+        support: Number of its examples, or the sum of their weights.
         precision: The part of the predictions of this class that are right.
         recall: The part of its examples that are found.
         f1: Harmonic mean of the two.
@@ -33,7 +33,7 @@ class ClassScores:
     """
 
     name: str
-    support: int
+    support: float
     precision: float | None
     recall: float | None
     f1: float | None
@@ -78,6 +78,9 @@ class Report:
         confusion: i64[K, K], examples of the row's class that were predicted as the column's.
         intervals: Measure -> 95 % bootstrap interval of accuracy, auc, loss and ece; empty if none was asked for.
         weighted: Whether classes were weighted in training: balanced accuracy and the worst class are shown then.
+        own: Means of a loss and of metrics of the user's, by name.
+        total: Sum of the examples' weights, where they have some: then all of this counts each example with its weight,
+            also `support` and `confusion`; None where all count the same.
     """
 
     count: int
@@ -95,6 +98,8 @@ class Report:
     confusion: np.ndarray
     intervals: Mapping[str, tuple[float, float] | None]
     weighted: bool = False
+    own: Mapping[str, float] = field(default_factory=dict)
+    total: float | None = None
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Report) and self.to_json() == other.to_json()
@@ -119,7 +124,7 @@ class Report:
     def measures(self) -> dict[str, Any]:
         """The measures that are kept with a saved classifier, by name."""
         found = {name: getattr(self, name) for name in ("accuracy", "loss", "auc", "ece")}
-        return found | ({"balanced_accuracy": self.balanced_accuracy} if self.weighted else {})
+        return found | ({"balanced_accuracy": self.balanced_accuracy} if self.weighted else {}) | dict(self.own)
 
     def to_json(self) -> dict[str, Any]:
         """Everything as plain numbers, lists and dictionaries; null for what is not defined, never NaN."""
@@ -137,14 +142,16 @@ class Report:
         True
         """
         try:
-            parts = _numbers(content, "classes", "bins", "confusion", "intervals")
+            parts = _numbers(content, "classes", "bins", "confusion", "intervals", "own")
+            parts["own"] = _numbers(content.get("own", {}))
             scores = [_numbers(found, "name", "roc") for found in content["classes"]]
             for found in scores:
                 found["name"] = str(found["name"])
                 found["roc"] = tuple((float(x), float(y)) for x, y in found["roc"])
             parts["classes"] = tuple(ClassScores(**found) for found in scores)
             parts["bins"] = tuple(Bin(**_numbers(found)) for found in content["bins"])
-            parts["confusion"] = _read_only(np.array(content["confusion"], np.int64))
+            kind = np.int64 if content.get("total") is None else np.float64
+            parts["confusion"] = _read_only(np.array(content["confusion"], kind))
             parts["intervals"] = {
                 name: None if ends is None else (float(ends[0]), float(ends[1]))
                 for name, ends in content["intervals"].items()
@@ -175,6 +182,7 @@ class Report:
         if self.weighted:
             shown["balanced accuracy"] = (self.balanced_accuracy, percent)
             shown[f"worst class, {self.worst.name}"] = (self.worst.recall, percent)
+        shown |= {name: (value, _short) for name, value in self.own.items()}
         ends = {name: self.intervals.get(key) for name, key in _INTERVALS.items()}
         rows = [
             (name, style(value)) + ((_between(ends.get(name), style),) if self.intervals else ())
@@ -182,7 +190,8 @@ class Report:
             if name != "top-5 accuracy" or value is not None
         ]
         header = ("measure", "value") + (("95 % interval",) if self.intervals else ())
-        return f"{self.count:,} examples, {len(self.classes):,} classes", [header, *rows], 1
+        weights = "" if self.total is None else f", weighted (sum {self.total:,.6g})"
+        return f"{self.count:,} examples, {len(self.classes):,} classes{weights}", [header, *rows], 1
 
     def _scores(self) -> tuple[str, list[tuple[str, ...]], int]:
         chosen, title = self.classes, "classes"
@@ -191,7 +200,7 @@ class Report:
             chosen = sorted(known, key=lambda scores: scores.f1 or 0)[:MOST_CLASSES]
             title = f"the {len(chosen)} classes of lowest F1, of {len(self.classes):,}"
         rows: list[tuple[str, ...]] = [("class", "examples", "precision", "recall", "F1", "AUC")]
-        rows += [(s.name, f"{s.support:,}", *map(number, (s.precision, s.recall, s.f1, s.auc))) for s in chosen]
+        rows += [(s.name, counted(s.support), *map(number, (s.precision, s.recall, s.f1, s.auc))) for s in chosen]
         mean = (self.macro_precision, self.macro_recall, self.macro_f1, self.auc)
         rows.append(("mean of all", f"{self.count:,}", *map(number, mean)))
         return title, rows, 1
@@ -200,13 +209,13 @@ class Report:
         if len(self.classes) <= MOST_CLASSES:
             matrix: list[tuple[str, ...]] = [("", *(str(k) for k in range(len(self.classes))))]
             for k, (name, line) in enumerate(zip(self.class_names, self.confusion, strict=True)):
-                matrix.append((f"{k} {name}", *(f"{n:,}" for n in line)))
+                matrix.append((f"{k} {name}", *map(counted, line.tolist())))
             return "confusion: a row for each true class, a column for each predicted one", matrix, 1
         rows: list[tuple[str, ...]] = [("true class", "predicted", "examples", "of the true class")]
         for true, predicted in self.largest_confusions(MOST_CLASSES):
             n = self.confusion[true, predicted]
             part = n / self.classes[true].support
-            rows.append((self.class_names[true], self.class_names[predicted], f"{n:,}", percent(part)))
+            rows.append((self.class_names[true], self.class_names[predicted], counted(n.item()), percent(part)))
         return f"the {len(rows) - 1} largest confusions", rows, 2
 
     def largest_confusions(self, most: int) -> list[tuple[int, int]]:
@@ -215,6 +224,19 @@ class Report:
         places = np.argsort(-wrong, axis=None, kind="stable")[:most]
         pairs = ((int(k) // len(wrong), int(k) % len(wrong)) for k in places)
         return [pair for pair in pairs if wrong[pair]]
+
+
+def counted(value: float) -> str:
+    """1234 as "1,234"; a sum of weights with four digits.
+
+    >>> counted(1234), counted(1234.5678), counted(0.25)
+    ('1,234', '1,235', '0.25')
+    """
+    return f"{value:,}" if isinstance(value, int) else f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
+
+
+def _short(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4g}"
 
 
 _INTERVALS = {"accuracy": "accuracy", "loss": "loss", "AUC": "auc", "calibration error": "ece"}
@@ -235,8 +257,8 @@ def _between(ends: tuple[float, float] | None, style: Callable[[float], str]) ->
 
 
 def report(
-    logits: ArrayLike, labels: ArrayLike, class_names: Sequence[str], *, samples: int = 0, seed: int = 0,
-    weighted: bool = False,
+    logits: ArrayLike, labels: ArrayLike, class_names: Sequence[str], *, weights: ArrayLike | None = None,
+    samples: int = 0, seed: int = 0, weighted: bool = False,
 ) -> Report:  # fmt: skip
     """Measure a classifier on labelled examples.
 
@@ -244,20 +266,21 @@ def report(
         logits: f32[N, 1] for two classes (sigmoid), f32[N, K] for K (softmax), before the activation.
         labels: i32[N], indices into `class_names`.
         class_names: Names of the classes, two for one logit.
+        weights: f32[N], how much each example counts, as `sample_weight` of scikit-learn; all the same if not given.
         samples: Resamples for the 95 % bootstrap intervals, 0 for none; `cnnjax.metrics.bootstrap` says what they cost.
         seed: Of the resamples.
         weighted: Whether classes were weighted in training: balanced accuracy and the worst class are shown then.
 
     Raises:
         ValueError: Shapes do not fit each other, there are no examples, a logit is not finite, a label is no class, the
-            number of names is another, or `samples` is negative.
+            number of names is another, a weight or `samples` is negative.
 
     >>> import numpy as np
     >>> found = report(np.log([[0.8, 0.1, 0.1], [0.3, 0.6, 0.1], [0.4, 0.2, 0.4]]), [0, 1, 2], "abc")
     >>> round(found.accuracy, 3), round(found.loss, 3), round(found.ece, 3)
     (0.667, 0.55, 0.333)
     """
-    found, names = scored(logits, labels), tuple(str(name) for name in class_names)
+    found, names = scored(logits, labels, weights), tuple(str(name) for name in class_names)
     if len(names) != found.classes:
         width = np.shape(logits)[1]
         raise ValueError(
@@ -265,9 +288,9 @@ def report(
         )
     if samples < 0:
         raise ValueError(f"expected samples >= 0, found {samples}")
-    size, correct = found.classes, found.correct
-    pairs = np.bincount(found.labels * size + found.predicted, minlength=size * size).reshape(size, size)
-    areas = [auc(found.order[:, k], found.labels == k) for k in range(size)]
+    size, correct, own = found.classes, found.correct, found.weights
+    pairs = np.bincount(found.labels * size + found.predicted, own, minlength=size * size).reshape(size, size)
+    areas = [auc(found.order[:, k], found.labels == k, own) for k in range(size)]
     curves = {1}  # of two classes the other curve is this one, turned
     if size > 2:
         curves = set(sorted(range(size), key=lambda k: 2 if (area := areas[k]) is None else area)[:CURVES])
@@ -278,41 +301,52 @@ def report(
     errors[np.arange(len(errors)), found.labels] -= 1
     return Report(
         count=len(correct),
-        loss=float(found.losses.mean()),
-        accuracy=float(correct.mean()),
-        top5=float((found.ranks < 5).mean()) if size > 5 else None,
+        loss=mean(found.losses, own),
+        accuracy=mean(correct, own),
+        top5=mean((found.ranks < 5).astype(np.float64), own) if size > 5 else None,
         auc=float(np.mean(known)) if len(known) == size else None,
         macro_precision=float(np.mean([scores.precision or 0 for scores in present])),
         macro_recall=float(np.mean([scores.recall for scores in present])),
         macro_f1=float(np.mean([scores.f1 for scores in present])),
-        ece=float(np.abs(np.bincount(bin_of(found.confidences), correct - found.confidences)).sum() / len(correct)),
-        brier=float(np.square(errors).sum(1).mean()) / (2 if size == 2 else 1),
+        ece=_ece(found),
+        brier=mean(np.square(errors).sum(1), own) / (2 if size == 2 else 1),
         classes=classes,
-        bins=_bins(found.confidences, correct),
+        bins=_bins(found.confidences, correct, own),
         confusion=_read_only(pairs),
         intervals=resampled(found, MEASURES, samples, seed, 0.95) if samples else {},
         weighted=weighted,
+        total=None if own is None else float(own.sum()),
     )
 
 
+def _ece(found: Scored) -> float:
+    gaps, whole = found.correct - found.confidences, len(found.correct)
+    if found.weights is not None:
+        gaps, whole = gaps * found.weights, found.weights.sum()
+    return float(np.abs(np.bincount(bin_of(found.confidences), gaps)).sum() / whole)
+
+
 def _class(found: Scored, pairs: np.ndarray, k: int, name: str, area: float | None, curve: bool) -> ClassScores:
-    hits, support, predicted = int(pairs[k, k]), int(pairs[k].sum()), int(pairs[:, k].sum())
+    hits, support, predicted = pairs[k, k].item(), pairs[k].sum().item(), pairs[:, k].sum().item()
     return ClassScores(
         name, support, _ratio(hits, predicted), _ratio(hits, support), _ratio(2 * hits, support + predicted), area,
-        roc(found.order[:, k], found.labels == k) if curve else (),
+        roc(found.order[:, k], found.labels == k, weights=found.weights) if curve else (),
     )  # fmt: skip
 
 
-def _ratio(part: int, whole: int) -> float | None:
+def _ratio(part: float, whole: float) -> float | None:
     return part / whole if whole else None
 
 
-def _bins(confidences: np.ndarray, correct: np.ndarray) -> tuple[Bin, ...]:
+def _bins(confidences: np.ndarray, correct: np.ndarray, weights: np.ndarray | None) -> tuple[Bin, ...]:
     place = bin_of(confidences)
     members = [place == k for k in range(BINS)]
     return tuple(
-        Bin(int(inside.sum()), float(confidences[inside].mean()), float(correct[inside].mean()))
-        if inside.any()
+        Bin(
+            int(inside.sum()),
+            *(mean(x[inside], None if weights is None else weights[inside]) for x in (confidences, correct)),
+        )
+        if inside.any() and (weights is None or weights[inside].any())
         else Bin(0, None, None)
         for inside in members
     )

@@ -5,7 +5,7 @@ Every architecture that a module of this package registers (`cnnjax.models.regis
 
 from typing import Any
 
-from cnnjax.models import registry
+from cnnjax.models import layers, registry
 from cnnjax.models.backbone import Backbone, Classifier
 from cnnjax.models.graph import Graph
 from cnnjax.models.heads import lecture_head, linear_head
@@ -28,6 +28,7 @@ __all__ = [
     "LogMel",
     "SoundClassifier",
     "create",
+    "layers",
     "lecture_head",
     "linear_head",
     "preprocess",

@@ -1,6 +1,5 @@
 """AlexNet: in two towers (Krizhevsky et al. 2012, the lecture's "96 local filters"), and in one, as in torchvision."""
 
-import difflib
 from typing import Literal, NamedTuple
 
 import jax
@@ -13,6 +12,7 @@ from cnnjax.models.backbone import Backbone, Shape
 from cnnjax.models.graph import Graph, Tensor
 from cnnjax.models.registry import register
 from cnnjax.models.sizes import checked_images
+from cnnjax.runtime.nearest import unknown
 
 
 class LocalResponseNormalization(nnx.Module):
@@ -86,8 +86,7 @@ def alexnet(
     (6, 6, 256)
     """
     if variant not in _VARIANTS:
-        near = difflib.get_close_matches(variant, _VARIANTS, 1, 0)[0]
-        raise ValueError(f"no AlexNet {variant!r}; did you mean {near!r}? There are {', '.join(_VARIANTS)}")
+        raise ValueError(unknown("AlexNet", variant, _VARIANTS, listed=True))
     of = _VARIANTS[variant]
     widths = widths or of.widths
     if len(widths) != 5 or min(widths) < 1:

@@ -1,6 +1,5 @@
 """A graph of named layers, and the classifier made of a backbone and a head."""
 
-import difflib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -13,6 +12,7 @@ from jax.typing import ArrayLike
 from cnnjax.models.layers import Conv2D, DepthwiseConv2D, ZeroPadding2D
 from cnnjax.models.preprocessing import checked_preprocessing, preprocess
 from cnnjax.models.weightless import Pairs, is_operation
+from cnnjax.runtime.nearest import did_you_mean, unknown
 
 Shape = tuple[int | None, ...]
 INPUT = ""
@@ -186,7 +186,7 @@ class Backbone(nnx.Module):
         out = jnp.asarray(x)
         shape, values, found = out.shape, {INPUT: out}, {}
         steps = self._steps(names)
-        self._check(shape)
+        self.check_shape(shape)
         readers = Counter(read for step in steps for read in step.reads)
         for name, reads, padding in steps:
             layer, given = getattr(self, name), [values[read] for read in reads]
@@ -251,11 +251,11 @@ class Backbone(nnx.Module):
 
     def _position(self, name: str) -> int:
         if name not in self.layer_names:
-            nearest = difflib.get_close_matches(name, self.layer_names, n=1, cutoff=0)[0]
-            raise LookupError(f"no layer {name!r} among {len(self.layer_names)} layers; did you mean {nearest!r}?")
+            raise LookupError(unknown("layer", name, self.layer_names, f"in {self.name}"))
         return self.layer_names.index(name)
 
-    def _check(self, shape: tuple[int, ...]) -> None:
+    def check_shape(self, shape: tuple[int, ...]) -> None:
+        """Raise `ValueError` unless a batch of that shape, (N, ...), fits the network's input."""
         fits = len(shape) == len(self.input_shape) + 1 and all(
             want in (None, have) for want, have in zip(self.input_shape, shape[1:], strict=True)
         )
@@ -277,8 +277,7 @@ def _checked_order(reads: Mapping[str, Sequence[str]], names: Sequence[str]) -> 
         if not reads[name]:
             raise ValueError(f"layer {name!r} reads nothing")
         if late := [read for read in reads[name] if read != INPUT and read not in names[:place]]:
-            nearest = difflib.get_close_matches(late[0], names[:place], n=1, cutoff=0)
-            hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
+            hint = did_you_mean(late[0], names[:place])
             raise ValueError(f"layer {name!r} reads {late[0]!r}, which does not come before it{hint}")
     order = depth_order(reads, names[-1])
     if idle := [name for name in names if name not in order]:
@@ -308,7 +307,7 @@ class Classifier(nnx.Module):
     def __init__(self, backbone: Any, head: Any, preprocessing: str):
         both_ours = isinstance(backbone, Backbone) and isinstance(head, Backbone)
         if both_ours and None not in backbone.input_shape:
-            head._check((1, *backbone.output_shape()))
+            head.check_shape((1, *backbone.output_shape()))
         self.backbone = backbone
         self.head = head
         self.preprocessing = checked_preprocessing(preprocessing)

@@ -1,6 +1,5 @@
 """ConvNeXt (Liu et al. 2022, arXiv:2201.03545): tiny to xlarge as in `keras.applications`, smaller ones as in timm."""
 
-import difflib
 from typing import Literal
 
 from flax import nnx
@@ -10,6 +9,7 @@ from cnnjax.models.graph import Graph, Tensor
 from cnnjax.models.published import Published
 from cnnjax.models.registry import register
 from cnnjax.models.sizes import checked_images
+from cnnjax.runtime.nearest import unknown
 
 # (blocks, width) of each stage. The first four are timm's, in timm/models/convnext.py.
 _VARIANTS = {
@@ -104,8 +104,7 @@ def convnext(
     (3, 3, 320)
     """
     if variant not in _VARIANTS:
-        near = difflib.get_close_matches(variant, _VARIANTS, 1, 0)[0]
-        raise ValueError(f"no ConvNeXt {variant!r}; did you mean {near!r}? There are {', '.join(_VARIANTS)}")
+        raise ValueError(unknown("ConvNeXt", variant, _VARIANTS, listed=True))
     known = list(zip(*_VARIANTS[variant], strict=True))
     counts, channels = depths or known[0], widths or known[1]
     for what, given in (("depths", counts), ("widths", channels)):

@@ -1,6 +1,5 @@
 """EfficientNet B0 to B7 (Tan & Le 2019, arXiv:1905.11946), as in `keras.applications.EfficientNetB0` and so on."""
 
-import difflib
 import math
 from typing import Literal, NamedTuple
 
@@ -11,6 +10,7 @@ from cnnjax.models.graph import Graph, Tensor
 from cnnjax.models.published import Published
 from cnnjax.models.registry import register
 from cnnjax.models.sizes import checked_images, divisible
+from cnnjax.runtime.nearest import unknown
 
 
 class Stage(NamedTuple):
@@ -137,8 +137,7 @@ def efficientnet(
     (3, 3, 1280)
     """
     if variant not in _VARIANTS:
-        near = difflib.get_close_matches(variant, _VARIANTS, 1, 0)[0]
-        raise ValueError(f"no EfficientNet {variant!r}; did you mean {near!r}? There are {', '.join(_VARIANTS)}")
+        raise ValueError(unknown("EfficientNet", variant, _VARIANTS, listed=True))
     known = _VARIANTS[variant]
     shape = input_shape or (known.size, known.size, 3)
     checked_images("EfficientNet", shape, 32)

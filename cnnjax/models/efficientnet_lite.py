@@ -4,7 +4,6 @@ Source: github.com/tensorflow/tpu, models/official/efficientnet/lite (2020). Ker
 of its EfficientNet.
 """
 
-import difflib
 from typing import Literal
 
 from flax import nnx
@@ -14,6 +13,7 @@ from cnnjax.models.efficientnet import Blocks, ended
 from cnnjax.models.graph import Graph
 from cnnjax.models.registry import register
 from cnnjax.models.sizes import checked_images
+from cnnjax.runtime.nearest import unknown
 
 # Width and depth coefficient, images' size, dropout of the top.
 _VARIANTS = {
@@ -72,8 +72,7 @@ def efficientnet_lite(
     (3, 3, 1280)
     """
     if variant not in _VARIANTS:
-        near = difflib.get_close_matches(variant, _VARIANTS, 1, 0)[0]
-        raise ValueError(f"no EfficientNet-Lite {variant!r}; did you mean {near!r}? There are {', '.join(_VARIANTS)}")
+        raise ValueError(unknown("EfficientNet-Lite", variant, _VARIANTS, listed=True))
     width, depth, size, rate = _VARIANTS[variant]
     shape = input_shape or (size, size, 3)
     checked_images("EfficientNet-Lite", shape, 32)

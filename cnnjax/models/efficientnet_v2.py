@@ -1,6 +1,5 @@
 """EfficientNetV2 (Tan & Le 2021, arXiv:2104.00298), as in `keras.applications.EfficientNetV2B0` to `V2L`."""
 
-import difflib
 import math
 from typing import Literal, NamedTuple
 
@@ -12,6 +11,7 @@ from cnnjax.models.graph import Graph, Tensor
 from cnnjax.models.published import Published
 from cnnjax.models.registry import register
 from cnnjax.models.sizes import checked_images
+from cnnjax.runtime.nearest import unknown
 
 
 class _Stage(NamedTuple):
@@ -139,8 +139,7 @@ def efficientnet_v2(
     (3, 3, 1280)
     """
     if variant not in _VARIANTS:
-        near = difflib.get_close_matches(variant, _VARIANTS, 1, 0)[0]
-        raise ValueError(f"no EfficientNetV2 {variant!r}; did you mean {near!r}? There are {', '.join(_VARIANTS)}")
+        raise ValueError(unknown("EfficientNetV2", variant, _VARIANTS, listed=True))
     known = _VARIANTS[variant]
     shape = input_shape or (known.size, known.size, 3)
     width = known.width if width_coefficient is None else width_coefficient

@@ -1,6 +1,5 @@
 """A model's layers in the order in which they run, found by tracing it once; nothing is computed."""
 
-import hashlib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
@@ -9,10 +8,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.extend import core
 
+from cnnjax.files.digests import digest
 from cnnjax.functional import children, functionalize, join, leaves_of, model_name, names_of
 from cnnjax.hooks import layer_of, with_hook
+from cnnjax.staging.trace import ClosedJaxpr, Jaxpr, Var, scope_of
 
 Example = Sequence[int] | jax.ShapeDtypeStruct | jax.Array
 """One example without the batch's axis: its shape, (H, W, C) for images, or anything with a shape and a type."""
@@ -167,7 +167,7 @@ def program_digest(model: nnx.Module, example: Example) -> str:
         return functional.apply(leaves, x, train=True), functional.apply(leaves, x, train=False)
 
     program = str(jax.make_jaxpr(run)(_abstract(model), batch))
-    return hashlib.sha256(re.sub(r"0x[0-9a-f]+", "", program).encode()).hexdigest()
+    return digest(re.sub(r"0x[0-9a-f]+", "", program))
 
 
 # The parts of a model.
@@ -287,8 +287,8 @@ class _Uses:
 
     def follow(self, jaxpr: Any, paths: Mapping[Any, str]) -> None:
         for eqn in jaxpr.eqns:
-            self.now = max(self.now, self.calls.get(layer_of(str(eqn.source_info.name_stack)) or "", 0))
-            given = [paths.get(atom) if isinstance(atom, core.Var) else None for atom in eqn.invars]
+            self.now = max(self.now, self.calls.get(layer_of(scope_of(eqn)) or "", 0))
+            given = [paths.get(atom) if isinstance(atom, Var) else None for atom in eqn.invars]
             inner = [_opened(x) for value in eqn.params.values() for x in _several(value) if _opened(x) is not None]
             inside = [body for body in inner if len(body.invars) <= len(given)]
             for path in given if not inside else given[: -len(inside[0].invars) or None]:
@@ -305,9 +305,9 @@ def _several(value: Any) -> Sequence[Any]:
 
 
 def _opened(value: Any) -> Any:
-    if isinstance(value, core.ClosedJaxpr):
+    if isinstance(value, ClosedJaxpr):
         return value.jaxpr
-    return value if isinstance(value, core.Jaxpr) else None
+    return value if isinstance(value, Jaxpr) else None
 
 
 def _abstract(model: nnx.Module) -> dict[str, Any]:

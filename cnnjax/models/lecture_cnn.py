@@ -1,6 +1,5 @@
 """The lecture's own small networks: one for cats and dogs, and a pair for images of 32x32."""
 
-import difflib
 from collections import Counter
 from typing import Literal, get_args
 
@@ -10,6 +9,7 @@ from cnnjax.models.backbone import Backbone, Shape
 from cnnjax.models.graph import Graph, Tensor
 from cnnjax.models.registry import register
 from cnnjax.models.sizes import checked_images
+from cnnjax.runtime.nearest import unknown
 
 Pooling = Literal["flatten", "max"]
 POOLINGS = get_args(Pooling)
@@ -111,8 +111,7 @@ def cifar_cnn(
     ('conv2d_5', 'global_max_pooling2d_1', 'dense_1', 'dense_2')
     """
     if pooling not in POOLINGS:
-        nearest = difflib.get_close_matches(pooling, POOLINGS, n=1, cutoff=0)[0]
-        raise ValueError(f"no pooling {pooling!r} in cifar_cnn; did you mean {nearest!r}? There are {POOLINGS}")
+        raise ValueError(unknown("pooling", pooling, POOLINGS, "in cifar_cnn", listed=True))
     checked_images("cifar_cnn", input_shape, 24)
     called = _Names()
     net = Graph(input_shape, rngs=rngs, name="cifar_cnn", input_layer=None)

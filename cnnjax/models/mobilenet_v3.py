@@ -1,6 +1,5 @@
 """MobileNet, version 3 (Howard et al. 2019, arXiv:1905.02244), as in `keras.applications.MobileNetV3Small`, `Large`."""
 
-import difflib
 from functools import partial
 from typing import Literal, NamedTuple
 
@@ -11,6 +10,7 @@ from cnnjax.models.graph import Graph, Tensor
 from cnnjax.models.published import Published
 from cnnjax.models.registry import register
 from cnnjax.models.sizes import checked_images, divisible
+from cnnjax.runtime.nearest import unknown
 
 
 class _Block(NamedTuple):
@@ -121,8 +121,7 @@ def mobilenet_v3(
     (3, 3, 432)
     """
     if variant not in _BLOCKS:
-        near = difflib.get_close_matches(variant, _BLOCKS, 1, 0)[0]
-        raise ValueError(f"no MobileNetV3 {variant!r}; did you mean {near!r}? There are {', '.join(_BLOCKS)}")
+        raise ValueError(unknown("MobileNetV3", variant, _BLOCKS, listed=True))
     if alpha <= 0:
         raise ValueError(f"alpha of MobileNetV3 must be above 0, found {alpha}")
     checked_images("MobileNetV3", input_shape, 32)

@@ -1,6 +1,5 @@
 """NASNet-A (Zoph et al. 2017, arXiv:1707.07012), as in `keras.applications`."""
 
-import difflib
 from typing import Literal, NamedTuple
 
 import jax
@@ -12,6 +11,7 @@ from cnnjax.models.published import Published
 from cnnjax.models.registry import register
 from cnnjax.models.sizes import checked_images
 from cnnjax.models.weightless import Pairs
+from cnnjax.runtime.nearest import unknown
 
 
 class _Variant(NamedTuple):
@@ -108,8 +108,7 @@ def nasnet(
     (2, 2, 96)
     """
     if variant not in _VARIANTS:
-        near = difflib.get_close_matches(variant, _VARIANTS, 1, 0)[0]
-        raise ValueError(f"no NASNet {variant!r}; did you mean {near!r}? There are {', '.join(_VARIANTS)}")
+        raise ValueError(unknown("NASNet", variant, _VARIANTS, listed=True))
     known = _VARIANTS[variant]
     penultimate = known.filters if filters is None else filters
     count = known.cells if cells is None else cells

@@ -1,11 +1,12 @@
 """What published weights expect of their pixels, by name, as in `keras.applications.imagenet_utils`."""
 
-import difflib
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
+
+from cnnjax.runtime.nearest import unknown
 
 
 def _tf(x: jax.Array) -> jax.Array:
@@ -41,8 +42,7 @@ def checked_preprocessing(name: str) -> str:
         LookupError: There is none; the nearest name is given.
     """
     if name not in PREPROCESSING:
-        nearest = difflib.get_close_matches(name, PREPROCESSING, n=1, cutoff=0)[0]
-        raise LookupError(f"no preprocessing {name!r}; did you mean {nearest!r}? There are {', '.join(PREPROCESSING)}")
+        raise LookupError(unknown("preprocessing", name, PREPROCESSING, listed=True))
     return name
 
 

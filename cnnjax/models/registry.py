@@ -1,6 +1,5 @@
 """The architectures: one entry each, made by `register`, from which everything else is derived."""
 
-import difflib
 import importlib
 import inspect
 import pkgutil
@@ -13,12 +12,22 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 from cnnjax.models.own import ImportedBackbone, is_path
 from cnnjax.models.preprocessing import OF_RGB
 from cnnjax.models.published import Published
+from cnnjax.runtime.nearest import did_you_mean, nearest, unknown
 
 STANDARD = ("input_shape", "include_top", "classes", "classifier_activation", "rngs")
 """Arguments that every architecture's function takes; all others are its options."""
-RESERVED = ("name", "backbone", "backbone_options", "class_names", "weights", "image_size", "channels", "head",
-            "preprocessing", "resizing", "seed", "freeze", "data", "out", "layer")  # fmt: skip
-"""What `ImageClassifier`, `open_backbone` and the commands call other things."""
+RESERVED = frozenset(
+    """name backbone backbone_options class_names task_path input_shape
+    accumulate augment batch_size batchnorm callbacks cell channels checkpoint_every class_index class_weights classes
+    classifier clip code count data devices ema epochs fall_back find_learning_rate first_seed focal format freeze head
+    hosts image image_size include_top init_from init_part keep keep_checkpoints label_smoothing labels last_batch layer
+    layer_factor learning_rate learning_rate_groups learning_rates loss method methods metrics not_finite on_error
+    optimizer out patience pos_weight precision preprocessing processes rate recipe resizing running sample_rate scale
+    schedule seconds seed seeds shard_parameters sizes splits stages store store_gib stream target targets task training
+    tune_epochs tuning_factor unfreeze_from units verbose views warmup weight_decay weights wide workers
+    gradient_fn onednn""".split()
+)
+"""What `ImageClassifier`, `open_backbone` and the commands call other things; a test compares it with the commands."""
 
 # An option may come from a stranger's file: what would take hours only to describe is refused.
 _MOST_FACTOR, _MOST_NUMBERS, _MOST_NUMBER = 4.0, 16, 4096
@@ -73,8 +82,7 @@ class Option:
             return tuple(value)
         expected = _KINDS[self.kind]
         if self.choices:
-            near = difflib.get_close_matches(str(value), self.choices, 1, 0)[0]
-            expected = f"{' or '.join(self.choices)} (did you mean {near!r}?)"
+            expected = f"{' or '.join(self.choices)} (did you mean {nearest(value, self.choices)!r}?)"
         raise ValueError(f"{self.name} of {owner}: expected {expected}, found {value!r}")
 
 
@@ -116,14 +124,7 @@ class Entry:
             if name not in self.options:
                 owners = [other.name for other in entries().values() if name in other.options]
                 known = ", ".join(self.options)
-                near = difflib.get_close_matches(name, self.options, 1, 0.6)
-                hint = (
-                    f" (which is one of {', '.join(owners)})"
-                    if owners
-                    else f"; did you mean {near[0]!r}?"
-                    if near
-                    else ""
-                )
+                hint = f" (which is one of {', '.join(owners)})" if owners else did_you_mean(name, self.options, 0.6)
                 has = f"its options are {known}" if known else "it has no options"
                 raise ValueError(f"{self.name} has no option {name!r}{hint}; {has}")
             if self.options[name].of_top and not include_top:
@@ -255,10 +256,9 @@ def entry(name: str) -> Entry:
     ['alpha', 'dropout']
     """
     if name not in _entries:
-        nearest = difflib.get_close_matches(name, _entries, n=1, cutoff=0)[0]
         raise LookupError(
-            f"no backbone {name!r}; did you mean {nearest!r}? There are {', '.join(_entries)}; a network of your "
-            "own is named by its import path, package.module:function or file.py:function"
+            f"{unknown('backbone', name, _entries, listed=True)}; a network of your own is named by its import path, "
+            "package.module:function or file.py:function"
         )
     return _entries[name]
 
@@ -303,8 +303,7 @@ def find(name: str) -> Published:
     """
     known = AllPublished()
     if name not in known:
-        nearest = difflib.get_close_matches(name, known, n=1, cutoff=0)[0]
-        raise LookupError(f"no published weights {name!r}; did you mean {nearest!r}?")
+        raise LookupError(unknown("published weights", name, known))
     return known[name]
 
 
@@ -324,7 +323,7 @@ def _options(function: Any, top: tuple[str, ...]) -> dict[str, Option]:
         kind, choices = _kind(hints.get(name))
         faults = [
             *(["a type (bool, int, float, str, a Literal of texts or tuple[int, ...])"] if kind is None else []),
-            *(["a name that is free"] if name in RESERVED else []),
+            *(["a name that no command has"] if name in RESERVED else []),
             *(["a default"] if parameter.default is inspect.Parameter.empty else []),
             *(["a description under Args in the docstring"] if name not in described else []),
         ]

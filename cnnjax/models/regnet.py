@@ -1,6 +1,5 @@
 """RegNet X and Y (Radosavovic et al. 2020, arXiv:2003.13678), as in torchvision and timm."""
 
-import difflib
 import math
 from typing import Literal, NamedTuple
 
@@ -11,6 +10,7 @@ from cnnjax.models.backbone import Backbone, Shape
 from cnnjax.models.graph import Graph, Tensor
 from cnnjax.models.registry import register
 from cnnjax.models.sizes import checked_images
+from cnnjax.runtime.nearest import unknown
 
 Variant = Literal[
     "x_200mf", "x_400mf", "x_400mf_tv", "x_600mf", "x_800mf", "x_1.6gf", "x_3.2gf", "x_4gf", "x_6.4gf", "x_8gf",
@@ -100,8 +100,7 @@ def regnet(
     (16, 16, 8)
     """
     if variant.removesuffix("_tv") not in _LINES or variant not in Variant.__args__:
-        near = difflib.get_close_matches(variant, Variant.__args__, 1, 0)[0]
-        raise ValueError(f"no RegNet {variant!r}; did you mean {near!r}? There are {', '.join(Variant.__args__)}")
+        raise ValueError(unknown("RegNet", variant, Variant.__args__, listed=True))
     own = stages(variant)
     widths, depths = widths or own[0], depths or own[1]
     groups = [group_width] * len(widths) if group_width else own[2]

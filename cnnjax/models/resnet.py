@@ -3,7 +3,6 @@
 Version 1.5 with groups is ResNeXt (Xie et al. 2016, arXiv:1611.05431); with a wider base, Wide ResNet.
 """
 
-import difflib
 from typing import Literal, NamedTuple
 
 from flax import nnx
@@ -13,6 +12,7 @@ from cnnjax.models.graph import Graph, Tensor
 from cnnjax.models.published import Published
 from cnnjax.models.registry import register
 from cnnjax.models.sizes import checked_images
+from cnnjax.runtime.nearest import unknown
 
 
 class _Variant(NamedTuple):
@@ -101,8 +101,7 @@ def resnet(
             f"no ResNet of depth {depth}; did you mean {nearest}? There are {', '.join(map(str, _BLOCKS))}"
         )
     if variant not in _VARIANTS:
-        near = difflib.get_close_matches(variant, _VARIANTS, 1, 0)[0]
-        raise ValueError(f"no ResNet {variant!r}; did you mean {near!r}? There are {', '.join(_VARIANTS)}")
+        raise ValueError(unknown("ResNet", variant, _VARIANTS, listed=True))
     if not 1 <= len(widths) <= len(_BLOCKS[depth]) or min(widths) < 1:
         raise ValueError(f"ResNet has one to {len(_BLOCKS[depth])} stages, each of a width from 1 on, found {widths}")
     checked_images("ResNet", input_shape, 32)

@@ -119,7 +119,7 @@ class SoundClassifier(nnx.Module):
     def __init__(self, front: LogMel, backbone: Any, head: Any, preprocessing: str):
         checked = Classifier(backbone, head, preprocessing)
         if front.size is not None and isinstance(backbone, Backbone):
-            backbone._check((1, *front.size, 3))
+            backbone.check_shape((1, *front.size, 3))
         self.front = front
         self.backbone, self.head, self.preprocessing = checked.backbone, checked.head, checked.preprocessing
 

@@ -1,6 +1,5 @@
 """Keras's layers without weights: they hold nothing but static, hashable settings."""
 
-import difflib
 import math
 from collections.abc import Callable, Sequence
 
@@ -11,6 +10,7 @@ from flax import nnx
 from jax import lax
 
 from cnnjax import ops
+from cnnjax.runtime.nearest import unknown
 
 Pairs = tuple[tuple[int, int], tuple[int, int]]  # (top, bottom), (left, right)
 Padding = str | Pairs
@@ -40,8 +40,7 @@ def checked_activation(name: str) -> str:
         ValueError: There is none; the nearest name is given.
     """
     if name not in ACTIVATIONS:
-        nearest = difflib.get_close_matches(name, ACTIVATIONS, n=1, cutoff=0)[0]
-        raise ValueError(f"no activation {name!r}; did you mean {nearest!r}? There are {', '.join(ACTIVATIONS)}")
+        raise ValueError(unknown("activation", name, ACTIVATIONS, listed=True))
     return name
 
 

@@ -1,6 +1,5 @@
 """Shifted views of images, their transpose, and paddings: what the CPU lowerings are made of."""
 
-import difflib
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -8,6 +7,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+
+from cnnjax.runtime.nearest import did_you_mean
 
 Pair = tuple[int, ...]
 Pads = tuple[tuple[int, int], ...]
@@ -17,8 +18,7 @@ def explicit_padding(padding: str | Sequence[tuple[int, int]], size: Pair, windo
     """Padding as (low, high) of height and width."""
     names = ("SAME", "SAME_LOWER", "VALID")
     if isinstance(padding, str) and padding.upper() not in names:
-        near = difflib.get_close_matches(padding.upper(), names, n=1) or names
-        raise ValueError(f"unknown padding {padding!r}; did you mean {near[0]!r}?")
+        raise ValueError(f"unknown padding {padding!r}{did_you_mean(padding.upper(), names)}")
     pads = lax.padtype_to_pads(size, window, strides, padding) if isinstance(padding, str) else padding
     if len(pads) != 2:
         raise ValueError(f"expected padding of two spatial axes, found {padding}")

@@ -1,6 +1,5 @@
 """Discriminative learning rates: each leaf's own factor of the learning rate (Howard & Ruder 2018, ULMFiT)."""
 
-import difflib
 import fnmatch
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -8,6 +7,8 @@ from typing import Any
 
 import jax
 import optax
+
+from cnnjax.runtime.nearest import did_you_mean, unknown
 
 Factors = Mapping[str, float] | Callable[[str], float]
 
@@ -45,8 +46,7 @@ def by_groups(
     for pattern, factor in groups.items():
         _checked(factor, pattern)
         if not any(_matches(path, pattern) for path in paths):
-            near = difflib.get_close_matches(pattern.strip("*"), sorted(modules), 1, 0)
-            missed.append(f"  {pattern!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+            missed.append(f"  {pattern!r}{did_you_mean(pattern.strip('*'), sorted(modules))}")
     if missed:
         raise ValueError(f"patterns that match none of {len(paths)} leaves:\n" + "\n".join(missed))
 
@@ -100,8 +100,7 @@ def by_depth(paths: Sequence[str], factor: float) -> Callable[[str], float]:
 
     def look_up(path: str) -> float:
         if path not in known:
-            near = difflib.get_close_matches(path, known, 1, 0)[0]
-            raise ValueError(f"no depth is known for leaf {path!r}; the nearest in the list of layers is {near!r}")
+            raise ValueError(unknown("depth for leaf", path, known, "in the list of layers"))
         return known[path]
 
     return look_up

@@ -1,8 +1,7 @@
 """Optax optimizers under Keras's names, with Keras's defaults, and a rate that can change without recompiling."""
 
-import difflib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -10,9 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from cnnjax.files.importing import called, imported, is_path, named
 from cnnjax.optim.average import average
 from cnnjax.optim.factors import Factors, path_of, scale_by_path
 from cnnjax.optim.schedules import constant
+from cnnjax.runtime.nearest import unknown
 
 
 def _by_leaf(inner: optax.GradientTransformation) -> optax.GradientTransformation:
@@ -55,6 +56,11 @@ def _adam() -> optax.GradientTransformation:
     return _by_leaf(_scale_by_keras_adam())
 
 
+Factory = Callable[..., optax.GradientTransformation]
+"""A function of `learning_rate` that gives an optimizer, such as `optax.lion`."""
+_Direction = Callable[[Any, tuple[float, Any]], Sequence[optax.GradientTransformation]]
+_OWN_RATE = 1e-3
+
 # name -> (direction, Keras's learning rate, Keras's weight decay of all leaves)
 _MAKERS: dict[str, tuple[Callable[[], optax.GradientTransformation], float, float]] = {
     "rmsprop": (lambda: optax.scale_by_rms(decay=0.9, eps=1e-7), 1e-3, 0.0),
@@ -86,7 +92,7 @@ def _decaying_leaves(tree: Any) -> Any:
 
 
 def make_optimizer(
-    name: str = "rmsprop",
+    name: str | Factory = "rmsprop",
     learning_rate: float | None = None,
     *,
     schedule: optax.Schedule | None = None,
@@ -102,7 +108,9 @@ def make_optimizer(
     minus the learning rate, times the schedule's factor, times the leaf's factor; then the average moves.
 
     Args:
-        name: one of `OPTIMIZERS`; hyperparameters default to those of `keras.optimizers`.
+        name: one of `OPTIMIZERS`, with the hyperparameters of `keras.optimizers`; or a function of `learning_rate` that
+            gives an optax transform, such as `optax.lion`, or its import path, "optax:lion" or "file.py:function". Its
+            whole update stands for the optimizer's direction times minus the learning rate.
         learning_rate: the base learning rate (`with_rate` sets another); Keras's default where it is not given.
         schedule: a factor of the base learning rate, 0 to 1, for each optimizer step: `warmup_cosine(1000, 50)`.
         weight_decay: decoupled, of the leaves that `decays` names (Loshchilov & Hutter 2019; times the rate, as
@@ -122,10 +130,14 @@ def make_optimizer(
         >>> round(float(state.hyperparams["learning_rate"]), 6)
         0.0001
     """
-    if name not in _MAKERS:
-        near = difflib.get_close_matches(name, OPTIMIZERS, 1, 0)[0]
-        raise ValueError(f"no optimizer {name!r}; did you mean {near!r}? There are {', '.join(OPTIMIZERS)}")
-    direction, default, keras_decay = _MAKERS[name]
+    if not isinstance(name, str) or is_path(name):
+        direction, default, keras_decay = _own(name)
+    elif name in _MAKERS:
+        maker, default, keras_decay = _MAKERS[name]
+        direction = _scaled(maker)
+    else:
+        found = unknown("optimizer", name, OPTIMIZERS, listed=True)
+        raise ValueError(f"{found}, and those of optax by their import path, such as optax:{name}")
     rate = default if learning_rate is None else learning_rate
     _check_rate(rate)
     _check(schedule, weight_decay, clip, accumulate, ema)
@@ -135,9 +147,7 @@ def make_optimizer(
         # Always seven places, so that `transfer_optimizer_state` finds its way from one choice of options to another.
         return optax.chain(
             optax.identity() if clip is None else optax.clip_by_global_norm(clip),
-            direction(),
-            optax.add_decayed_weights(*decay),
-            optax.scale_by_learning_rate(learning_rate),
+            *direction(learning_rate, decay),
             optax.scale_by_schedule(schedule or constant()),
             scale_by_path(factors) if factors else optax.identity(),
             optax.identity() if ema is None else average(ema),
@@ -148,6 +158,32 @@ def make_optimizer(
     if accumulate == 1:
         return optimizer
     return optax.with_extra_args_support(optax.MultiSteps(optimizer, accumulate).gradient_transformation())
+
+
+def _scaled(maker: Callable[[], optax.GradientTransformation]) -> _Direction:
+    """Direction, decay and learning rate of an optimizer by name."""
+
+    def made(learning_rate: Any, decay: tuple[float, Any]) -> Sequence[optax.GradientTransformation]:
+        return maker(), optax.add_decayed_weights(*decay), optax.scale_by_learning_rate(learning_rate)
+
+    return made
+
+
+def _own(given: str | Factory) -> tuple[_Direction, float, float]:
+    """The same of the user's, which takes the learning rate itself; decay comes after it."""
+    path = given if isinstance(given, str) else named(given)
+    what, how = "a function of learning_rate that gives an optax transform", "learning_rate=..."
+    factory = imported(path, what, "optax:lion") if isinstance(given, str) else given
+    gives = "an optax.GradientTransformation"
+    kinds: Any = (optax.GradientTransformation, optax.GradientTransformationExtraArgs)
+    called(path, factory, how, expected=kinds, gives=gives, learning_rate=_OWN_RATE)
+
+    def made(learning_rate: Any, decay: tuple[float, Any]) -> Sequence[optax.GradientTransformation]:
+        strength, mask = decay
+        own = optax.add_decayed_weights(-learning_rate * strength, mask) if strength else optax.identity()
+        return factory(learning_rate=learning_rate), own, optax.identity()
+
+    return made, _OWN_RATE, 0.0
 
 
 def with_rate(opt_state: Any, learning_rate: float | jax.Array) -> Any:

@@ -4,6 +4,9 @@ import ctypes
 import mmap
 import os
 from pathlib import Path
+from typing import Literal
+
+OneDNN = Literal["auto", "always", "never"]
 
 # Of glibc's malloc.h.
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8

@@ -8,6 +8,7 @@ Functions give NumPy arrays; `draw_...` put them on a `Sheet`, which `save(path)
 (8, 3, 3, 3)
 """
 
+from cnnjax.show import curves
 from cnnjax.show.cam import ClassActivation, class_activation, grad_cam, placed
 from cnnjax.show.draw import draw_activations, draw_edges, draw_filters
 from cnnjax.show.edges import EdgeDetector, edge_detectors, edge_responses, step_edges
@@ -28,6 +29,7 @@ __all__ = [
     "cell_box",
     "class_activation",
     "convolution",
+    "curves",
     "draw_activations",
     "draw_cam",
     "draw_edges",

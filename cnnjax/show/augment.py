@@ -3,14 +3,16 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import Any, Literal, cast
 
 import jax
 import numpy as np
-from tyro.conf import Positional, arg
+from tyro.conf import Positional
 
 from cnnjax.augment import Augmentation, Parameters
-from cnnjax.show.images import open_image, resized
+from cnnjax.commands.options import Count, Image, Out, OwnImageSize, Seed
+from cnnjax.models.sizes import sides
+from cnnjax.show.images import in_colour, middle, read_image, resized
 from cnnjax.show.sheet import FAINT, MARGIN, MOST_PIXELS, Sheet, text_width
 from cnnjax.show.tiles import fitting_grid, resampled
 
@@ -26,14 +28,10 @@ class Augment:
     Where two numbers are allowed, x alone stands for -x to x.
     """
 
-    image: Annotated[Positional[Path], arg(metavar="IMAGE")]
-    """A photograph: BMP, GIF, JPEG, PNG or WebP. Its middle square is used."""
-    count: int = 15
-    """How many changed versions."""
-    seed: int = 0
-    """Of the random numbers."""
-    image_size: int = 224
-    """Height and width of the image, before anything happens to it."""
+    image: Positional[Image]
+    count: Count = None
+    seed: Seed = 0
+    image_size: OwnImageSize = None
     flip: Literal["none", "horizontal", "vertical", "both"] = "horizontal"
     """Which way images are flipped, each with probability one half."""
     rotation: tuple[float, ...] = (0.1,)
@@ -52,8 +50,7 @@ class Augment:
     """What lies outside the image."""
     fill_value: float = 0.0
     """The value outside, for constant."""
-    out: Path | None = None
-    """The PNG file; named after the image, in the current folder, if not given."""
+    out: Out = None
 
     def draw(self) -> Path:
         """Draw and save.
@@ -64,14 +61,14 @@ class Augment:
         """
         if self.out is not None and self.out.suffix.lower() != ".png":
             raise ValueError(f"--out must be a PNG file, such as {self.out.with_suffix('.png')}, not {self.out}")
-        if not 1 <= self.count <= _MOST:
-            raise ValueError(f"count must be 1 to {_MOST}, not {self.count}")
-        if self.image_size < 1:
-            raise ValueError(f"image_size must be at least 1, not {self.image_size}")
+        count = 15 if self.count is None else self.count
+        if not 1 <= count <= _MOST:
+            raise ValueError(f"count must be 1 to {_MOST}, not {count}")
+        height, width = sides(224 if self.image_size is None else self.image_size)
         augmentation = self.augmentation()
-        image = resized(open_image(self.image), (self.image_size, self.image_size))
-        parameters = augmentation.draw(jax.random.key(self.seed), self.count)
-        images = np.asarray(augmentation.apply(parameters, np.repeat(image[None], self.count, 0)))
+        image = resized(middle(in_colour(read_image(self.image)), width / height), (height, width))
+        parameters = augmentation.draw(jax.random.key(self.seed), count)
+        images = np.asarray(augmentation.apply(parameters, np.repeat(image[None], count, 0)))
         sheet = draw_augmentations(
             image,
             images,

@@ -1,6 +1,6 @@
 """`cnnjax show`: images of a network, and of what it makes of a photograph."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -8,14 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 from tyro.conf import Positional, arg
 
-from cnnjax.arguments import BackboneName, BackboneOptions, ImageSize
+from cnnjax.commands.network import Network
+from cnnjax.commands.options import Channels, Count, Image, Out
 from cnnjax.files.runs import path_name
 from cnnjax.functional import modules
 from cnnjax.hooks import checked_layer
 from cnnjax.models import Backbone, preprocess
+from cnnjax.models.layer_order import output_shape
 from cnnjax.models.own import is_path
-from cnnjax.models.registry import entry_or_own
-from cnnjax.models.sizes import sides
 from cnnjax.show.augment import Augment
 from cnnjax.show.cam import class_activation
 from cnnjax.show.draw import draw_activations, draw_edges, draw_filters
@@ -31,26 +31,12 @@ from cnnjax.weights.pretrained import open_backbone
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Options:
-    """What all images share."""
+class _Options(Network, Channels):
+    """What all drawings share."""
 
-    backbone: BackboneName = "mobilenet"
-    """The network."""
-    backbone_options: BackboneOptions = field(default_factory=dict)
-    """Its own options."""
-    weights: Path | None = None
-    """Keras HDF5 file (.h5) with the network's weights, .safetensors for one of your own; random numbers if not
-    given."""
-    preprocessing: str | None = None
-    """tf, caffe, torch, unit or none; what the network's published weights expect if not given, unit without any."""
-    image_size: ImageSize | None = None
-    """Height and width of the images, one number for both; the network's own if not given."""
-    channels: int | None = None
-    """Of the images; 3 if not given. A network of one channel sees photographs in grey."""
     layer: str | None = None
     """The layer's name; above stands which is taken if it is not given."""
-    out: Path | None = None
-    """The PNG file; named after what it shows, in the current folder, if not given."""
+    out: Out = None
 
     def __post_init__(self) -> None:
         if self.out is not None and self.out.suffix.lower() != ".png":
@@ -75,8 +61,7 @@ class _Options:
         """What the network takes, (H, W, C)."""
         if isinstance(model, Backbone):
             return model.input_shape
-        size = entry_or_own(self.backbone).image_size if self.image_size is None else self.image_size
-        return (*sides(size), self.channels or 3)
+        return (*self.size, self.channels or 3)
 
     def titled(self, layer: str, text: str) -> str:
         """A title that names network, layer and what is shown."""
@@ -95,9 +80,7 @@ class _Options:
 
 @dataclass(frozen=True, kw_only=True)
 class _WithImage(_Options):
-    image: Annotated[Positional[Path], arg(metavar="IMAGE")]
-    """A photograph: BMP, GIF, JPEG, PNG or WebP; or .npy, an array [H, W, C] of 0 to 255. Its middle is used, in the
-    shape of the network's images."""
+    image: Positional[Image]
 
     def opened_for_image(self, **options: Any) -> tuple[Any, str, np.ndarray, np.ndarray]:
         """The same, the image u8[H, W, 3], and f32[H, W, C] as the network takes it."""
@@ -117,8 +100,7 @@ class Filters(_Options):
     The layer is a convolution: the first one if not given.
     """
 
-    count: int | None = None
-    """How many filters; all that there is room for, if not given."""
+    count: Count = None
 
     def draw(self) -> Path:
         """Draw and save."""
@@ -139,8 +121,7 @@ class Activations(_WithImage):
     The layer is any with maps: the one that the second convolution reads, if not given.
     """
 
-    count: int | None = None
-    """How many maps; all that there is room for, if not given."""
+    count: Count = None
 
     def draw(self) -> Path:
         """Draw and save."""
@@ -160,8 +141,7 @@ class Edges(_WithImage):
     The layer is a convolution that reads the image: the first one if not given.
     """
 
-    count: int = 6
-    """How many filters."""
+    count: Count = None
 
     def draw(self) -> Path:
         """Draw and save."""
@@ -175,7 +155,9 @@ class Edges(_WithImage):
         kernel = _rgb(found, found.folded, preprocessing)
         text = f"the strongest edge detectors of {_many(kernel.shape[-1], 'filter')}"
         title = self.titled(found.layer, text + (f", scaled by {found.norm}" if found.norm else ""))
-        sheet = draw_edges(image, _rgb(found, inputs, preprocessing), kernel, title, count=self.count)
+        sheet = draw_edges(
+            image, _rgb(found, inputs, preprocessing), kernel, title, count=6 if self.count is None else self.count
+        )
         return self.saved(sheet, "edges", self.backbone, found.layer, self.image.stem)
 
 
@@ -219,20 +201,22 @@ class Cam(_WithImage):
 
     def draw(self) -> Path:
         """Draw and save."""
-        if is_path(self.backbone):
-            raise ValueError(
-                f"cam needs a network that ends in classes, and {self.backbone} has no top; of a loaded classifier "
-                "call cnnjax.show.cam.grad_cam with the model"
-            )
         if self.weights is None:
             raise ValueError("cam needs --weights FILE, trained and with top: random numbers know no classes")
+        # A network of the user's is taken as it is: one that gives logits of classes [N, K].
+        top = {} if is_path(self.backbone) else {"include_top": True, "classifier_activation": "linear"}
         try:
-            opened = self.opened_for_image(include_top=True, classifier_activation="linear")
+            opened = self.opened_for_image(**top)
         except WeightsError as error:
             if "no_top" not in str(self.weights) and "notop" not in str(self.weights):
                 raise
             raise WeightsError(f"{error}\ncam needs weights with top, such as mobilenet_7_5_224_tf.h5") from error
         model, _, image, inputs = opened
+        if is_path(self.backbone) and len(given := output_shape(model, inputs.shape)) != 1:
+            raise ValueError(
+                f"cam needs a network that ends in classes, f32[N, K], and {self.backbone} gives [N, "
+                f"{', '.join(map(str, given))}]: add the layers that make logits of its maps"
+            )
         found = class_activation(model, jnp.asarray(inputs[None]), self.layer, self.class_index)
         chosen, probabilities = int(found.classes[0]), found.probabilities[0]
         order = np.argsort(-probabilities)

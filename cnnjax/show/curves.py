@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from cnnjax.files.writing import whole_file
+
 _MOST = 4
 _COLOURS = {"train": "tab:blue", "validation": "tab:orange", "test": "tab:green"}
 
@@ -72,6 +74,5 @@ def plot(records: Sequence[Mapping[str, Any]], path: Path, title: str, units: Ma
         axes.legend(fontsize="small")
     figure.suptitle(title, fontsize="medium")
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    figure.savefig(partial, format="png")
-    partial.replace(path)
+    with whole_file(path) as partial:
+        figure.savefig(partial, format="png")

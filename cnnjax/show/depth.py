@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from cnnjax.files.runs import write_whole
+from cnnjax.files.writing import whole_file, write_whole
 from cnnjax.metrics.intervals import interval
 
 _COLUMNS = (
-    "freeze first_trainable frozen_layers learning_rate trainable_parameters "
+    "freeze first_trainable frozen_layers learning_rate backbone_learning_rate trainable_parameters "
     "seeds test_accuracy_mean test_accuracy_half_width_95 seconds_per_step features_from_store setting"
 ).split()
 
@@ -29,7 +29,9 @@ class Row:
         freeze: the specification, as typed.
         first_trainable: name of the first layer that trains, "" if none of the backbone's does.
         frozen_layers: number of frozen layers.
-        learning_rate: of its cells.
+        learning_rate: the asked one, at which a head trains alone.
+        backbone_learning_rate: of its cells, where part of the backbone trains, the head beside it included; None where
+            none does.
         trainable_parameters: numbers that were trained, head included.
         scores: what the sweep compares by, on the test images, of each seed.
         seconds_per_step: median over its cells, without the first epoch.
@@ -46,6 +48,7 @@ class Row:
     seconds_per_step: float
     reused: bool
     setting: str = ""
+    backbone_learning_rate: float | None = None
 
     @property
     def mean(self) -> float:
@@ -60,17 +63,18 @@ class Row:
 
 def rows(results: Iterable[Mapping[str, Any]], measure: str = "accuracy") -> list[Row]:
     """Group the lines of `results.jsonl` by depth, rate and setting, least frozen first."""
-    groups: dict[tuple[str, float, str], list[Mapping[str, Any]]] = {}
+    groups: dict[tuple[str, float, float | None, str], list[Mapping[str, Any]]] = {}
     for line in results:
-        groups.setdefault((line["freeze"], line["learning_rate"], _setting(line)), []).append(line)
+        own = line.get("backbone_learning_rate")
+        groups.setdefault((line["freeze"], line["learning_rate"], own, _setting(line)), []).append(line)
     table = [
         Row(
             freeze, cells[0]["first_trainable"], cells[0]["frozen_layers"], rate, cells[0]["trainable_parameters"],
             tuple(_number(cell[f"test_{measure}"]) for cell in sorted(cells, key=lambda c: c["seed"])),
             float(np.median([cell["seconds_per_step"] for cell in cells])),
-            all(cell["features_reused"] for cell in cells), setting,
+            all(cell["features_reused"] for cell in cells), setting, own,
         )
-        for (freeze, rate, setting), cells in groups.items()
+        for (freeze, rate, own, setting), cells in groups.items()
     ]  # fmt: skip
     return sorted(table, key=lambda row: (row.frozen_layers, row.learning_rate))
 
@@ -79,7 +83,8 @@ def _setting(line: Mapping[str, Any]) -> str:
     """What a line says of the axes that only some sweeps have."""
     parts = [line["method"]] if "method" in line else []
     if "augment" in line:
-        parts.append("augmented" if line["augment"] != "none" else "not augmented")
+        own = ":" in line["augment"]  # an import path says more
+        parts.append(line["augment"] if own else "augmented" if line["augment"] != "none" else "not augmented")
     if line.get("size"):
         parts.append(f"{line['size']:,} images")
     return ", ".join(parts)
@@ -94,13 +99,22 @@ def terminal(table: Sequence[Row], title: str, measure: str = "accuracy", unit: 
     out = Table(title=title, title_justify="left")
     varied = any(row.setting for row in table)
     left = ("freeze", "first trainable", "features", "setting")
-    names = ("rate", "trainable parameters", f"test {measure}", "ms a step", "features")
+    names = (
+        "learning rate",
+        "backbone learning rate",
+        "trainable parameters",
+        f"test {measure}",
+        "ms a step",
+        "features",
+    )
     for name in ("freeze", "first trainable", *(["setting"] if varied else []), *names):
         out.add_column(name, justify="left" if name in left else "right")
     for row in table:
         out.add_row(
             row.freeze, row.first_trainable or "head", *([row.setting] if varied else []),
-            f"{row.learning_rate:g}", f"{row.trainable_parameters:,}", score_text(row, unit),
+            f"{row.learning_rate:g}",
+            "–" if row.backbone_learning_rate is None else f"{row.backbone_learning_rate:g}",
+            f"{row.trainable_parameters:,}", score_text(row, unit),
             f"{1000 * row.seconds_per_step:.1f}", "from store" if row.reused else "made now",
         )  # fmt: skip
     return out
@@ -123,7 +137,8 @@ def write_csv(table: Sequence[Row], path: Path, measure: str = "accuracy") -> No
     for row in table:
         half = "" if math.isnan(row.half_width) else f"{row.half_width:.6f}"
         out.writerow([
-            row.freeze, row.first_trainable, row.frozen_layers, row.learning_rate, row.trainable_parameters,
+            row.freeze, row.first_trainable, row.frozen_layers, row.learning_rate,
+            "" if row.backbone_learning_rate is None else row.backbone_learning_rate, row.trainable_parameters,
             len(row.scores), f"{row.mean:.6f}", half, f"{row.seconds_per_step:.6f}", row.reused,
             row.setting,
         ])  # fmt: skip
@@ -164,6 +179,5 @@ def plot(table: Sequence[Row], path: Path, title: str, measure: str = "accuracy"
     axes.set_title(textwrap.fill(title, 90), fontsize="medium")
     axes.grid(alpha=0.3)
     axes.legend()
-    partial = path.with_name(path.name + ".partial")
-    figure.savefig(partial, format="png")
-    partial.replace(path)
+    with whole_file(path) as partial:
+        figure.savefig(partial, format="png")

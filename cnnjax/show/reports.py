@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from cnnjax.files.writing import whole_file
 from cnnjax.metrics.reports import MOST_CLASSES, Report, number, percent
 
 if TYPE_CHECKING:
@@ -40,9 +41,8 @@ def plot(report: Report, path: Path, title: str) -> None:
     _reliability(panels[2], report)
     figure.suptitle(title, fontsize="medium", parse_math=False)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    figure.savefig(partial, format="png")
-    partial.replace(path)
+    with whole_file(path) as partial:
+        figure.savefig(partial, format="png")
 
 
 def _matrix(axes: "Axes", report: Report) -> None:
@@ -52,7 +52,7 @@ def _matrix(axes: "Axes", report: Report) -> None:
     image = axes.imshow(share, "Blues", norm="linear" if size <= MOST_CLASSES else _root(), interpolation="nearest")
     if size <= MOST_CLASSES:
         image.set_clim(0, 100)
-        names = [_short(name) for name in report.class_names]
+        names = [short(name) for name in report.class_names]
         few = size <= 3 and max(map(len, names)) <= 12
         axes.set_xticks(range(size), names if few else [str(k) for k in range(size)], parse_math=False)
         axes.set_yticks(range(size), names if few else [f"{n}  {k}" for k, n in enumerate(names)], parse_math=False)
@@ -78,7 +78,7 @@ def _curves(axes: "Axes", report: Report) -> None:
     axes.plot([0, 1], [0, 1], ":", color="0.5", lw=1)
     shown = sorted((s for s in report.classes if s.roc), key=lambda s: s.auc or 0)
     for scores in shown:
-        axes.plot(*zip(*scores.roc, strict=True), lw=1.5, label=f"{_short(scores.name)} {number(scores.auc)}")
+        axes.plot(*zip(*scores.roc, strict=True), lw=1.5, label=f"{short(scores.name)} {number(scores.auc)}")
     what = "ROC"
     if len(report.classes) > 2:
         part = "each class" if len(shown) == len(report.classes) else f"{len(shown)} worst classes"
@@ -111,5 +111,5 @@ def _reliability(axes: "Axes", report: Report) -> None:
     axes.legend(fontsize="small", loc="upper left")
 
 
-def _short(name: str) -> str:
+def short(name: str) -> str:
     return name if len(name) <= _LONGEST else name[: _LONGEST - 1] + "…"

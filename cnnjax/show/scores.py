@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from cnnjax.files.writing import whole_file
 from cnnjax.metrics.means import MeansReport
 from cnnjax.metrics.multilabel import MultiLabelReport
 from cnnjax.metrics.regression import NumberScores, RegressionReport
@@ -56,9 +57,8 @@ def plot(report: Any, path: Path, title: str) -> None:
         return
     figure.suptitle(title, fontsize="medium", parse_math=False)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    figure.savefig(partial, format="png")
-    partial.replace(path)
+    with whole_file(path) as partial:
+        figure.savefig(partial, format="png")
 
 
 def _scatter(axes: "Axes", scores: NumberScores, count: int) -> None:
@@ -78,7 +78,7 @@ def _scatter(axes: "Axes", scores: NumberScores, count: int) -> None:
 
 def _precision(axes: "Axes", report: MultiLabelReport) -> None:
     for scores in sorted((s for s in report.labels if s.curve), key=lambda s: s.average_precision or 0):
-        text = f"{reports._short(scores.name)} {number(scores.average_precision)}"
+        text = f"{reports.short(scores.name)} {number(scores.average_precision)}"
         axes.plot(*zip(*scores.curve, strict=True), lw=1.5, label=text)
     if axes.lines:
         legend = axes.legend(fontsize="small", loc="lower left", title="average precision", title_fontsize="small")
@@ -94,7 +94,7 @@ def _bars(axes: "Axes", report: MultiLabelReport) -> None:
     places = np.arange(len(shown))
     axes.barh(places - 0.2, [s.average_precision or 0 for s in shown], 0.4, label="average precision")
     axes.barh(places + 0.2, [s.f1 or 0 for s in shown], 0.4, label="F1 at the threshold")
-    axes.set_yticks(places, [reports._short(s.name) for s in shown], parse_math=False)
+    axes.set_yticks(places, [reports.short(s.name) for s in shown], parse_math=False)
     axes.invert_yaxis()
     axes.set_xlim(0, 1)
     axes.set_title("thresholds of the best F1 on validation" if report.chosen else "threshold 0.5", fontsize="medium")

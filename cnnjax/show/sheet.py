@@ -5,6 +5,8 @@ from typing import Any
 
 import numpy as np
 
+from cnnjax.files.writing import whole_file
+
 MARGIN = 20
 """Pixels around everything."""
 MOST_PIXELS = 2400
@@ -81,9 +83,8 @@ class Sheet:
             OSError: It cannot be written there.
         """
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(path.name + ".partial")
-        self.figure.savefig(partial, format="png", dpi=_DPI)
-        partial.replace(path)
+        with whole_file(path) as partial:
+            self.figure.savefig(partial, format="png", dpi=_DPI)
         return path
 
 

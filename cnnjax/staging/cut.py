@@ -4,10 +4,10 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
-from jax.extend import core
 
+from cnnjax.files.digests import digest
 from cnnjax.staging.times import ELEMENTWISE, FIXED, Known, Time
-from cnnjax.staging.trace import GROUPS, digest, inner_jaxprs, open_jaxpr
+from cnnjax.staging.trace import GROUPS, Literal, inner_jaxprs, open_jaxpr
 from cnnjax.staging.wording import literal
 
 # Equations that cost next to nothing: they may run in every step if that lets us store fewer bytes.
@@ -30,7 +30,7 @@ def producers(jaxpr: Any) -> dict[Any, int]:
 
 def variables(atoms: Iterable[Any]) -> list[Any]:
     """The atoms that are variables, once each."""
-    return list(dict.fromkeys(a for a in atoms if not isinstance(a, core.Literal)))
+    return list(dict.fromkeys(a for a in atoms if not isinstance(a, Literal)))
 
 
 def needed(jaxpr: Any, wanted: Iterable[Any], given: Iterable[Any]) -> tuple[list[int], list[Any]]:
@@ -179,7 +179,7 @@ def fingerprints(jaxpr: Any, wanted: Sequence[Any], leaves: dict[Any, str], said
     keys = dict(leaves)
     for index in needed(jaxpr, wanted, ())[0]:
         eqn = jaxpr.eqns[index]
-        ins = [literal(a, a) if isinstance(a, core.Literal) else keys[a] for a in eqn.invars]
+        ins = [literal(a, a) if isinstance(a, Literal) else keys[a] for a in eqn.invars]
         text = f"{said[index]}({','.join(ins)})"
         for k, var in enumerate(eqn.outvars):
             keys[var] = digest(f"{k}={text}")

@@ -7,10 +7,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend import core
 
 from cnnjax.staging.cut import variables
-from cnnjax.staging.trace import inner_jaxprs, open_jaxpr, part
+from cnnjax.staging.trace import Literal, inner_jaxprs, open_jaxpr, part
 
 _AFFINE = ("add", "sub", "mul", "div")
 
@@ -56,7 +55,7 @@ def folded(
         env = dict(zip(ins, values, strict=True))
 
         def read(atom: Any) -> Any:
-            return atom.val if isinstance(atom, core.Literal) else env[atom]
+            return atom.val if isinstance(atom, Literal) else env[atom]
 
         for eqn in order:
             given = {v: env[v] for v in variables(eqn.invars)}
@@ -75,8 +74,8 @@ def folded(
 
 
 def _chains(eqns: Sequence[Any], outs: Iterable[Any], fixed: Collection[Any]) -> list[_Chain]:
-    uses = Counter(a for eqn in eqns for a in eqn.invars if not isinstance(a, core.Literal))
-    uses.update(a for a in outs if not isinstance(a, core.Literal))
+    uses = Counter(a for eqn in eqns for a in eqn.invars if not isinstance(a, Literal))
+    uses.update(a for a in outs if not isinstance(a, Literal))
     user = {a: eqn for eqn in eqns for a in variables(eqn.invars)}
     found = []
     for eqn in eqns:
@@ -107,9 +106,9 @@ def _step(eqn: Any, value: Any, axis: int, fixed: Collection[Any]) -> tuple[str,
     other = eqn.invars[1] if second else eqn.invars[0]
     if eqn.primitive.name == "div" and not second:
         return None
-    if not isinstance(other, core.Literal) and other not in fixed:
+    if not isinstance(other, Literal) and other not in fixed:
         return None
-    shape = np.shape(other.val) if isinstance(other, core.Literal) else other.aval.shape
+    shape = np.shape(other.val) if isinstance(other, Literal) else other.aval.shape
     if shape and not (len(shape) == len(value.aval.shape) and all(n == 1 for k, n in enumerate(shape) if k != axis)):
         return None
     return eqn.primitive.name, other, second
@@ -141,7 +140,7 @@ def _channel_axes(eqn: Any) -> tuple[int, int] | None:
 
     One of `cnnjax.ops` is known by the plain convolution that it is on some platform.
     """
-    if len(eqn.invars) != 2 or len(eqn.outvars) != 1 or any(isinstance(a, core.Literal) for a in eqn.invars):
+    if len(eqn.invars) != 2 or len(eqn.outvars) != 1 or any(isinstance(a, Literal) for a in eqn.invars):
         return None
     image, kernel = eqn.invars
     if eqn.primitive.name == "conv_general_dilated":

@@ -3,10 +3,9 @@
 from collections.abc import Callable
 from typing import Any
 
-from jax.extend import core
-
+from cnnjax.files.digests import digest
 from cnnjax.staging.cut import fingerprints
-from cnnjax.staging.trace import digest, flat_trace
+from cnnjax.staging.trace import Literal, flat_trace
 from cnnjax.staging.wording import Unlike, equation, literal
 
 
@@ -14,7 +13,7 @@ class NoIdentity(ValueError):
     """A program does something that no text describes, such as a call of Python."""
 
 
-def program_digest(fn: Callable[..., Any], *args: Any) -> str:
+def expression_digest(fn: Callable[..., Any], *args: Any) -> str:
     """SHA-256 (hex) of what a function computes: its operations, and the arrays and numbers that it holds.
 
     Two functions that trace to the same program have the same one, however they are written.
@@ -26,9 +25,9 @@ def program_digest(fn: Callable[..., Any], *args: Any) -> str:
     Raises:
         NoIdentity: it calls back into Python, or does something else that is not described by its program.
 
-    >>> import jax.numpy as jnp
+    >>> import jax, jax.numpy as jnp
     >>> x = jax.ShapeDtypeStruct((3,), jnp.float32)
-    >>> one, same, other = (program_digest(f, x) for f in (lambda x: 2 * x, lambda y: 2 * y, lambda x: 3 * x))
+    >>> one, same, other = (expression_digest(f, x) for f in (lambda x: 2 * x, lambda y: 2 * y, lambda x: 3 * x))
     >>> one == same, one == other
     (True, False)
     """
@@ -38,7 +37,7 @@ def program_digest(fn: Callable[..., Any], *args: Any) -> str:
     try:
         said = {k: equation(eqn, eqn, (1, 2)) for k, eqn in enumerate(jaxpr.eqns)}
         keys = fingerprints(jaxpr, jaxpr.outvars, leaves, said)
-        outs = [literal(v, v) if isinstance(v, core.Literal) else keys[v] for v in jaxpr.outvars]
+        outs = [literal(v, v) if isinstance(v, Literal) else keys[v] for v in jaxpr.outvars]
     except Unlike as error:
         raise NoIdentity(f"the program is not known by what it says ({error})") from None
     return digest(str(tree), *outs)

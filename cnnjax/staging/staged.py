@@ -1,21 +1,20 @@
 """A program cut at its frontier."""
 
 from collections.abc import Callable, Iterable, Sequence
-from contextvars import copy_context
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend import core
 
-from cnnjax.staging.cut import after_large, fingerprints, frontier, made_of, needed, row_bytes
+from cnnjax.files.digests import digest
+from cnnjax.staging.cut import after_large, fingerprints, made_of, needed, row_bytes
 from cnnjax.staging.fold import folded
-from cnnjax.staging.times import FIXED, LATE, Known, ProgramDiffers, Time, binding_times, check_wiring, same
-from cnnjax.staging.trace import digest, flat_trace, inner_jaxprs, open_jaxpr, part
-from cnnjax.staging.wording import Unlike, equation, literal, traced_at_two
+from cnnjax.staging.program import Program
+from cnnjax.staging.times import FIXED, LATE, Known, Time
+from cnnjax.staging.trace import Literal, inner_jaxprs, open_jaxpr, part
 
 _Run = Callable[[dict[Any, Any]], list[jax.Array]]
 
@@ -62,6 +61,11 @@ class Staged:
             (it has other equations, or raises at a size that is not the first), nothing is cut, and what is stored is
             the images. None given: any two sizes that `fn` takes are compared.
 
+    Attributes:
+        features: what is stored for each image.
+        times: what is known of each variable of the program.
+        program: the program and its cut.
+
     Example:
         >>> w = {"frozen": jnp.ones((3, 2))}
         >>> f = lambda fixed, x, scale: (x @ fixed["frozen"]).reshape(len(x), 2) * scale
@@ -76,117 +80,16 @@ class Staged:
     def __init__(
         self, fn: Callable[..., Any], fixed: Any, image: jax.ShapeDtypeStruct, late: Any, batches: Sequence[int] = ()
     ):
-        self._fn, self.image = fn, image
-        self._fixed = jax.tree.map(_abstract, fixed)
-        self._late = late if callable(late) else lambda batch: late
-        self._fixed_count = len(jax.tree.leaves(fixed))
-        self._traces: dict[int, tuple[Any, list[Any], Any]] = {}
-        self._owns: dict[int, dict[Any, Any]] = {}
-        # Sizes that are asked for later are traced as the first one is: operations may go by the context.
-        self._context = copy_context()
-        self._opened = True
-        leaves, named = jax.tree.leaves(fixed), tuple(dict.fromkeys(batches))
-        try:
-            # Keys do not depend on the two sizes; the trace at the first is the one that all else is told by.
-            pair = (*named, 2 * named[0])[:2] if named else traced_at_two(self._trace)[0]
-            self._sizes = pair[0], pair[1]
-            self._split(leaves)
-            for batch in named[2:]:
-                self._at(batch)
-        except ProgramDiffers:
-            # The whole program is late: as one call, its batch size is its own affair.
-            self._fn, self._opened = jax.jit(fn), False
-            self._traces.clear()
-            self._owns.clear()
-            self._keep_whole(leaves)
-
-    def _inputs(self) -> list[Known]:
-        late = len(jax.tree.leaves(self._late(self._sizes[0])))
-        return [FIXED] * self._fixed_count + [Known(Time.IMAGE, 0)] + [LATE] * late
-
-    def _split(self, fixed: list[Any]) -> None:
-        jaxpr, consts, _ = self._trace(self._sizes[0])
-        other, other_consts, _ = self._reached(self._sizes[1])
-        self._said: dict[int, str] = {}
-        constants = (consts, other_consts)
-        self.times = binding_times(jaxpr, other, self._inputs(), self._sizes, constants, self._said)
-        self._owns[self._sizes[1]] = check_wiring(jaxpr, other, self._sizes)
-        self._cut, self._late_eqns = frontier(jaxpr, self.times)
-        self._stored = [v for v in self._cut if self.times[v].time is Time.IMAGE]
-        self._name(jaxpr, consts, fixed)
-
-    def _keep_whole(self, fixed: list[Any]) -> None:
-        jaxpr, consts, _ = self._trace(self._sizes[0])
-        made = [*jaxpr.constvars, *(v for eqn in jaxpr.eqns for v in eqn.outvars)]
-        self.times = dict(zip(jaxpr.invars, self._inputs(), strict=True)) | dict.fromkeys(made, LATE)
-        self._said = {}
-        self._cut, self._late_eqns = list(jaxpr.invars[: self._fixed_count + 1]), list(range(len(jaxpr.eqns)))
-        self._stored = [jaxpr.invars[self._fixed_count]]
-        self._name(jaxpr, consts, fixed)
-
-    def _name(self, jaxpr: Any, consts: list[Any], fixed: list[Any]) -> None:
+        self.program = Program(fn, fixed, image, late, batches)
+        self.image, self.times = image, self.program.times
+        jaxpr, consts, _ = self.program.first
         leaves = dict(zip(jaxpr.constvars, map(digest, consts), strict=True))
-        leaves |= dict(zip(jaxpr.invars, [*map(digest, fixed), "images"], strict=False))
-        self._keys = fingerprints(jaxpr, self._cut, leaves, self._said)
-        self.features = tuple(self._feature(v) for v in self._stored)
+        leaves |= dict(zip(jaxpr.invars, [*map(digest, jax.tree.leaves(fixed)), "images"], strict=False))
+        self._keys = fingerprints(jaxpr, self.program.cut, leaves, self.program.said)
+        self.features = tuple(self._feature(v) for v in self.program.stored)
 
     def _feature(self, var: Any) -> Feature:
-        return Feature(self._keys[var], self._shape(var), np.dtype(var.aval.dtype))
-
-    def _shape(self, var: Any) -> tuple[int, ...]:
-        """The shape of a value for one image."""
-        known = self.times[var]
-        shape = tuple(n for k, n in enumerate(var.aval.shape) if k != known.axis)
-        return shape if known.repeat == 1 else (known.repeat, *shape)
-
-    def _trace(self, batch: int) -> tuple[Any, list[Any], Any]:
-        if batch not in self._traces:
-            images = jax.ShapeDtypeStruct((batch, *self.image.shape), self.image.dtype)
-            late = jax.tree.map(_abstract, self._late(batch))
-            trace = partial(flat_trace, self._fn, self._fixed, images, late, opened=self._opened)
-            self._traces[batch] = self._context.copy().run(trace)
-        return self._traces[batch]
-
-    def _reached(self, batch: int) -> tuple[Any, list[Any], Any]:
-        """The trace at a size that the model need not take."""
-        try:
-            return self._trace(batch)
-        except Exception as error:
-            raise ProgramDiffers(f"the model cannot be run at batch size {batch}: {error}") from error
-
-    def _at(self, batch: int) -> tuple[Any, list[Any], Any, dict[Any, Any]]:
-        """The trace at a batch size, and the map from the first trace's variables to its own."""
-        jaxpr, consts, tree = self._reached(batch)
-        if batch not in self._owns:
-            try:
-                self._owns[batch] = self._checked(jaxpr, consts, batch)
-            except ProgramDiffers:
-                del self._traces[batch]
-                raise
-        return jaxpr, consts, tree, self._owns[batch]
-
-    def _checked(self, jaxpr: Any, consts: list[Any], batch: int) -> dict[Any, Any]:
-        """That map, if early equations are the same at this batch size: a model may choose by it what it computes."""
-        first, constants, _ = self._trace(self._sizes[0])
-        own = check_wiring(first, jaxpr, (self._sizes[0], batch))
-        if batch == self._sizes[0]:
-            return own
-        try:
-            for v, p, q in zip(first.constvars, constants, consts, strict=True):
-                if self.times[v].time is not Time.LATE and not same(p, q):
-                    raise Unlike("a constant")
-            for k, said in self._said.items():
-                x, y = first.eqns[k], jaxpr.eqns[k]
-                for p, q in zip(x.invars, y.invars, strict=True):
-                    if isinstance(p, core.Literal):
-                        literal(p, q)
-                if equation(x, y, (self._sizes[0], batch)) != said:
-                    raise Unlike(x.primitive.name)
-        except Unlike as error:
-            raise ProgramDiffers(
-                f"the model computes something else at batch size {batch} ({error}): name it in `batches`"
-            ) from error
-        return own
+        return Feature(self._keys[var], self.program.shape(var), np.dtype(var.aval.dtype))
 
     @cached_property
     def intermediates(self) -> tuple[Feature, ...]:
@@ -196,14 +99,14 @@ class Staged:
     @cached_property
     def of_images(self) -> Any:
         """Which outputs are made from images, as the tree of the output; True where that is not known."""
-        jaxpr, _, tree = self._trace(self._sizes[0])
-        image = jaxpr.invars[self._fixed_count]
+        jaxpr, _, tree = self.program.first
+        image = jaxpr.invars[self.program.fixed_count]
         return jax.tree.unflatten(tree, [image in needed(jaxpr, [v], ())[1] for v in jaxpr.outvars])
 
     @property
     def cut(self) -> tuple[str, ...]:
         """Keys of all that is handed over the cut, in order: programs with the same share constants and features."""
-        return tuple(self._keys[v] for v in self._cut)
+        return tuple(self._keys[v] for v in self.program.cut)
 
     @property
     def bytes_per_image(self) -> int:
@@ -213,7 +116,7 @@ class Staged:
     @property
     def stores_images_only(self) -> bool:
         """Whether the frontier lies at the input: no layer can be computed beforehand."""
-        return all(v in self._trace(self._sizes[0])[0].invars for v in self._stored)
+        return all(v in self.program.first[0].invars for v in self.program.stored)
 
     @cached_property
     def blocked(self) -> tuple[str, ...]:
@@ -222,8 +125,8 @@ class Staged:
         They mix the images of a batch, or are not known to keep them apart. Empty for common networks.
         """
         found = []
-        for eqn in self._trace(self._sizes[0])[0].eqns:
-            ins = [self.times[a].time for a in eqn.invars if not isinstance(a, core.Literal)]
+        for eqn in self.program.first[0].eqns:
+            ins = [self.times[a].time for a in eqn.invars if not isinstance(a, Literal)]
             late = any(self.times[v].time is Time.LATE for v in eqn.outvars)
             if late and ins and Time.LATE not in ins:
                 found.append(eqn.primitive.name)
@@ -232,7 +135,7 @@ class Staged:
     @cached_property
     def late_primitives(self) -> frozenset[str]:
         """Names of all operations that run in every step, those inside calls included."""
-        jaxpr = self._trace(self._sizes[0])[0]
+        jaxpr = self.program.first[0]
         found: set[str] = set()
 
         def visit(eqns: Sequence[Any]) -> None:
@@ -241,16 +144,16 @@ class Staged:
                 for body in inner_jaxprs(eqn.params):
                     visit(open_jaxpr(body).eqns)
 
-        visit([jaxpr.eqns[k] for k in self._late_eqns])
+        visit([jaxpr.eqns[k] for k in self.program.late_eqns])
         return frozenset(found)
 
     def constants(self, fixed: Any) -> list[jax.Array]:
         """What the step reads that depends on frozen weights alone. Compute it once a run."""
-        jaxpr, consts, _ = self._trace(self._sizes[0])
+        jaxpr, consts, _ = self.program.first
         leaves = jax.tree.leaves(fixed)
-        if not self._opened:
+        if not self.program.opened:
             return list(map(jnp.asarray, leaves))
-        wanted = [v for v in self._cut if self.times[v].time is Time.FIXED]
+        wanted = [v for v in self.program.cut if self.times[v].time is Time.FIXED]
         given = dict(zip([*jaxpr.constvars, *jaxpr.invars[: len(leaves)]], [*consts, *leaves], strict=True))
         eqns, ins = needed(jaxpr, wanted, ())
         run = part(jaxpr, ins, wanted, (jaxpr.eqns[k] for k in eqns))
@@ -269,18 +172,18 @@ class Staged:
         Raises:
             ProgramDiffers: the model computes something else at this batch size, or for those few images.
         """
-        first, consts, _ = self._trace(self._sizes[0])
+        first, consts, _ = self.program.first
         keys = {key: var for var, key in self._keys.items() if self.times[var].time is Time.IMAGE}
         goals = [keys[f.key] for f in wanted]
         at_hand = {keys[f.key]: f for f in stored if f.key in keys}
         eqns, ins = needed(first, goals, at_hand)
-        image = first.invars[self._fixed_count]
+        image = first.invars[self.program.fixed_count]
         rows = [v for v in ins if v in at_hand]
         constants = dict(zip(first.constvars, consts, strict=True))
         run, few, largest = self._pass(batch, goals, ins, eqns, cache)
 
         def make(fixed: Any, images: Any, *features: jax.Array) -> tuple[jax.Array, ...]:
-            leaves = dict(zip(first.invars[: self._fixed_count], jax.tree.leaves(fixed), strict=True))
+            leaves = dict(zip(first.invars[: self.program.fixed_count], jax.tree.leaves(fixed), strict=True))
             return tuple(run({**constants, **leaves, image: images, **dict(zip(rows, features, strict=True))}))
 
         return Maker(make, tuple(at_hand[v] for v in rows), image in ins, len(eqns), few, largest)
@@ -288,7 +191,7 @@ class Staged:
     def _pass(self, batch: int, goals: list[Any], ins: list[Any], eqns: list[int], cache: int) -> tuple[_Run, int, int]:
         """What makes `goals`, how many images are together while values are large, and the largest one after that."""
         whole = self._run(batch, goals, ins)
-        first = self._trace(self._sizes[0])[0]
+        first = self.program.first[0]
         handed, later = after_large(first, eqns, goals, self.times, cache // _TOGETHER)
         largest = self._largest(needed(first, handed, ins)[0])
         # A lone image is avoided: programs often are others for it. Half the cache: each value is made from another.
@@ -319,15 +222,15 @@ class Staged:
 
     def _largest(self, eqns: Iterable[int]) -> int:
         """Bytes of an image's share of the largest value that equations make."""
-        made = [v for k in eqns for v in self._trace(self._sizes[0])[0].eqns[k].outvars]
+        made = [v for k in eqns for v in self.program.first[0].eqns[k].outvars]
         return max((row_bytes(v, self.times[v]) for v in made if self.times[v].time is Time.IMAGE), default=0)
 
     def _run(self, batch: int, wanted: Sequence[Any], given: Iterable[Any]) -> _Run:
         """What makes values from other ones, both by their variable in the canonical trace, images as `[N, ...]`."""
-        if not self._opened:  # nothing is made, so that no size need be one that the model takes
+        if not self.program.opened:  # nothing is made, so that no size need be one that the model takes
             return lambda values: [jnp.asarray(values[v], v.aval.dtype) for v in wanted]
-        jaxpr, _, _, own = self._at(batch)
-        eqns, ins = needed(self._trace(self._sizes[0])[0], wanted, given)
+        jaxpr, _, _, own = self.program.at(batch)
+        eqns, ins = needed(self.program.first[0], wanted, given)
         fixed = {own[v] for v, known in self.times.items() if known == FIXED}
         steps = [jaxpr.eqns[k] for k in eqns]
         run = folded(jaxpr, [own[v] for v in ins], [own[v] for v in wanted], steps, fixed)
@@ -353,27 +256,27 @@ class Staged:
         """
         if not features:
             raise ValueError("the program reads no image: there is nothing to train on")
-        first = self._trace(self._sizes[0])[0]
-        if not self._opened:
-            jaxpr, consts, tree = self._trace(features[0].shape[0])
+        first = self.program.first[0]
+        if not self.program.opened:
+            jaxpr, consts, tree = self.program.trace(features[0].shape[0])
             images = jnp.asarray(features[0], self.image.dtype)
             leaves = [*constants, images, *jax.tree.leaves(late)]
             run = part(jaxpr, [*jaxpr.constvars, *jaxpr.invars], jaxpr.outvars, jaxpr.eqns)
             return jax.tree.unflatten(tree, run(*consts, *leaves))
-        jaxpr, consts, tree, own = self._at(features[0].shape[0])
-        free = first.invars[self._fixed_count + 1 :]
-        fixed = [v for v in self._cut if self.times[v].time is Time.FIXED]
+        jaxpr, consts, tree, own = self.program.at(features[0].shape[0])
+        free = first.invars[self.program.fixed_count + 1 :]
+        fixed = [v for v in self.program.cut if self.times[v].time is Time.FIXED]
         outs = list(jaxpr.outvars)
         # Constants that change with the batch size are this size's own.
         late_consts = {own[v]: c for v, c in zip(first.constvars, consts, strict=True) if self.times[v] == LATE}
-        ins = [own[v] for v in (*fixed, *self._stored, *free)] + list(late_consts)
-        eqns = [jaxpr.eqns[k] for k in self._late_eqns]
+        ins = [own[v] for v in (*fixed, *self.program.stored, *free)] + list(late_consts)
+        eqns = [jaxpr.eqns[k] for k in self.program.late_eqns]
         if fold:
             given = {own[v] for v in (*fixed, *free)} | set(late_consts)
             run = folded(jaxpr, ins, outs, eqns, made_of(given, eqns))
         else:
             run = part(jaxpr, ins, outs, eqns)
-        rows = [_from_rows(x, self.times[v]) for x, v in zip(features, self._stored, strict=True)]
+        rows = [_from_rows(x, self.times[v]) for x, v in zip(features, self.program.stored, strict=True)]
         return jax.tree.unflatten(tree, run(*constants, *rows, *jax.tree.leaves(late), *late_consts.values()))
 
 
@@ -410,7 +313,3 @@ def _from_rows(rows: jax.Array, known: Known) -> jax.Array:
     """`[N, ...]` as the value that the program had."""
     value = rows if known.repeat == 1 else rows.reshape(-1, *rows.shape[2:])
     return jnp.moveaxis(value, 0, known.axis or 0)
-
-
-def _abstract(x: Any) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(np.shape(x), x.dtype)

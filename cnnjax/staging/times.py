@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from jax.extend import core
 
-from cnnjax.staging.trace import digest, open_jaxpr
+from cnnjax.files.digests import digest
+from cnnjax.staging.trace import Literal, open_jaxpr
 from cnnjax.staging.wording import CALLS, Sizes, Unlike, equation, platform_bodies
 
 
@@ -127,7 +127,7 @@ def check_wiring(a: Any, b: Any, sizes: Sizes) -> dict[Any, Any]:
     own: dict[Any, Any] = dict(zip([*a.constvars, *a.invars], [*b.constvars, *b.invars], strict=True))
 
     def check(x: Any, y: Any, what: Any) -> None:
-        numbers = [isinstance(atom, core.Literal) for atom in (x, y)]
+        numbers = [isinstance(atom, Literal) for atom in (x, y)]
         if numbers[0] != numbers[1] or not (numbers[0] or own[x] is y):
             raise ProgramDiffers(
                 f"the model computes something else at batch size {sizes[1]} than at {sizes[0]}: "
@@ -158,9 +158,9 @@ def _pairs(a: Any, b: Any) -> Any:
 
 
 def _atom(a: Any, b: Any, env: dict[Any, Known]) -> Known:
-    if isinstance(a, core.Literal):
+    if isinstance(a, Literal):
         # A number that changes with the batch size (a mean's divisor) belongs to the batch, not to an image.
-        return FIXED if isinstance(b, core.Literal) and same(a.val, b.val) else LATE
+        return FIXED if isinstance(b, Literal) and same(a.val, b.val) else LATE
     return env[a]
 
 

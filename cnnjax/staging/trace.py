@@ -1,13 +1,18 @@
-"""Programs as flat lists of equations: trace, inline, and run a part."""
+"""Programs as flat lists of equations: trace, inline, and run a part.
 
-import hashlib
+JAX calls its own programs' types unstable: they are taken from here alone (see docs/private-interfaces.md).
+"""
+
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
 import jax.core
-import numpy as np
-from jax.extend import core
+from jax.extend.core import ClosedJaxpr as ClosedJaxpr
+from jax.extend.core import Jaxpr as Jaxpr
+from jax.extend.core import Literal as Literal
+from jax.extend.core import Var as Var
+from jax.extend.core import no_effects
 
 # Calls that only group equations: opened, so that a cut may pass through them. A rule for gradients
 # (custom_jvp_call, custom_vjp_call) and a checkpoint stay whole: opening them would lose what they are for.
@@ -19,20 +24,30 @@ def inner_jaxprs(params: dict[str, Any]) -> list[Any]:
     found = []
     for value in params.values():
         for item in value if isinstance(value, tuple | list) else (value,):
-            if isinstance(item, core.ClosedJaxpr | core.Jaxpr):
+            if isinstance(item, ClosedJaxpr | Jaxpr):
                 found.append(item)
     return found
 
 
 def open_jaxpr(jaxpr: Any) -> Any:
     """The jaxpr without its constants."""
-    return jaxpr.jaxpr if isinstance(jaxpr, core.ClosedJaxpr) else jaxpr
+    return jaxpr.jaxpr if isinstance(jaxpr, ClosedJaxpr) else jaxpr
+
+
+def scope_of(eqn: Any) -> str:
+    """The scopes in which an equation was traced, as in `layer<conv1>/jit(relu)`."""
+    return str(eqn.source_info.name_stack)
+
+
+def written_in(jaxpr: Any) -> str | None:
+    """The file of the function that a jaxpr was traced from; None where JAX does not tell."""
+    return getattr(getattr(open_jaxpr(jaxpr), "debug_info", None), "func_filename", None)
 
 
 def part(jaxpr: Any, ins: Sequence[Any], outs: Sequence[Any], eqns: Iterable[Any]) -> Callable[..., list[Any]]:
     """The function from values of `ins` to values of `outs` that runs `eqns` of a jaxpr."""
     body = jaxpr.replace(
-        constvars=[], invars=list(ins), outvars=list(outs), eqns=list(eqns), effects=core.no_effects,
+        constvars=[], invars=list(ins), outvars=list(outs), eqns=list(eqns), effects=no_effects,
         debug_info=jaxpr.debug_info.with_unknown_names(),
     )  # fmt: skip
     return lambda *values: jax.core.eval_jaxpr(body, (), *values)
@@ -66,7 +81,7 @@ def _open(jaxpr: Any, consts: Sequence[Any], values: Sequence[Any]) -> list[Any]
     env.update(zip(jaxpr.invars, values, strict=True))
 
     def read(atom: Any) -> Any:
-        return atom.val if isinstance(atom, core.Literal) else env[atom]
+        return atom.val if isinstance(atom, Literal) else env[atom]
 
     for eqn in jaxpr.eqns:
         inner = inner_jaxprs(eqn.params) if eqn.primitive.name in GROUPS else []
@@ -75,23 +90,7 @@ def _open(jaxpr: Any, consts: Sequence[Any], values: Sequence[Any]) -> list[Any]
             closed = inner[0]
             outs = _open(open_jaxpr(closed), getattr(closed, "consts", ()), ins)
         else:
-            variables = list(dict.fromkeys(a for a in eqn.invars if not isinstance(a, core.Literal)))
+            variables = list(dict.fromkeys(a for a in eqn.invars if not isinstance(a, Literal)))
             outs = part(jaxpr, variables, eqn.outvars, [eqn])(*(env[v] for v in variables))
         env.update(zip(eqn.outvars, outs, strict=True))
     return [read(atom) for atom in jaxpr.outvars]
-
-
-def digest(*parts: Any) -> str:
-    """SHA-256 of texts, bytes and arrays, as hexadecimal digits."""
-    total = hashlib.sha256()
-    for item in parts:
-        if isinstance(item, bytes):
-            data = item
-        elif isinstance(item, str):
-            data = item.encode()
-        else:
-            is_key = isinstance(item, jax.Array) and jax.dtypes.issubdtype(item.dtype, jax.dtypes.prng_key)
-            array = np.asarray(jax.random.key_data(item) if is_key else item)
-            data = f"{array.dtype}{array.shape}".encode() + array.tobytes()
-        total.update(len(data).to_bytes(8, "little") + data)
-    return total.hexdigest()

@@ -16,9 +16,9 @@ from typing import Any, TypeVar
 
 import jax
 import numpy as np
-from jax.extend import core
 
-from cnnjax.staging.trace import GROUPS, digest, inner_jaxprs, open_jaxpr
+from cnnjax.files.digests import digest
+from cnnjax.staging.trace import GROUPS, ClosedJaxpr, Jaxpr, Literal, inner_jaxprs, open_jaxpr, written_in
 
 # Calls whose bodies are looked at equation by equation (`cnnjax.staging.times`), so that shapes in them may grow.
 CALLS = GROUPS | {
@@ -79,8 +79,8 @@ def platform_bodies(params: dict[str, Any]) -> list[tuple[Any, bool]]:
 
 
 def _is_ours(body: Any) -> bool:
-    # Private to JAX; without it the branch is read as any other, and less is stored.
-    written = getattr(getattr(open_jaxpr(body), "debug_info", None), "func_filename", None)
+    # Where that is not told the branch is read as any other, and less is stored.
+    written = written_in(body)
     return bool(written) and Path(written).is_relative_to(_OPS)
 
 
@@ -118,7 +118,7 @@ def _value(p: Any, q: Any, sizes: Sizes, grows: bool) -> str:
     if type(p) in _PLAIN:
         text = repr(p)
         return text if text == repr(q) else _differ(p, q)
-    if isinstance(p, core.ClosedJaxpr | core.Jaxpr):
+    if isinstance(p, ClosedJaxpr | Jaxpr):
         return _body(p, q, sizes, grows)
     if isinstance(p, np.ndarray | np.generic | jax.Array):
         return digest(p) if np.shape(p) == np.shape(q) and digest(p) == digest(q) else _differ(p, q)
@@ -161,7 +161,7 @@ def _body(p: Any, q: Any, sizes: Sizes, grows: bool) -> str:
         return ",".join(map(atom, some, twins))
 
     def atom(v: Any, w: Any) -> str:
-        if isinstance(v, core.Literal) or isinstance(w, core.Literal):
+        if isinstance(v, Literal) or isinstance(w, Literal):
             return literal(v, w)
         n, m = (known.setdefault(x, len(known)) for known, x in zip(numbers, (v, w), strict=True))
         return f"v{n}:{_aval(v.aval, w.aval, sizes, grows)}" if n == m else _differ(v, w)
@@ -179,7 +179,7 @@ def literal(v: Any, w: Any) -> str:
     Raises:
         Unlike: it is another one, or none.
     """
-    if not (isinstance(v, core.Literal) and isinstance(w, core.Literal)) or np.shape(v.val) != np.shape(w.val):
+    if not (isinstance(v, Literal) and isinstance(w, Literal)) or np.shape(v.val) != np.shape(w.val):
         raise Unlike("a number and a value")
     if digest(v.val) != digest(w.val) or v.aval.str_short() != w.aval.str_short():
         raise Unlike(f"{v.val} and {w.val}")

@@ -11,10 +11,9 @@ from flax import nnx
 
 from cnnjax.freeze import Frozen
 from cnnjax.functional import functionalize, leaves_of
-from cnnjax.staging.cut import frontier as cut_program
-from cnnjax.staging.times import FIXED, LATE, Known, ProgramDiffers, Time, binding_times
-from cnnjax.staging.trace import flat_trace, inner_jaxprs, open_jaxpr
-from cnnjax.staging.wording import traced_at_two
+from cnnjax.staging.program import Program
+from cnnjax.staging.times import Time
+from cnnjax.staging.trace import inner_jaxprs, open_jaxpr
 from cnnjax.summaries.measure import Call, called, marked_layer
 
 
@@ -39,7 +38,7 @@ class Frontier:
 def frontier(
     model: nnx.Module, frozen: Frozen, shape: Sequence[int], dtype: Any, call: Call | None = None
 ) -> Frontier | None:
-    """Find the frontier of a model's training step, from its program alone.
+    """Find the frontier of a model's training step: the cut of `Staged` itself, of abstract arrays.
 
     Args:
         model: Any NNX module; its leaves may be abstract.
@@ -62,37 +61,28 @@ def frontier(
     random = set(functional.random())
     leaves = {p: jax.ShapeDtypeStruct(x.shape, x.dtype) for p, x in leaves_of(model).items() if p not in random}
     live, fixed = frozen.partition(leaves)
+    parameters = set(functional.parameters())
+    statistics = [p for p in live if p not in parameters]
     # Trained weights are late, and so are the statistics of normalisation that is live.
     late = {"live": live, "key": jax.eval_shape(lambda: jax.random.key(0))}
 
+    # As `Trainer` has it: the outputs, and the statistics of normalisation that is live.
     def step(fixed: Any, images: Any, late: Any) -> Any:
         everything = {**fixed, **late["live"], **functional.random_leaves(late["key"])}
-        return called(functional.module(everything, train=True), images, call)
+        module = functional.module(everything, train=True)
+        outputs, after = called(module, images, call), leaves_of(module)
+        return outputs, {p: after[p] for p in statistics}
 
-    known = [FIXED] * len(fixed) + [Known(Time.IMAGE, 0)] + [LATE] * len(jax.tree.leaves(late))
-
-    def trace(size: int) -> Any:
-        return flat_trace(step, fixed, jax.ShapeDtypeStruct((size, *shape), dtype), late)
-
-    sizes, ((jaxpr, consts, _), (other, other_consts, _)) = traced_at_two(trace)
-    try:
-        times = binding_times(jaxpr, other, known, sizes, (consts, other_consts))
-    except ProgramDiffers:
+    program = Program(step, fixed, jax.ShapeDtypeStruct(tuple(shape), dtype), late)
+    if not program.opened:
         return None
     once: dict[str, bool] = {}
-    for eqn in jaxpr.eqns:
-        early = all(times[var].time is not Time.LATE for var in eqn.outvars)
+    for eqn in program.first[0].eqns:
+        early = all(program.times[var].time is not Time.LATE for var in eqn.outvars)
         for layer in _layers_of(eqn):
             # A layer that is called twice is computed once only if both calls are.
             once[layer] = once.get(layer, True) and early
-    cut, _ = cut_program(jaxpr, times)
-    stored = []
-    for var in cut:
-        if times[var].time is Time.IMAGE:
-            rest = tuple(n for k, n in enumerate(var.aval.shape) if k != times[var].axis)
-            repeat = times[var].repeat
-            stored.append((str(var.aval.dtype), rest if repeat == 1 else (repeat, *rest)))
-    return Frontier(once, tuple(stored))
+    return Frontier(once, tuple((str(var.aval.dtype), program.shape(var)) for var in program.stored))
 
 
 def _layers_of(eqn: Any) -> Iterator[str]:

@@ -9,12 +9,11 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
-from jax.extend import core
 
 from cnnjax.functional import functionalize, leaves_of, model_name
 from cnnjax.hooks import checked_layer, layer_of, with_hook
 from cnnjax.sizing.field import Field
-from cnnjax.staging.trace import inner_jaxprs, open_jaxpr
+from cnnjax.staging.trace import Literal, inner_jaxprs, open_jaxpr, scope_of
 from cnnjax.summaries.views import Views, of_input, through
 
 # Two unequal batch sizes: what differs between them belongs to one example.
@@ -207,10 +206,10 @@ def _follow(jaxpr: Any, ins: Sequence[Views | None], walk: _Walk, scope: str, ti
     env: dict[Any, Views | None] = dict(zip(jaxpr.invars, ins, strict=True))
 
     def read(atom: Any) -> Views | None:
-        return None if isinstance(atom, core.Literal) else env.get(atom)
+        return None if isinstance(atom, Literal) else env.get(atom)
 
     for eqn in jaxpr.eqns:
-        place = f"{scope}/{eqn.source_info.name_stack}"
+        place = f"{scope}/{scope_of(eqn)}"
         views = [read(atom) for atom in eqn.invars]
         outs = _inside(eqn, views, walk, place, times)
         if outs is None:

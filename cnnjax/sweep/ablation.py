@@ -11,24 +11,29 @@ from rich.console import Console
 
 from cnnjax.data import account
 from cnnjax.data.order import epoch_steps
+from cnnjax.data.source import image_shape
 from cnnjax.features import GIB, FeatureStore
+from cnnjax.files.digests import digest
+from cnnjax.files.importing import named
 from cnnjax.files.runs import RunFolder, path_name
+from cnnjax.fit.recipe import code_digests
 from cnnjax.functional import leaves_of
 from cnnjax.models import Classifier, SoundClassifier
 from cnnjax.models.layer_order import program_digest
 from cnnjax.models.own import is_path
+from cnnjax.ops.onednn import takes
 from cnnjax.runtime.cache import cache_folder, keep_programs
 from cnnjax.runtime.precision import resolved
 from cnnjax.runtime.preemption import watching
 from cnnjax.runtime.progress import Bars
 from cnnjax.show import depth
-from cnnjax.staging.trace import digest
 from cnnjax.sweep.data import SweepData, open_sweep_data
 from cnnjax.sweep.grid import Cell, cells, groups
 from cnnjax.sweep.options import Ablation
 from cnnjax.sweep.processes import run_in_processes
 from cnnjax.sweep.runner import SweepRunner, chosen, make_head
 from cnnjax.train.dataset import digest_of
+from cnnjax.train.worth import onednn_for
 
 
 def sweep(config: Ablation, data: SweepData, console: Console | None = None) -> Path:
@@ -44,9 +49,9 @@ def sweep(config: Ablation, data: SweepData, console: Console | None = None) -> 
     """
     console = console or Console()
     config = replace(config, precision=resolved(config.precision))  # the cells of a run are not told apart by machine
-    assert config.image_size and config.epochs and config.optimizer and data.task
+    assert data.task
     model = data.classifier(make_head(config, data, config.first_seed))
-    wanted = cells(config, model, data.example)
+    wanted = cells(config, model, data.example, pretrained=data.pretrained)
     for size in config.sizes:
         chosen(data, size)  # raises before anything is trained
     for size in config.sizes or (len(data.splits["train"]),):
@@ -57,9 +62,15 @@ def sweep(config: Ablation, data: SweepData, console: Console | None = None) -> 
     )
     run = RunFolder(out, identity)
     store = config.store or cache_folder() / "features"
-    with run.locked():
+    within = sum(cell.freeze != "all" for cell in wanted)
+    asked = onednn_for(
+        model, image_shape(data.example), max(config.sizes or (len(data.splits["train"]),)), config.epochs * within,
+        frozen=not within, programs=len({cell.program for cell in wanted}), choice=config.onednn,
+    )  # fmt: skip
+    with run.locked(), asked:
+        config = replace(config, onednn="always" if takes("float32") else "never")  # in other processes as well
         _run_missing(config, data, run, wanted, model, store, console)
-    if any(source.skipped for source in data.splits.values()):
+    if any(getattr(source, "skipped", ()) for source in data.splits.values()):
         account(data.splits).write(run.path / "skipped.csv")
     measure = data.task.headline
     unit, image = data.task.unit(measure), f"{measure}.png"
@@ -120,8 +131,10 @@ def _identity(config: Ablation, data: SweepData) -> dict[str, Any]:
     options = {
         k: v
         for k, v in asdict(config).items()
-        if k not in ("out", "store", "store_gib", "workers", "processes", "target")
+        if k not in ("out", "onednn", "store", "store_gib", "workers", "processes", "target", "image_size", "augment")
     } | config.target.changed()
+    options |= {"image_size": list(config.size), "augment": [named(x) if callable(x) else x for x in config.augment]}
+    options |= code_digests(config.code)
     options |= {k: str(v) for k, v in options.items() if isinstance(v, Path)}
     options = {k: v for k, v in options.items() if v is not None or k not in ("scale", "preprocessing")}
     images = {f"{name}_images": digest_of(source) for name, source in data.splits.items()}
@@ -139,7 +152,5 @@ def ablate(config: Ablation) -> Path:
 
             config, data = embedded(config, console)
         else:
-            config = replace(config, image_size=config.image_size or 160, epochs=config.epochs or 30)
-            config = replace(config, optimizer=config.optimizer or "rmsprop")
             data = open_sweep_data(config, console)
         return sweep(config, data, console)

@@ -10,9 +10,8 @@ from rich.console import Console
 
 from cnnjax.data import account, open_sounds
 from cnnjax.data.source import targets_of
-from cnnjax.models import Backbone, Classifier, LogMel, SoundClassifier
+from cnnjax.models import Classifier, LogMel, SoundClassifier
 from cnnjax.models.layer_order import own_shape
-from cnnjax.models.sizes import sides
 from cnnjax.sweep.options import Ablation, seeds_text
 from cnnjax.train.tasks import Classification, Task
 from cnnjax.weights.pretrained import open_backbone
@@ -31,6 +30,7 @@ class SweepData:
         title: for the table.
         identity: what the run folder records besides the options.
         front: makes images of sounds, where the sources hold sounds.
+        pretrained: whether the backbone is.
         task: what is learned, with what it takes from the training targets; the sources' classes if not given.
     """
 
@@ -40,6 +40,7 @@ class SweepData:
     title: str
     identity: Mapping[str, Any] = field(default_factory=dict)
     front: LogMel | None = None
+    pretrained: bool = True
     task: Task | None = None
 
     def __post_init__(self) -> None:
@@ -58,7 +59,7 @@ class SweepData:
         size = self.example if self.front is None or self.front.size is None else self.front.size
         return own_shape(self.backbone) or (*size, 3)
 
-    def classifier(self, head: Backbone) -> Classifier | SoundClassifier:
+    def classifier(self, head: nnx.Module) -> Classifier | SoundClassifier:
         """The model: what makes images of sounds, the backbone, and this head."""
         if self.front is None:
             return Classifier(self.backbone, head, self.preprocessing)
@@ -67,15 +68,16 @@ class SweepData:
 
 def open_sweep_data(config: Ablation, console: Console) -> SweepData:
     """The task that the options name: a folder of images and a backbone."""
-    assert config.data is not None and config.image_size is not None
-    size = sides(config.image_size)
+    assert config.data is not None
+    size = config.size
     sources, front = _open(config, config.data, size)
     for name, source in sources.items():
-        source.verify()
-        for reason in source.skipped:
+        if hasattr(source, "verify"):  # one of the user's may have nothing to verify
+            source.verify()
+        for reason in getattr(source, "skipped", ()):
             console.print(f"left out of {name}: {reason}", style="yellow", highlight=False)
     backbone, preprocessing = open_backbone(
-        config.backbone, image_size=config.image_size, weights=config.weights, include_top=False,
+        config.backbone, image_size=size, weights=config.weights, include_top=False,
         preprocessing=config.preprocessing, **config.backbone_options,
     )  # fmt: skip
     if config.weights is None:
@@ -84,7 +86,10 @@ def open_sweep_data(config: Ablation, console: Console) -> SweepData:
         console.print(f"every weight of the backbone from {config.weights}", highlight=False)
     console.print(f"{config.data}: {account(sources)}", highlight=False)
     title = f"{config.backbone} on {Path(config.data).name}, {seeds_text(config)}"
-    return SweepData(sources, backbone, preprocessing, title, front=front, task=config.target.make(sources))
+    return SweepData(
+        sources, backbone, preprocessing, title, front=front, pretrained=config.weights is not None,
+        task=config.target.make(sources),
+    )  # fmt: skip
 
 
 def _open(config: Ablation, data: str, size: tuple[int, int]) -> tuple[Splits, LogMel | None]:

@@ -22,12 +22,12 @@ class Cell:
     Attributes:
         freeze: how deep, as the options say it.
         frozen: the same, resolved.
-        learning_rate: of the parts that train.
-        head_rate: of the head alone, where it is trained first.
+        learning_rate: what the cell trains at: the asked one, or the tuning factor's part of it.
+        head_rate: the asked one, at which a head trains alone.
         seed: of the head, the order and dropout.
         augment: what happens to the training images.
         size: how many of them are used, None for all.
-        method: "direct" or "head-first".
+        method: "direct" or "lp-ft".
         axes: which of augment, size and method the sweep varies: they are part of the name.
     """
 
@@ -66,8 +66,18 @@ def default_depths(backbone: nnx.Module, count: int = 6) -> tuple[str, ...]:
     return tuple(str(Freeze.depth(d)) for d in depths) + ("all",)
 
 
-def cells(config: Ablation, model: Classifier | SoundClassifier, example: Example | None = None) -> list[Cell]:
-    """Every cell of the sweep, least frozen first, so that each depth's features come from the one before."""
+def cells(
+    config: Ablation, model: Classifier | SoundClassifier, example: Example | None = None, *, pretrained: bool = True
+) -> list[Cell]:
+    """Every cell of the sweep, least frozen first, so that each depth's features come from the one before.
+
+    Args:
+        config: the options.
+        model: the whole model.
+        example: what it takes.
+        pretrained: whether its backbone is: then a part of it that trains does at the tuning factor's part of the
+            learning rate.
+    """
     texts = config.freeze or default_depths(model.backbone)
     faults, resolved = [], {}
     for text in dict.fromkeys(text.strip() for text in texts):
@@ -88,10 +98,10 @@ def cells(config: Ablation, model: Classifier | SoundClassifier, example: Exampl
     found: dict[str, Cell] = {}
     for (text, frozen), augment, size, method in product(ordered, config.augment, sizes, config.methods):
         tuned = tunes(model.backbone, frozen)
-        if method == "head-first" and not tuned and "direct" in config.methods:
+        if method == "lp-ft" and not tuned and "direct" in config.methods:
             continue  # with everything frozen the head is all there is
         for rate, seed in product(config.learning_rates, seeds):
-            own = rate * config.tuning_factor if tuned else rate
+            own = rate * config.tuning_factor if tuned and pretrained else rate
             cell = Cell(text, frozen, own, rate, seed, augment, size, method if tuned else "direct", axes)
             found.setdefault(cell.name, cell)
     return list(found.values())

@@ -8,13 +8,13 @@ from flax import nnx
 from rich.console import Console
 
 from cnnjax.checkpoints import restore, save
+from cnnjax.files.digests import digest
 from cnnjax.freeze import Freeze
 from cnnjax.functional import functionalize, leaves_of
 from cnnjax.models import Backbone, Classifier, linear_head
 from cnnjax.models.lecture_cnn import lecture_cnn
 from cnnjax.runtime.cache import cache_folder
 from cnnjax.runtime.progress import Bars
-from cnnjax.staging.trace import digest
 from cnnjax.sweep.data import SweepData
 from cnnjax.sweep.options import Ablation, seeds_text
 from cnnjax.train.trainer import Trainer
@@ -38,10 +38,9 @@ def embedded(config: Ablation, console: Console) -> tuple[Ablation, SweepData]:
     """
     from cnnjax.data.shapes import ShapesConfig, open_shapes
 
-    config = replace(
-        config, image_size=config.image_size or SIZE, epochs=config.epochs or 12, optimizer=config.optimizer or "adam"
-    )
-    if config.image_size not in (SIZE, (SIZE, SIZE)):
+    if config.image_size is None:
+        config = replace(config, image_size=SIZE)
+    if config.size != (SIZE, SIZE):
         raise ValueError(f"the built-in images are drawn at {SIZE}x{SIZE}; --image-size is for --data")
     console.print(f"no --data: drawing textured shapes at {SIZE}x{SIZE} (kept in {cache_folder()})", highlight=False)
     splits = {

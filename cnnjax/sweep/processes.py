@@ -22,7 +22,8 @@ from typing import Any
 import jax
 
 from cnnjax.features import GIB, FeatureStore, Progress
-from cnnjax.models.own import imported, is_path
+from cnnjax.files.importing import imported
+from cnnjax.ops import use_onednn
 from cnnjax.ops.spread import cpu_threads
 from cnnjax.runtime import preemption
 from cnnjax.runtime.cache import keep_programs
@@ -183,19 +184,20 @@ def _work(connection: Connection, threads: int) -> None:
         if jax.config.jax_compilation_cache_dir:
             keep_programs()  # where it was told to
         config = connection.recv()
-        if is_path(config.backbone):
-            imported(config.backbone)  # what the network's classes are made of
+        for path in config.paths:
+            imported(path)  # what the network's and the sources' classes are made of
         data, missing, store = connection.recv()
         model = data.classifier(make_head(config, data, config.first_seed))
         features = FeatureStore(store, int(config.store_gib * GIB))
         runner = SweepRunner(config, data, model, features, partial(_bar, connection))
-        runner.prepare([cell for group in missing for cell in group])
-        connection.send(("ready",))
-        while True:
-            unit = connection.recv()
-            runner.open(unit[0])
-            connection.send(("opened", unit[0].program))
-            connection.send(("done", runner.run(unit)))
+        with use_onednn(config.onednn != "never"):
+            runner.prepare([cell for group in missing for cell in group])
+            connection.send(("ready",))
+            while True:
+                unit = connection.recv()
+                runner.open(unit[0])
+                connection.send(("opened", unit[0].program))
+                connection.send(("done", runner.run(unit)))
     except (EOFError, BrokenPipeError):  # the parent has what it wanted, or is gone
         pass
     except Exception as error:

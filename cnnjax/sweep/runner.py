@@ -11,15 +11,16 @@ import numpy as np
 from flax import nnx
 
 from cnnjax.features import FeatureStore, Pass
-from cnnjax.fit.recipe import AUGMENTATIONS
+from cnnjax.fit.recipe import augmentation
 from cnnjax.freeze import Freeze
 from cnnjax.functional import Leaves, leaves_of
-from cnnjax.models import Backbone, Classifier, SoundClassifier
-from cnnjax.models.heads import HEADS
+from cnnjax.models import Classifier, SoundClassifier
 from cnnjax.models.layer_order import output_shape
+from cnnjax.models.own import build_head
+from cnnjax.optim import make_optimizer
 from cnnjax.runtime.progress import Bar
 from cnnjax.sweep.data import SweepData
-from cnnjax.sweep.grid import Cell, first_trainable, subset
+from cnnjax.sweep.grid import Cell, first_trainable, subset, tunes
 from cnnjax.sweep.options import Ablation
 from cnnjax.train.dataset import FeatureDataset, LabelledImages
 from cnnjax.train.replicas import Replicas
@@ -53,7 +54,7 @@ class SweepRunner:
 
     def prepare(self, wanted: Sequence[Cell]) -> None:
         """Where cells begin with trained heads: all depths' features, in the order of the cells, then those heads."""
-        first = [cell for cell in wanted if cell.method == "head-first"]
+        first = [cell for cell in wanted if cell.method == "lp-ft"]
         if not first:
             return
         for cell in {cell.program: cell for cell in wanted}.values():
@@ -71,7 +72,7 @@ class SweepRunner:
     def run(self, group: Sequence[Cell]) -> list[dict[str, Any]]:
         """Train cells that differ in rate and seed; returns a record of each."""
         cell, trainer = group[0], self.open(group[0])
-        if cell.method == "head-first":
+        if cell.method == "lp-ft":
             begun = [self._heads[_head_key(cell)][0] for cell in group]
             states = [
                 # Steps are counted on, so that the order and dropout are drawn anew.
@@ -85,7 +86,6 @@ class SweepRunner:
 
     def _train(self, trainer: Trainer, states: list[Any], group: Sequence[Cell], name: str) -> tuple[list, list]:
         """As many together as fit."""
-        assert self.config.epochs is not None
         rows, replicas = self._part(group[0]), self._together(trainer)
         most, done, logs = replicas.most() if replicas.together else len(group), [], []
         for start in range(0, len(group), most):
@@ -114,13 +114,12 @@ class SweepRunner:
         # A trainer's programs hold the trainer: only the collector frees it, and commands call it rarely.
         self._trainer = self._replicas = None
         gc.collect()
-        assert self.config.optimizer
-        augmentation = AUGMENTATIONS[cell.augment]
+        augment = augmentation(cell.augment)
         self._trainer, self._program = (
             Trainer(
                 self.model, cell.frozen, self.data.example, batch_size=self.config.batch_size,
-                optimizer=self.config.optimizer, store=self.store, augment=augmentation,
-                views=self.config.views if augmentation else 0, workers=self.config.workers,
+                optimizer=make_optimizer(self.config.optimizer), store=self.store, augment=augment,
+                views=self.config.views if augment else 0, workers=self.config.workers,
                 precision=self.config.precision, last_batch=self.config.last_batch,
                 task=self.data.task, not_finite="keep",  # a cell that diverges is a result: the others go on
             ),
@@ -156,7 +155,7 @@ class SweepRunner:
             if name in self._rows:
                 found = trainer.evaluate(state, self._rows[name])
                 scores |= {f"{name}_{measure}": value for measure, value in found.items()}
-        head = {"head_seconds": self._heads[_head_key(cell)][1]} if cell.method == "head-first" else {}
+        head = {"head_seconds": self._heads[_head_key(cell)][1]} if cell.method == "lp-ft" else {}
         return {
             "cell": cell.name,
             "freeze": cell.freeze,
@@ -164,7 +163,8 @@ class SweepRunner:
             "frozen_layers": len(cell.frozen.layers),
             "first_trainable": first_trainable(self.model, cell.frozen, self.data.example),
             "seed": cell.seed,
-            "learning_rate": cell.learning_rate,
+            "learning_rate": cell.head_rate,
+            "backbone_learning_rate": cell.learning_rate if tunes(self.model.backbone, cell.frozen) else None,
             "trainable_parameters": trainer.trainable_parameters,
             **scores,
             "train_loss": [r["loss"] for r in log],
@@ -183,11 +183,12 @@ def _head_key(cell: Cell) -> tuple[Any, ...]:
     return cell.augment, cell.size, cell.head_rate, cell.seed
 
 
-def make_head(config: Ablation, data: SweepData, seed: int) -> Backbone:
+def make_head(config: Ablation, data: SweepData, seed: int) -> nnx.Module:
     """A head as the options ask for, filled by a seed."""
-    return HEADS[config.head](
-        output_shape(data.backbone, data.image_shape), rngs=nnx.Rngs(seed), outputs=_task(data).outputs
-    )
+    task = _task(data)
+    if task.outputs is None:
+        raise ValueError("the task does not say how many outputs a head needs: give it names, or outputs=")
+    return build_head(config.head, output_shape(data.backbone, data.image_shape), task.outputs, nnx.Rngs(seed))
 
 
 def _task(data: SweepData) -> Task:

@@ -1,17 +1,15 @@
 """What training calls after each step and each epoch."""
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from cnnjax.train.state import State
 from cnnjax.train.task import Metrics
-
-if TYPE_CHECKING:
-    from cnnjax.train.trainer import Trainer
+from cnnjax.train.trains import Trains
 
 Record = dict[str, Any]
-StepEnd = Callable[["Trainer", State, Metrics, int], Any]
-EpochEnd = Callable[["Trainer", State, Record], bool | None]
+StepEnd = Callable[[Trains, State, Metrics, int], Any]
+EpochEnd = Callable[[Trains, State, Record], bool | None]
 
 
 class Callback:
@@ -35,7 +33,7 @@ class Callback:
     ...         self.loss = min(self.loss, record["loss"])
     """
 
-    def on_step_end(self, trainer: "Trainer", state: State, running_metrics: Metrics, step: int) -> None:
+    def on_step_end(self, trainer: Trains, state: State, running_metrics: Metrics, step: int) -> None:
         """Called after each step.
 
         Args:
@@ -46,7 +44,7 @@ class Callback:
             step: the number of steps done, those before this run included.
         """
 
-    def on_epoch_end(self, trainer: "Trainer", state: State, record: Record) -> bool | None:
+    def on_epoch_end(self, trainer: Trains, state: State, record: Record) -> bool | None:
         """Called after each epoch, once it was evaluated.
 
         Args:
@@ -96,12 +94,12 @@ class Callbacks:
             self.steps += [step] if step else []
             self.epochs += [epoch] if epoch else []
 
-    def on_step_end(self, trainer: "Trainer", state: State, running_metrics: Metrics, step: int) -> None:
+    def on_step_end(self, trainer: Trains, state: State, running_metrics: Metrics, step: int) -> None:
         """Call those that are called after each step."""
         for call in self.steps:
             call(trainer, state, running_metrics, step)
 
-    def on_epoch_end(self, trainer: "Trainer", state: State, record: Record) -> bool:
+    def on_epoch_end(self, trainer: Trains, state: State, record: Record) -> bool:
         """Call all that are called after each epoch; whether one of them ends training.
 
         Raises:

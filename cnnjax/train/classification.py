@@ -228,12 +228,15 @@ class Classification(Task):
             found.append({"class_name": names[best], "probability": row[best], "probabilities": likely})
         return found
 
-    def report(self, outputs: Any, targets: Any, *, samples: int = 0, seed: int = 0) -> Any:
+    def report(
+        self, outputs: Any, targets: Any, *, weights: np.ndarray | None = None, samples: int = 0, seed: int = 0
+    ) -> Any:
         """A `cnnjax.metrics.Report`; with class weights it shows balanced accuracy and the worst class too."""
         from cnnjax.metrics import report
 
         names: Sequence[str] = self.names or [str(k) for k in range(max(np.shape(outputs)[1], 2))]
-        return report(outputs, targets, names, samples=samples, seed=seed, weighted=self.class_weights is not None)
+        balanced = self.class_weights is not None
+        return report(outputs, targets, names, weights=weights, samples=samples, seed=seed, weighted=balanced)
 
     def to_config(self) -> dict[str, Any]:
         """Plain values; what is not set is left out."""

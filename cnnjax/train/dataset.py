@@ -12,8 +12,8 @@ import numpy as np
 
 from cnnjax.data.source import image_shape, in_memory, rows_of, targets_of
 from cnnjax.features import Images, StoreTooSmall, fits_on_device
+from cnnjax.files.digests import digest
 from cnnjax.runtime.devices import Devices
-from cnnjax.staging.trace import digest
 from cnnjax.train.task import Labelled, Task
 
 Kind = Literal["features", "images", "source"]

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Generator, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import numpy as np
@@ -14,9 +14,7 @@ from cnnjax.train.callbacks import Callbacks, EpochEnd, StepEnd
 from cnnjax.train.dataset import FeatureDataset
 from cnnjax.train.state import State
 from cnnjax.train.task import Metrics
-
-if TYPE_CHECKING:
-    from cnnjax.train.trainer import Trainer
+from cnnjax.train.trains import Trains
 
 _AHEAD = 8  # steps by which the host may run ahead of the device before it looks at losses
 
@@ -49,7 +47,7 @@ class Loop:
     """
 
     def __init__(
-        self, trainer: "Trainer", rows: FeatureDataset, seed: int, step_by_step: bool = False,
+        self, trainer: Trains, rows: FeatureDataset, seed: int, step_by_step: bool = False,
         callbacks: Callbacks | None = None, on_step_end: StepEnd | None = None, on_epoch_end: EpochEnd | None = None,
     ):  # fmt: skip
         self.trainer, self.rows, self.seed = trainer, rows, np.uint32(seed)

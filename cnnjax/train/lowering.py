@@ -4,7 +4,6 @@ A program here is the function that training calls; only its arguments are shape
 laptop (`jax.export`), and compiled for a slice that nobody has rented yet (`scripts/aot_tpu.py`).
 """
 
-import difflib
 import math
 import re
 from collections.abc import Callable
@@ -15,6 +14,7 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
 from cnnjax.runtime.devices import AXIS, Devices
+from cnnjax.runtime.nearest import unknown
 from cnnjax.train.dataset import Kind
 from cnnjax.train.task import Labelled
 from cnnjax.train.trainer import Trainer
@@ -113,8 +113,7 @@ def program(
     True
     """
     if name not in PROGRAMS:
-        nearest = difflib.get_close_matches(name, PROGRAMS, 1, 0)[0]
-        raise LookupError(f"no program {name!r}; did you mean {nearest!r}? There are {', '.join(PROGRAMS)}")
+        raise LookupError(unknown("program", name, PROGRAMS, listed=True))
     if rows not in PROGRAMS[name]:
         raise ValueError(f"{name} runs on rows of kind {' or '.join(PROGRAMS[name])}, found {rows!r}")
     trains, decoded, batch = name != "evaluate", rows != "features", trainer.batch_size

@@ -167,11 +167,14 @@ class MultiLabel(Task):
             for row, own in zip(likely.tolist(), there.tolist(), strict=True)
         ]
 
-    def report(self, outputs: Any, targets: Any, *, samples: int = 0, seed: int = 0) -> Any:
+    def report(
+        self, outputs: Any, targets: Any, *, weights: np.ndarray | None = None, samples: int = 0, seed: int = 0
+    ) -> Any:
         """A `cnnjax.metrics.MultiLabelReport`."""
         from cnnjax.metrics.multilabel import multilabel_report
 
-        return multilabel_report(outputs, targets, self.names, thresholds=self.thresholds, samples=samples, seed=seed)
+        how: dict[str, Any] = {"weights": weights, "samples": samples, "seed": seed}
+        return multilabel_report(outputs, targets, self.names, thresholds=self.thresholds, **how)
 
     def to_config(self) -> dict[str, Any]:
         """Plain values; what is not set is left out."""

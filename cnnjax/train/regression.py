@@ -180,11 +180,14 @@ class Regression(Task):
         """Each number by name, in its unit."""
         return [{"values": dict(zip(self.names, row, strict=True))} for row in self.predictions(outputs).tolist()]
 
-    def report(self, outputs: Any, targets: Any, *, samples: int = 0, seed: int = 0) -> Any:
+    def report(
+        self, outputs: Any, targets: Any, *, weights: np.ndarray | None = None, samples: int = 0, seed: int = 0
+    ) -> Any:
         """A `cnnjax.metrics.RegressionReport`."""
         from cnnjax.metrics.regression import regression_report
 
-        return regression_report(self.predictions(outputs), targets, self.names, self.units, samples=samples, seed=seed)
+        how: dict[str, Any] = {"weights": weights, "samples": samples, "seed": seed}
+        return regression_report(self.predictions(outputs), targets, self.names, self.units, **how)
 
     def to_config(self) -> dict[str, Any]:
         """Plain values."""

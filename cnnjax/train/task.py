@@ -293,12 +293,15 @@ class Task:
         found, count = jax.device_get(self.predictions(outputs)), len(jax.tree.leaves(outputs)[0])
         return [{"output": jax.tree.map(lambda x, k=k: np.asarray(x)[k].tolist(), found)} for k in range(count)]
 
-    def report(self, outputs: Any, targets: Any, *, samples: int = 0, seed: int = 0) -> Any:
+    def report(
+        self, outputs: Any, targets: Any, *, weights: np.ndarray | None = None, samples: int = 0, seed: int = 0
+    ) -> Any:
         """Everything that is measured of labelled examples, with `text()`, `to_json()`, and an image.
 
         Args:
             outputs: the model's.
             targets: theirs.
+            weights: f32[N], how much each example counts; all the same if None.
             samples: resamples for 95 % bootstrap intervals, 0 for none.
             seed: of the resamples.
         """
@@ -306,7 +309,8 @@ class Task:
 
         loss, found = self.scores(jax.tree.map(jnp.asarray, outputs), jax.tree.map(jnp.asarray, targets), train=False)
         units = {name: self.unit(name) for name in found}
-        return means_report({"loss": np.asarray(loss), **jax.device_get(found)}, units, samples=samples, seed=seed)
+        each = {"loss": np.asarray(loss), **jax.device_get(found)}
+        return means_report(each, units, weights=weights, samples=samples, seed=seed)
 
     # How it is kept.
 

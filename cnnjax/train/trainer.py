@@ -49,7 +49,7 @@ class Trainer:
         optimizer: a name from `cnnjax.optim.OPTIMIZERS`, or an optax transform.
         gradient_fn: makes the gradients that the optimizer gets: from (objective, state) to (gradients, result), where
             `objective` is the batch's mean loss as a function of the trainable parameters. The loss's gradient if not
-            given, `jax.grad(objective, has_aux=True)(state.trainable)`. See `cnnjax.train.own_loop` for SAM.
+            given, `jax.grad(objective, has_aux=True)(state.trainable)`. See `cnnjax.train` for SAM.
         store: where features are kept; in memory if not given.
         augment: what happens to the images before training sees them: a `cnnjax.augment.Augmentation`, or any jittable
             `f(key, images)` that gives images, or `f(key, images, targets)` that gives images and targets. Those
@@ -285,7 +285,7 @@ class Trainer:
         stream = self.feed.stream(self.feed.loader(rows, seed, epoch, epoch + 1))
         return Loop(self, rows, seed).steps(self.feed.entered(state), epoch, stream)
 
-    # A loop of one's own: `cnnjax.train.own_loop` has examples.
+    # A loop of your own: `cnnjax.train` has examples.
 
     def batches(self, rows: FeatureDataset, *, seed: int = 0, epoch: int = 0) -> Iterator[TrainingBatch]:
         """What each step of an epoch takes, in the order of `fit`.

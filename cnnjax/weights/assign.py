@@ -1,6 +1,5 @@
 """Put the tensors of a file onto a backbone: everything fits, or nothing changes and one error says why."""
 
-import difflib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -15,6 +14,7 @@ from flax import nnx
 
 from cnnjax.models.backbone import Backbone
 from cnnjax.models.layers import DepthwiseConv2D, LayerScale, Normalization, SeparableConv2D
+from cnnjax.runtime.nearest import nearest
 from cnnjax.weights.hdf5 import Tensors, WeightsError, read_tensors
 
 _WHATEVER = "*"  # a tensor without a name of its own: variable, variable_1, Variable
@@ -236,8 +236,8 @@ def _hint(model: Backbone, leaves: Mapping[str, Mapping[str, _Leaf]], used: Tens
 
 
 def _nearest(name: str, others: Iterable[str]) -> str:
-    near = difflib.get_close_matches(name, list(others), n=1)
-    return f" (nearest there: {near[0]!r})" if near else ""
+    near = nearest(name, others, 0.6)
+    return f" (nearest there: {near!r})" if near else ""
 
 
 def _fill(leaf: _Leaf, values: np.ndarray) -> None:

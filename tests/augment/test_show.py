@@ -50,7 +50,7 @@ def test_takes_ranges_and_a_crop(photograph, tmp_path):
         (["--rotation", "36"], "rotation is a fraction of a full turn, -1 to 1, not 36; for 36 degrees give 0.1"),
         (["--flip", "none", "--rotation", "0", "--zoom", "0"], "nothing is chosen, so nothing would change"),
         (["--count", "0"], "count must be 1 to 400, not 0"),
-        (["--image-size", "0"], "image_size must be at least 1, not 0"),
+        (["--image-size", "0"], "image_size: expected a whole number of pixels from 1 on"),
         (["--image-size", "20", "--crop", "24"], "a crop of (24, 24) is larger than the images, (20, 20)"),
         (["--out", "a.jpg"], "--out must be a PNG file, such as a.png, not a.jpg"),
     ],

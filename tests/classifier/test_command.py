@@ -52,7 +52,7 @@ def test_evaluate_takes_a_folder_of_classes_in_part_or_whole(saved, shapes_folde
     with pytest.raises(FileNotFoundError, match="did you mean"):
         evaluate(saved.with_name("stripe"), "--data", whole)
     with pytest.raises(ValueError, match="--out must be a .png or .json file"):
-        command.Evaluate(saved, "data", out=saved / "report.pdf")
+        command.Evaluate(classifier=saved, data="data", out=saved / "report.pdf")
 
 
 def test_predict_prints_a_table(saved, stripes, shapes_folder, capsys):
@@ -69,7 +69,7 @@ def test_predict_prints_a_table(saved, stripes, shapes_folder, capsys):
         str(shapes_folder / "test" / name) for name in Folder(shapes_folder, "test").names
     ]
     with pytest.raises(ValueError, match="top must be at least 1"):
-        command.Predict(saved, (), top=0)
+        command.Predict(classifier=saved, files=(), top=0)
 
 
 def test_predict_prints_json_lines_and_tells_of_bad_images(saved, stripes, shapes_folder, tmp_path, capsys):

@@ -69,6 +69,31 @@ def test_the_same_command_gives_the_same_weights_and_another_is_refused(run, tmp
     assert "holds a run with another configuration" in " ".join(capsys.readouterr().err.split())
 
 
+def test_gradients_of_ones_own_train_and_their_code_is_part_of_the_run(run, tmp_path, capsys):
+    _, command = run
+    own = tmp_path / "own.py"
+    own.write_text("""
+import jax
+
+def halved(objective, state):
+    gradients, result = jax.grad(objective, has_aux=True)(state.trainable)
+    return jax.tree.map(lambda g: g / 2, gradients), result
+""")
+    changed = {"adam": "sgd", "6": "1"}
+    words = [changed.get(word, word) for word in command[: command.index("--out")]] + ["--store", f"{tmp_path}/store"]
+    half = [*words, "--gradient-fn", f"{own}:halved", "--learning-rate", "0.02", "--out", f"{tmp_path}/half"]
+    main(half)
+    main([*words, "--learning-rate", "0.01", "--out", f"{tmp_path}/plain"])
+    kept = [ImageClassifier.load(tmp_path / name / "classifier").leaves for name in ("half", "plain")]
+    for path, value in kept[0].items():
+        np.testing.assert_allclose(value, kept[1][path], rtol=1e-4, atol=1e-6, err_msg=path)
+    assert "gradient_fn" not in json.loads((tmp_path / "plain" / "config.json").read_text())["recipe"]
+    own.write_text(own.read_text().replace("g / 2", "g / 3"))
+    with pytest.raises(SystemExit):
+        main(half)
+    assert "holds a run with another configuration" in " ".join(capsys.readouterr().err.split())
+
+
 def test_the_range_test_draws_and_trains_nothing(run, tmp_path, capsys, monkeypatch):
     """The recipe's schedule does not change the rates that are tried."""
     seen, plot = [], rates.plot
@@ -77,7 +102,7 @@ def test_the_range_test_draws_and_trains_nothing(run, tmp_path, capsys, monkeypa
     command = command[: command.index("--out")]
     for schedule in ("cosine", "constant"):
         folders = ["--out", f"{tmp_path}/{schedule}", "--store", f"{tmp_path}/store"]
-        main([*(schedule if word == "cosine" else word for word in command), *folders, "--find-rate"])
+        main([*(schedule if word == "cosine" else word for word in command), *folders, "--find-learning-rate"])
         assert "rates.png" in capsys.readouterr().out and (tmp_path / schedule / "rates.png").exists()
         assert not (tmp_path / schedule / "classifier").exists()
     np.testing.assert_array_equal(seen[0].losses, seen[1].losses)

@@ -11,6 +11,7 @@ from PIL import Image
 from cnnjax import ImageClassifier
 from cnnjax.classifier.command import Evaluate, Predict, evaluate, predict
 from cnnjax.classifier.fitting import Fit, fit
+from cnnjax.classifier.training import Training
 from cnnjax.data import Folder, InMemory, open_data, pack_folder
 from cnnjax.data.decoded import DecodedFormat
 from cnnjax.data.pixels import ImageError, checked_scale, decode
@@ -172,14 +173,15 @@ def test_the_commands_take_the_scale_and_keep_it(folder, tmp_path, capsys, monke
     monkeypatch.setattr("cnnjax.classifier.command.keep_programs", lambda: None)
     monkeypatch.setattr("cnnjax.classifier.fitting.keep_programs", lambda: None)
     recipe = Recipe("scratch", epochs=1, batch_size=4)
+    kept = Training(store=tmp_path / "store")
     options = dict(data=str(folder), backbone="lecture_cnn", image_size=48, head="linear", recipe=recipe)
     with pytest.raises(ImageError, match="0:4095"):
-        fit(Fit(**options, out=tmp_path / "run", store=tmp_path / "store"))
-    out = fit(Fit(**options, scale="0:4095", out=tmp_path / "run", store=tmp_path / "store"))
+        fit(Fit(**options, out=tmp_path / "run", training=kept))
+    out = fit(Fit(**options, scale="0:4095", out=tmp_path / "run", training=kept))
     capsys.readouterr()
-    predict(Predict(out / "classifier", (folder / "cat",), json=True))
+    predict(Predict(classifier=out / "classifier", files=(folder / "cat",), json=True))
     assert capsys.readouterr().out.count('"class"') == 4
-    evaluate(Evaluate(out / "classifier", str(folder), split="all", samples=0))
+    evaluate(Evaluate(classifier=out / "classifier", data=str(folder), split="all", samples=0))
     assert "8 examples, 2 classes" in capsys.readouterr().out
     with pytest.raises(ImageError, match="outside of the scale 0:1023"):
-        predict(Predict(out / "classifier", (folder / "cat",), scale="0:1023"))
+        predict(Predict(classifier=out / "classifier", files=(folder / "cat",), scale="0:1023"))

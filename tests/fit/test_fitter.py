@@ -193,13 +193,15 @@ def test_groups_learn_at_their_factors_of_the_rate(train):
     moves = []
     for groups in (None, {"*/conv_2": 0.5, "backbone": 0.25}):
         model = make()
-        recipe = Recipe("scratch", epochs=1, batch_size=50, optimizer="sgd", learning_rate=0.1, rate_groups=groups)
+        recipe = Recipe(
+            "scratch", epochs=1, batch_size=50, optimizer="sgd", learning_rate=0.1, learning_rate_groups=groups
+        )
         found, before = Fitter(model, recipe, SIZE).fit(train).leaves, leaves_of(model)
         moves.append({p: found[p] - before[p] for p in found if p.endswith("kernel")})
     for path, factor in (("backbone/conv_1/kernel", 0.25), ("backbone/conv_2/kernel", 0.5), ("head/dense/kernel", 1.0)):
         np.testing.assert_allclose(moves[1][path], factor * moves[0][path], rtol=1e-3, atol=2e-7)
     with pytest.raises(ValueError, match=r"'conv_9\*'; did you mean 'backbone/conv_"):
-        Fitter(model, Recipe(rate_groups={"conv_9*": 0.5}), SIZE)
+        Fitter(model, Recipe(learning_rate_groups={"conv_9*": 0.5}), SIZE)
 
 
 def test_accumulated_batches_make_the_step_of_one_large_batch(train):

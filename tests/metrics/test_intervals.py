@@ -85,7 +85,7 @@ def test_the_seed_decides_and_blocks_do_not_show(monkeypatch):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"measure": "acuracy"}, "no measure 'acuracy' among accuracy, auc, loss, ece; did you mean 'accuracy'"),
+        ({"measure": "acuracy"}, "no measure 'acuracy'; did you mean 'accuracy'. There are accuracy, auc, loss, ece"),
         ({"samples": 0}, "expected samples > 0"),
         ({"level": 1.0}, "0 < level < 1, found 2000 and 1.0"),
         ({"measure": "auc", "labels": [0, 0]}, "there is no AUC: a class has no examples"),

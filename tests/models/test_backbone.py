@@ -118,7 +118,7 @@ def test_too_small_input_is_refused_by_layer():
 
 @pytest.mark.parametrize("call", [Backbone.get_layer, Backbone.ends_at, lambda m, n: m.activations(X, [n])])
 def test_unknown_layer_is_refused_with_the_nearest(call, model):
-    with pytest.raises(LookupError, match="no layer 'fc2' among 6 layers; did you mean 'fc1'"):
+    with pytest.raises(LookupError, match="no layer 'fc2' in .*; did you mean 'fc1'"):
         call(model, "fc2")
 
 

@@ -173,7 +173,7 @@ def test_what_cannot_be_an_entry_is_refused():
             channels: Another thing everywhere.
         """
 
-    with pytest.raises(TypeError, match="option 'channels' of taken lacks a name that is free"):
+    with pytest.raises(TypeError, match="option 'channels' of taken lacks a name that no command has"):
         register()(taken)
 
     def other(input_shape, include_top, classes, classifier_activation, *, rngs, alpha: int = 3):

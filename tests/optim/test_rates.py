@@ -134,7 +134,7 @@ def test_by_depth_counts_kernels_from_the_last_layer():
     # Convolution and its BatchNorm together, then the two dense layers.
     for layer, power in (("layers/0", 2), ("layers/1", 2), ("layers/3", 1), ("layers/4", 0)):
         assert all(math.isclose(factor(p), 2.6**-power) for p in paths if p.startswith(layer)), layer
-    with pytest.raises(ValueError, match=r"no depth is known for leaf 'layers/3/kernl'; .* is 'layers/3/kernel'"):
+    with pytest.raises(ValueError, match=r"no depth for leaf 'layers/3/kernl' .*; did you mean 'layers/3/kernel'"):
         factor("layers/3/kernl")
     early = by_depth(["norm/scale", "conv/kernel", "conv/bias", "dense/kernel"], 0.5)
     assert [early(p) for p in ("norm/scale", "conv/bias", "dense/kernel")] == [0.5, 0.5, 1.0]

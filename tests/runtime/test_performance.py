@@ -148,5 +148,5 @@ def test_the_frozen_part_and_its_optimizer_cost_a_step_nothing():
         state = trainer.abstract_state()
         moments = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state.optimizer))
         assert moments == pytest.approx(2 * 4 * trainer.trainable_parameters, abs=1024)  # and counts, and the rate
-        sizes.append((moments, len(trainer.staged._late_eqns)))
+        sizes.append((moments, len(trainer.staged.program.late_eqns)))
     assert sizes == sorted(sizes, reverse=True) and sizes[-1][1] < sizes[0][1] / 10

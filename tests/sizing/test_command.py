@@ -104,7 +104,6 @@ def test_sizing_imports_nothing_of_ours():
         nodes = list(ast.walk(ast.parse(file.read_text())))
         names = {node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)}
         names |= {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
-        allowed = sys.stdlib_module_names | ({"rich", "tyro"} if file.name == "command.py" else set())
         other = {name for name in names if name != "cnnjax.sizing" and not name.startswith("cnnjax.sizing.")}
-        assert {name.partition(".")[0] for name in other} <= allowed, file.name
-    assert len(files) == 7
+        assert {name.partition(".")[0] for name in other} <= sys.stdlib_module_names, file.name
+    assert len(files) == 6

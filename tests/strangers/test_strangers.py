@@ -141,14 +141,17 @@ def test_fit_saves_and_the_folder_runs_no_code_that_is_not_named(images, tmp_pat
     code = f"from cnnjax import ImageClassifier; ImageClassifier.load({str(saved)!r})"
     refused = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert "my code runs" not in refused.stdout and refused.returncode
-    assert "whose code is not run unless you name it: load(..., backbone='mine.py:model')" in refused.stderr
+    assert (
+        "mine.py:model, which is not run unless you name it: --code mine.py:model, or load(..., code=['mine.py:model'])"
+        in refused.stderr
+    )
     for given in ("mine.py:model", imported("mine.py:model"), mine.model.backbone):
         again = ImageClassifier.load(saved, backbone=given)
         assert again.predict(images) == predicted
     capsys.readouterr()
-    main(["predict", str(saved), *map(str, images[:2]), "--backbone", "mine.py:model"])
+    main(["predict", str(saved), *map(str, images[:2]), "--code", "mine.py:model"])
     assert str(images[0].name) in capsys.readouterr().out
-    main(["evaluate", str(saved), "--data", str(images), "--backbone", "mine.py:model", "--samples", "0"])
+    main(["evaluate", str(saved), "--data", str(images), "--code", "mine.py:model", "--samples", "0"])
     with pytest.raises(SystemExit):
         main(["predict", str(saved), str(images[0])])
     with pytest.raises(ValueError, match=r"mine.py:model, and cannot be read as mobilenet"):

@@ -2,17 +2,20 @@
 
 import json
 import re
+from functools import partial
+from pathlib import Path
 
 import jax.numpy as jnp
 import pytest
 from flax import nnx
 from residual import ResNet
 
-from cnnjax import Classifier, cli, linear_head
+from cnnjax import Classifier, Task, cli, linear_head
 from cnnjax.freeze import Freeze
 from cnnjax.functional import leaves_of
 from cnnjax.hooks import outputs
-from cnnjax.models import cifar_cnn, lecture_cnn, mobilenet, vgg16
+from cnnjax.models import cifar_cnn, lecture_cnn, mobilenet, resnet, vgg16
+from cnnjax.models.own import imported
 from cnnjax.summaries import summary
 from cnnjax.train.trainer import Trainer
 
@@ -127,6 +130,38 @@ def test_the_frontier_is_where_training_cuts():
     assert not table.layer("blocks/1/conv1").once
     assert not table.layer("inner").once
     assert summary(model, input_shape=(32, 32, 3)).frontier is None
+
+
+STRANGERS = Path(__file__).parents[1] / "strangers"
+
+
+def _resnet() -> nnx.Module:
+    return resnet(50, widths=(2, 4, 4, 6), input_shape=(32, 32, 3), include_top=False, rngs=nnx.Rngs(0))
+
+
+def _stranger(name: str) -> nnx.Module:
+    return imported(f"{STRANGERS / name}.py:model")(input_shape=(32, 32, 3), rngs=nnx.Rngs(0))
+
+
+@pytest.mark.parametrize(
+    ("build", "freeze"),
+    [
+        (_resnet, "conv2_block1_add"),
+        (_resnet, "conv3_block1_2_relu"),  # in the middle of a block: the shortcut is stored beside it
+        (_resnet, "conv1_pad"),
+        (_resnet, "conv*_bn"),
+        (partial(_stranger, "vit"), "blocks/0/mlp/layers/2"),
+        (partial(_stranger, "vit"), "blocks/1/attention/query"),
+        (partial(_stranger, "resnet18"), "stages/1/0/conv1"),
+    ],
+)
+def test_the_frontier_of_branches_is_where_training_cuts(build, freeze):
+    model = build()
+    frozen = Freeze.parse(freeze).resolve(model, example=(32, 32, 3))
+    cut = summary(model, input_shape=(32, 32, 3), freeze=frozen).frontier
+    staged = Trainer(model, frozen, (32, 32), task=Task(loss=lambda out, _: out.reshape(len(out), -1).sum(1))).staged
+    assert cut.stored == tuple((str(feature.dtype), feature.shape) for feature in staged.features)
+    assert cut.bytes_per_image == staged.bytes_per_image
 
 
 def test_what_is_not_known_is_blank():

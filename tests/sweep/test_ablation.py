@@ -33,7 +33,8 @@ pytestmark = pytest.mark.usefixtures("compiled_fast")
 def config(shapes_folder, tmp_path_factory):
     base = tmp_path_factory.mktemp("ablation")
     return Ablation(
-        data=str(shapes_folder), image_size=48, freeze=("none", "2", "all"), head="linear", seeds=2, epochs=2,
+        data=str(shapes_folder), backbone="lecture_cnn", image_size=48,
+        freeze=("none", "2", "all"), head="linear", seeds=2, epochs=2,
         batch_size=16, optimizer="adam", out=base / "run", store=base / "store",
     )  # fmt: skip
 
@@ -93,7 +94,8 @@ def test_another_configuration_is_refused(finished, config):
 
 def test_killed_and_asked_to_end_it_goes_on_to_the_same_numbers(finished, config, tmp_path):
     command = [
-        sys.executable, "-m", "cnnjax", "ablate", "--data", str(config.data), "--image-size", "48", "--freeze",
+        sys.executable, "-m", "cnnjax", "ablate", "--data", str(config.data), "--backbone", "lecture_cnn",
+        "--image-size", "48", "--freeze",
         *config.freeze, "--head", "linear", "--seeds", "2", "--epochs", "2", "--batch-size", "16", "--optimizer",
         "adam", "--out", str(tmp_path / "run"), "--store", str(tmp_path / "store"),
     ]  # fmt: skip
@@ -176,7 +178,7 @@ def test_the_built_in_default(tmp_path, monkeypatch, capsys):
     for kind, counts in (("source", (40, 4, 8)), ("target", (20, 4, 10))):
         per_class = dict(zip(("train", "validation", "test"), counts, strict=True))
         monkeypatch.setitem(shapes._PER_CLASS, kind, per_class)
-    config = Ablation(seeds=1, epochs=2, freeze=("3", "all"), out=tmp_path / "run")
+    config = Ablation.drawn(seeds=1, epochs=2, freeze=("3", "all"), out=tmp_path / "run")
     run = ablate(config)
     assert [r["freeze"] for r in lines(run)] == ["3", "all"]
     assert "pretrained in" in capsys.readouterr().out
@@ -195,7 +197,7 @@ def test_the_built_in_default(tmp_path, monkeypatch, capsys):
         (["ablate", "--backbone", "vgg16"], "give --data FOLDER as well"),
         (["ablate", "--data", ".", "--weights", "no.h5"], "no weights file no.h5"),
         (
-            ["ablate", "--data", ".", "--alpha", "0.5"],
+            ["ablate", "--data", ".", "--backbone", "lecture_cnn", "--alpha", "0.5"],
             "lecture_cnn has no option 'alpha'",
         ),
         (["ablate", "--epochs", "0"], "epochs must be at least 1, not 0"),
@@ -240,7 +242,7 @@ def test_cats_and_dogs_with_imagenet_features(shared_data, tmp_path):
     backbone = mobilenet(alpha=0.75, input_shape=(160, 160, 3), include_top=False, rngs=nnx.Rngs(0))
     load_weights(backbone, shared_data / "weights" / "mobilenet_7_5_224_tf_no_top.h5")
     config = Ablation(
-        data=str(root), image_size=160, freeze=("all",), seeds=3, epochs=5, optimizer="rmsprop",
+        data=str(root), backbone="lecture_cnn", image_size=160, freeze=("all",), seeds=3, epochs=5, optimizer="rmsprop",
         out=tmp_path / "run", store=tmp_path / "store",
     )  # fmt: skip
     found = lines(sweep(config, SweepData(splits, backbone, "tf", "cats and dogs"), QUIET))

@@ -27,7 +27,8 @@ pytestmark = pytest.mark.usefixtures("compiled_fast")
 
 def options(shapes_folder, tmp_path, **changes):
     given = dict(
-        data=str(shapes_folder), image_size=48, freeze=("2", "all"), head="linear", seeds=2, epochs=1, batch_size=16,
+        data=str(shapes_folder), backbone="lecture_cnn", image_size=48,
+        freeze=("2", "all"), head="linear", seeds=2, epochs=1, batch_size=16,
         optimizer="adam", out=tmp_path / "run", store=tmp_path / "store",
     )  # fmt: skip
     return Ablation(**(given | changes))
@@ -44,17 +45,18 @@ def abstract():
 
 def test_every_combination_is_a_cell(shapes_folder, tmp_path):
     config = options(
-        shapes_folder, tmp_path, augment=("none", "lecture"), sizes=(10, 40), methods=("direct", "head-first"),
+        shapes_folder, tmp_path, augment=("none", "lecture"), sizes=(10, 40), methods=("direct", "lp-ft"),
         learning_rates=(1e-3, 1e-2), tuning_factor=0.1,
     )  # fmt: skip
     found = cells(config, abstract())
     assert len({cell.name for cell in found}) == len(found) == 2 * 2 * 2 * 2 * 2 + 2 * 2 * 2 * 2
     assert all(cell.method == "direct" for cell in found if cell.freeze == "all")
-    tuned = next(cell for cell in found if cell.method == "head-first")
+    tuned = next(cell for cell in found if cell.method == "lp-ft")
     assert (tuned.learning_rate, tuned.head_rate) == (pytest.approx(1e-4), 1e-3)
-    assert tuned.name == "2 rate 0.0001 seed 0 augment none size 10 method head-first"
+    assert tuned.name == "2 rate 0.0001 seed 0 augment none size 10 method lp-ft"
     # Names of a sweep over depth alone stay as they were, so that its run folders are still understood.
-    assert cells(options(shapes_folder, tmp_path), abstract())[0].name == "2 rate 0.001 seed 0"
+    assert cells(options(shapes_folder, tmp_path), abstract(), pretrained=False)[0].name == "2 rate 0.001 seed 0"
+    assert cells(options(shapes_folder, tmp_path), abstract())[0].name == "2 rate 0.0001 seed 0"
 
 
 def test_a_depths_trainer_leaves_memory_when_the_next_comes(shapes_folder, tmp_path, monkeypatch):
@@ -92,7 +94,7 @@ def test_a_grid_is_trained_and_told_apart(shapes_folder, tmp_path):
 
 
 def test_head_first_is_the_recipe_of_fine_tuning(shapes_folder, tmp_path):
-    config = options(shapes_folder, tmp_path, methods=("head-first",), freeze=("2",), epochs=2, seeds=1)
+    config = options(shapes_folder, tmp_path, methods=("lp-ft",), freeze=("2",), epochs=2, seeds=1)
     data = open_sweep_data(config, QUIET)
     run = sweep(config, data, QUIET)
     (found,) = [json.loads(line) for line in (run / "results.jsonl").read_text().splitlines()]

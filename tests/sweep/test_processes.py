@@ -30,7 +30,8 @@ QUIET = Console(quiet=True)
 def config(shapes_folder, tmp_path_factory):
     base = tmp_path_factory.mktemp("processes")
     return Ablation(
-        data=str(shapes_folder), image_size=48, freeze=("none", "3", "all"), head="linear", seeds=4, epochs=2,
+        data=str(shapes_folder), backbone="lecture_cnn", image_size=48,
+        freeze=("none", "3", "all"), head="linear", seeds=4, epochs=2,
         batch_size=11, optimizer="adam", out=base / "run", store=base / "store",
     )  # fmt: skip
 
@@ -122,7 +123,8 @@ def cells_in(results):
 @pytest.mark.slow
 def test_however_it_is_ended_nothing_is_left_running_and_it_goes_on(config, in_turn, tmp_path):
     command = [
-        sys.executable, "-m", "cnnjax", "ablate", "--data", str(config.data), "--image-size", "48", "--freeze",
+        sys.executable, "-m", "cnnjax", "ablate", "--data", str(config.data), "--backbone", "lecture_cnn",
+        "--image-size", "48", "--freeze",
         *config.freeze, "--head", "linear", "--seeds", "4", "--epochs", "2", "--batch-size", "11", "--optimizer",
         "adam", "--out", str(tmp_path / "run"), "--store", str(tmp_path / "store"), "--processes", "2",
     ]  # fmt: skip

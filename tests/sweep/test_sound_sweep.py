@@ -28,7 +28,20 @@ def tones(tmp_path_factory):
 def test_sounds_are_swept_by_their_option(tones, tmp_path):
     options = ["--sample-rate", "8000", "--seconds", "0.5", "--image-size", "48", "--head", "linear"]
     options += ["--freeze", "all", "none", "--seeds", "1", "--epochs", "8", "--batch-size", "8", "--optimizer", "adam"]
-    main(["ablate", "--data", str(tones), *options, "--out", f"{tmp_path}/run", "--store", f"{tmp_path}/store"])
+    main(
+        [
+            "ablate",
+            "--data",
+            str(tones),
+            "--backbone",
+            "lecture_cnn",
+            *options,
+            "--out",
+            f"{tmp_path}/run",
+            "--store",
+            f"{tmp_path}/store",
+        ]
+    )
     frozen, free = (json.loads(line) for line in sorted((tmp_path / "run" / "results.jsonl").read_text().splitlines()))
     assert {frozen["freeze"], free["freeze"]} == {"all", "none"}
     free = max(frozen, free, key=lambda record: record["trainable_parameters"])

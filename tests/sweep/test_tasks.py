@@ -23,6 +23,7 @@ def test_ablate_compares_depths_by_the_error_in_units(tmp_path, capsys):
     (tmp_path / "sizes.csv").write_text("\n".join(lines) + "\n")
     command = [
         "ablate", "--data", str(tmp_path), "--labels", f"{tmp_path}/sizes.csv", "--task", "regression", "--units", "px",
+        "--backbone", "lecture_cnn",
         "--image-size", "48", "--head", "linear", "--freeze", "2", "all", "--seeds", "1", "--epochs", "2", "--sizes",
         "20", "--optimizer", "adam", "--out", f"{tmp_path}/run", "--store", f"{tmp_path}/store",
     ]  # fmt: skip

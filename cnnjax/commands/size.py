@@ -12,6 +12,7 @@ from rich.measure import Measurement
 from rich.table import Table
 from tyro.conf import Positional, arg
 
+from cnnjax.commands.options import Format
 from cnnjax.sizing.field import Field
 from cnnjax.sizing.notation import parse_input
 from cnnjax.sizing.stack import Row, size_stack, total
@@ -47,8 +48,7 @@ class Size:
     """In order, such as conv3-64/2+1 pool2 dense10."""
     rule: Literal["exact", "floor"] = "exact"
     """exact: (N - F + 2P)/S + 1 must be a whole number. floor: it is rounded down, as all frameworks do."""
-    format: Literal["text", "markdown", "json"] = "text"
-    """How the table is printed."""
+    format: Format = "text"
 
 
 def size(config: Size) -> None:
