@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from cnnjax.metrics import Journal
     from cnnjax.runtime.devices import Devices
     from cnnjax.runtime.precision import Precision
+    from cnnjax.runtime.tuning import OneDNN
 
 
 class ImageClassifier:
@@ -260,6 +261,7 @@ class ImageClassifier:
         init_from: str | os.PathLike[str] | None = None,
         init_part: Literal["all", "backbone"] = "all",
         precision: "Precision" = "auto",
+        onednn: "OneDNN" = "auto",
         stream: bool = False,
         callbacks: Sequence[Any] = (),
         workers: int = 0,
@@ -291,9 +293,9 @@ class ImageClassifier:
             init_from: A run folder or a saved classifier whose weights it starts from, in place of its own.
             init_part: What is taken from there: "all" weights, or the "backbone"'s.
             precision: What is computed with, as for `Trainer`.
+            onednn: Whether oneDNN convolves on CPU: "always", "never" or, where it pays for compiling anew, "auto".
             stream: Read the images anew in every epoch, and keep neither them nor features.
-            callbacks: Called after steps and epochs: callbacks, their classes, or import paths of those; see
-                `cnnjax.Fitter.fit`.
+            callbacks: Called after steps and epochs (see `cnnjax.Fitter.fit`); also their classes, or import paths.
             workers: Processes that read images.
             store: Where features are kept: a folder, by default the one in the user's cache that all runs share, or a
                 `FeatureStore`, which may be in memory.
@@ -335,7 +337,7 @@ class ImageClassifier:
             check_training_source(source, classifier.config)
         training = Training(
             seed=seed, init_from=None if init_from is None else Path(init_from), init_part=init_part,
-            precision=precision, stream=stream, callbacks=tuple(callbacks), workers=workers,
+            precision=precision, onednn=onednn, stream=stream, callbacks=tuple(callbacks), workers=workers,
             store=None if store is None or isinstance(store, FeatureStore) else Path(store), store_gib=store_gib,
             checkpoint_every=checkpoint_every, keep_checkpoints=keep_checkpoints, fall_back=fall_back,
             devices=devices if isinstance(devices, int) else None, shard_parameters=shard_parameters, hosts=hosts,
@@ -345,10 +347,11 @@ class ImageClassifier:
             classifier, recipe, training, devices=spread,
             store=store if isinstance(store, FeatureStore) else None,
         )  # fmt: skip
-        fitted = run.fit_in(None if out is None else Path(out), train, validation, journal=journal, report=report)
-        task = classifier.task.predicting(fitted.task)
-        if validation is not None:
-            task = task.calibrated(*run.judged(fitted, train, validation, report))
+        with run.onednn(train):
+            fitted = run.fit_in(None if out is None else Path(out), train, validation, journal=journal, report=report)
+            task = classifier.task.predicting(fitted.task)
+            if validation is not None:
+                task = task.calibrated(*run.judged(fitted, train, validation, report))
         self._hold(replace(classifier.config, task=task), self._functional, fitted.leaves, self._apply)
         self.history = fitted.history
         return fitted

@@ -225,14 +225,13 @@ class TrainingRun:
         self.fitter.resolve(train)
         self.fitter.check(len(train), validated=validation is not None)
         if out is None:
-            with self.onednn(train):
-                return self.fit(train, validation, folder=None, about={}, report=report, journal=journal)
+            return self.fit(train, validation, folder=None, about={}, report=report, journal=journal)
         sources = {"train": train} | ({} if validation is None else {"validation": validation})
         config = {name: x for name, x in self.classifier.config.to_json().items() if name != "task"}
         about = {**config, **self.identity(sources)}
         primary = self.devices is None or self.devices.primary
         run = RunFolder(out, about) if primary else None
-        with run.locked() if run else nullcontext(), self.onednn(train):
+        with run.locked() if run else nullcontext():
             if run and journal is None:
                 journal = Journal(out / "metrics.jsonl")
             return self.fit(train, validation, folder=out, about=about, report=report, journal=journal)

@@ -1,45 +1,14 @@
 """The builder in which architectures are written: one call a layer, and the network can be seen to run."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 from flax import nnx
 
 from cnnjax.models import layers
 from cnnjax.models.backbone import INPUT, Backbone, Shape
 from cnnjax.models.sizes import Pair, correct_pad, joined, pair, pairs, pooled, same_shapes, window_padding, zeros
-
-# Stand in for a size that is not known where any module is traced: what differs between them depends on it.
-_SIZES = (224, 288)
-
-
-@dataclass(frozen=True, eq=False)
-class Tensor:
-    """What a layer gives, while a graph is built.
-
-    Attributes:
-        name: The layer's; "" for the input of a graph whose input is no layer.
-        shape: Of one example, (H, W, C) for images; None where it is not known.
-        graph: The graph to which the layer belongs.
-    """
-
-    name: str
-    shape: Shape
-    graph: "Graph"
-
-    @property
-    def channels(self) -> int:
-        """The size of the last axis.
-
-        Raises:
-            ValueError: It is not known.
-        """
-        if not self.shape or self.shape[-1] is None:
-            raise ValueError(f"{self.name or 'the input'} has {self.shape}: the number of its channels is not known")
-        return self.shape[-1]
+from cnnjax.models.tensors import Tensor, counted, traced_shape
 
 
 class Graph:
@@ -136,7 +105,7 @@ class Graph:
         (None, None, 5)
         """
         self._own(name, inputs)
-        return self._add(name, module, inputs, _traced(name, module, inputs))
+        return self._add(name, module, inputs, traced_shape(name, module, inputs))
 
     def nested(self, name: str, network: Backbone, x: Tensor, shape: Shape) -> Tensor:
         """A network as one layer (Keras's model in a model), which gives `shape`; its layers are `name/layer`."""
@@ -384,15 +353,15 @@ class Graph:
     def reshape(self, name: str, x: Tensor, shape: Sequence[int]) -> Tensor:
         """Each example in another shape."""
         self._own(name, (x,))
-        have = _count(x.shape)
-        if have is not None and have != _count(shape):
+        have = counted(x.shape)
+        if have is not None and have != counted(shape):
             raise ValueError(f"layer {name!r} cannot shape {x.shape} as {tuple(shape)}")
         return self._add(name, layers.Reshape(tuple(shape)), (x,), tuple(shape))
 
     def flatten(self, name: str, x: Tensor) -> Tensor:
         """Each example as one row."""
         self._own(name, (x,))
-        return self._add(name, layers.Flatten(), (x,), (_count(x.shape),))
+        return self._add(name, layers.Flatten(), (x,), (counted(x.shape),))
 
     def _same(self, name: str, module: nnx.Module, x: Tensor) -> Tensor:
         self._own(name, (x,))
@@ -416,31 +385,3 @@ class Graph:
             raise ValueError(f"input of shape {self._input_shape} is too small: layer {name!r} leaves {shape} of it")
         self._layers[name], self._reads[name] = module, tuple(x.name for x in inputs)
         return Tensor(name, shape, self)
-
-
-def _count(shape: Iterable[int | None]) -> int | None:
-    """How many numbers there are, None if not known."""
-    count = 1
-    for n in shape:
-        if n is None:
-            return None
-        count *= n
-    return count
-
-
-def _traced(name: str, module: nnx.Module, inputs: Sequence[Tensor]) -> Shape:
-    """The shape that a module gives, found by tracing it; None where it depends on sizes that are not known."""
-    graphdef, state = nnx.split(module)
-    found = []
-    for size in _SIZES:
-        shapes = [tuple(size if n is None else n for n in x.shape) for x in inputs]
-        arrays = [jax.ShapeDtypeStruct((1, *shape), jnp.float32) for shape in shapes]
-        try:
-            out = jax.eval_shape(lambda s, *xs: nnx.merge(graphdef, s)(*xs), state, *arrays)
-        except Exception as error:
-            text = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise ValueError(f"layer {name!r} ({type(module).__name__}) does not take {shapes}: {text}") from error
-        if not isinstance(out, jax.ShapeDtypeStruct):
-            raise ValueError(f"layer {name!r} ({type(module).__name__}) gives {type(out).__name__}, not one array")
-        found.append(out.shape[1:])
-    return tuple(a if a == b else None for a, b in zip(*found, strict=True))

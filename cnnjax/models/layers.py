@@ -5,8 +5,6 @@ kernels, zero biases, BatchNorm with epsilon 1e-3 and momentum 0.99) and, as in 
 the layer. They compute through `cnnjax.ops`. The weightless ones stand in `cnnjax.models.weightless`.
 """
 
-import math
-from functools import partial
 from typing import Any
 
 import jax
@@ -15,6 +13,7 @@ from flax import nnx
 from jax import lax
 
 from cnnjax import ops
+from cnnjax.models.initializers import glorot_uniform
 from cnnjax.models.weightless import (
     ACTIVATIONS,
     Activation,
@@ -75,26 +74,7 @@ __all__ = [
     "separable_conv2d",
 ]
 
-_BLOCK = 1 << 16  # random numbers a call
 _SMALLEST_DEVIATION = 1e-7  # `keras.config.epsilon()`
-
-
-@jax.jit
-def _uniform_block(key: jax.Array, index: int) -> jax.Array:
-    return jax.random.uniform(jax.random.fold_in(key, index), (_BLOCK,), minval=-1.0)
-
-
-@partial(jax.jit, static_argnums=(1, 2))
-def _shape_blocks(blocks: list[jax.Array], shape: tuple[int, ...], dtype: Any) -> jax.Array:
-    fan_in, fan_out = (math.prod(shape[:-2]) * n for n in shape[-2:])
-    limit = math.sqrt(6 / (fan_in + fan_out))
-    return (limit * jnp.concatenate(blocks)[: math.prod(shape)]).reshape(shape).astype(dtype)
-
-
-def _glorot_uniform(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
-    """Draw in blocks of one size, since JAX compiles a generator for every shape: 7 s for a MobileNet."""
-    blocks = [_uniform_block(key, i) for i in range(-(-math.prod(shape) // _BLOCK))]
-    return _shape_blocks(blocks, tuple(shape), jnp.dtype(dtype))
 
 
 class Conv2D(nnx.Conv):
@@ -280,7 +260,7 @@ def conv2d(
         kernel_dilation=dilation,
         feature_group_count=groups,
         use_bias=use_bias,
-        kernel_init=_glorot_uniform,
+        kernel_init=glorot_uniform,
         conv_general_dilated=ops.conv_general_dilated,
         rngs=rngs,
     )
@@ -318,7 +298,7 @@ def depthwise_conv2d(
         kernel_dilation=dilation,
         feature_group_count=features,
         use_bias=use_bias,
-        kernel_init=_glorot_uniform,
+        kernel_init=glorot_uniform,
         conv_general_dilated=ops.conv_general_dilated,
         rngs=rngs,
     )
@@ -366,7 +346,7 @@ def dense(
     >>> dense(4, 2, activation="softmax", rngs=nnx.Rngs(0))(jnp.ones((1, 4))).sum().round(3)
     Array(1., dtype=float32)
     """
-    layer = Dense(in_features, out_features, use_bias=use_bias, kernel_init=_glorot_uniform, rngs=rngs)
+    layer = Dense(in_features, out_features, use_bias=use_bias, kernel_init=glorot_uniform, rngs=rngs)
     layer.activation = checked_activation(activation)
     return layer
 

@@ -25,7 +25,7 @@ RESERVED = frozenset(
     optimizer out patience pos_weight precision preprocessing processes rate recipe resizing running sample_rate scale
     schedule seconds seed seeds shard_parameters sizes splits stages store store_gib stream target targets task training
     tune_epochs tuning_factor unfreeze_from units verbose views warmup weight_decay weights wide workers
-    gradient_fn""".split()
+    gradient_fn onednn""".split()
 )
 """What `ImageClassifier`, `open_backbone` and the commands call other things; a test compares it with the commands."""
 

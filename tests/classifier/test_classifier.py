@@ -214,7 +214,7 @@ def test_a_backbones_own_top_gives_logits():
             "vgg16",
             {"alpha": 0.5},
             ValueError,
-            "vgg16 has no option 'alpha' .which is one of mobilenet.*; its options are widths",
+            "vgg16 has no option 'alpha' .which is one of .*mobilenet.*; its options are widths",
         ),
         ("mobilenet", {"weights": "none.h5"}, ValueError, "none.h5: there is no such file"),
     ],

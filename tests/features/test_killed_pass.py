@@ -218,7 +218,7 @@ def test_what_another_program_made_is_not_gone_on_with(tmp_path, unbroken):
 
 
 def test_killed_while_the_names_are_given(tmp_path, unbroken, monkeypatch):
-    publish = halves.Half.publish
+    publish = halves.PartialFile.publish
 
     def once(half):
         publish(half)

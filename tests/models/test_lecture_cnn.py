@@ -103,9 +103,9 @@ def test_too_small_images_are_told_what_would_do():
 def test_create_builds_by_name():
     for name in BACKBONES:
         model = nnx.eval_shape(
-            lambda name=name: create(name, input_shape=(64, 64, 3), include_top=False, rngs=nnx.Rngs(0))
+            lambda name=name: create(name, input_shape=(96, 96, 3), include_top=False, rngs=nnx.Rngs(0))
         )
-        assert model.input_shape == (64, 64, 3)
+        assert model.input_shape == (96, 96, 3)
     with pytest.raises(LookupError, match="no backbone 'mobilnet'; did you mean 'mobilenet'"):
         create("mobilnet", include_top=False, rngs=nnx.Rngs(0))
 

@@ -145,8 +145,9 @@ def torchvision(leaves, x, depth, stages):
     def conv(name, x, stride, pad):
         kernel = leaves[f"{name}_conv/kernel"]
         x = lax.conv_general_dilated(
-            x, kernel, (stride, stride), [(pad, pad)] * 2, dimension_numbers=("NHWC", "HWIO", "NHWC")
-        )
+            x, kernel, (stride, stride), [(pad, pad)] * 2,
+            dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=x.shape[3] // kernel.shape[2],
+        )  # fmt: skip
         scale, bias, mean, var = (leaves[f"{name}_bn/{leaf}"] for leaf in ("scale", "bias", "mean", "var"))
         return (x - mean) / jnp.sqrt(var + 1e-5) * scale + bias
 
@@ -167,10 +168,17 @@ def torchvision(leaves, x, depth, stages):
     return x
 
 
-@pytest.mark.parametrize(("depth", "stages"), [(18, (2, 2, 2)), (50, (3, 4, 6))])
-def test_version_1_5_is_torchvisions(depth, stages):
+@pytest.mark.parametrize(
+    ("depth", "stages", "options"),
+    [(18, (2, 2, 2), {}), (50, (3, 4, 6), {}), (50, (3, 4), {"groups": 4, "base_width": 32})],
+)
+def test_version_1_5_is_torchvisions(depth, stages, options):
     # 10 rows at the third stage's end, an odd number before: padding on one side would show.
-    model = resnet(depth, "v1.5", (4, 6, 8), (37, 50, 3), include_top=False, rngs=nnx.Rngs(0))
+    widths = (4, 6, 8)[: len(stages)]
+    model = resnet(depth, "v1.5", widths, (37, 50, 3), include_top=False, rngs=nnx.Rngs(0), **options)
+    if options:  # ResNeXt: int(planes * base_width / 64) * groups filters
+        kernel = model.conv3_block1_2_conv.kernel
+        assert kernel.shape == (3, 3, 3, 12) and model.conv3_block1_2_conv.feature_group_count == 4
     randomized(model).eval()
     x = np.random.default_rng(0).normal(size=(2, 37, 50, 3)).astype("float32")
     want = jax.jit(lambda leaves, x: torchvision(leaves, x, depth, stages))(leaves_of(model), x)

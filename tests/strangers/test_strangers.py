@@ -147,13 +147,13 @@ def test_fit_saves_and_the_folder_runs_no_code_that_is_not_named(images, tmp_pat
     )
     for given in ("mine.py:model", imported("mine.py:model"), mine.model.backbone):
         again = ImageClassifier.load(saved, backbone=given)
-        assert again.predict(images) == predicted
+        assert again.predict(files) == predicted
     capsys.readouterr()
-    main(["predict", str(saved), *map(str, images[:2]), "--code", "mine.py:model"])
-    assert str(images[0].name) in capsys.readouterr().out
+    main(["predict", str(saved), *map(str, files[:2]), "--code", "mine.py:model"])
+    assert str(files[0].name) in capsys.readouterr().out
     main(["evaluate", str(saved), "--data", str(images), "--code", "mine.py:model", "--samples", "0"])
     with pytest.raises(SystemExit):
-        main(["predict", str(saved), str(images[0])])
+        main(["predict", str(saved), str(files[0])])
     with pytest.raises(ValueError, match=r"mine.py:model, and cannot be read as mobilenet"):
         ImageClassifier.load(saved, backbone="mobilenet")
     # Its backbone's weights begin another run.
