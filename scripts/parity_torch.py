@@ -10,6 +10,21 @@ makes each network, gives it random weights and statistics, and writes them with
 
 builds the same network, puts the weights onto it (every leaf is filled, every tensor used) and prints a table of the
 largest differences, relative to the largest output. It ends with status 1 where one exceeds 1e-4.
+
+2026-11-29, torch 2.13, torchvision 0.28, timm, two CPU cores, images of 64 pixels (AlexNet 224 and 227, SqueezeNet
+224). The largest difference of every network is below 1e-6, but of BiT:
+
+| family | networks | largest relative difference |
+| --- | --- | --- |
+| ResNet 1.5 | torchvision's and timm's 18, 34, 50, 101, 152 | 7.9e-07 |
+| ResNeXt | both 50 32x4d, torchvision's 101 32x8d | 4.9e-07 |
+| Wide ResNet | torchvision's 50-2 | 7.6e-07 |
+| DenseNet | torchvision's 121, 201 | 2.8e-07 |
+| RegNet X | torchvision's 400 and 800 MF, timm's 200 MF to 1.6 GF | 5.2e-07 |
+| RegNet Y | torchvision's 400 and 800 MF and 8 GF, timm's 200 MF to 1.6 GF | 3.9e-07 |
+| SqueezeNet 1.1 | torchvision's | 1.6e-07 |
+| AlexNet | torchvision's, and two towers of torch's layers | 2.0e-07 |
+| BiT | timm's R50x1 | 3.0e-06 |
 """
 
 import fnmatch
