@@ -35,7 +35,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from cnnjax import Recipe
-from cnnjax.classifier import Fit, Running, fit
+from cnnjax.classifier import Fit, Training, fit
 from cnnjax.metrics import read
 
 RECIPE = Recipe(
@@ -43,9 +43,10 @@ RECIPE = Recipe(
     warmup=0.05, clip=1.0, ema=0.999, label_smoothing=0.1, augment="imagenet", not_finite="skip",
 )  # fmt: skip
 POD = Fit(
-    "tfds:imagenet2012", RECIPE, splits={"train": "train", "validation": "validation[:5000]", "test": "validation"},
-    backbone_options={"alpha": 1.0}, image_size=224, head="linear", precision="bfloat16", stream=True, workers=16,
-    running=Running(hosts="auto", keep_checkpoints=3), out=Path("runs/pretrain-imagenet"),
+    data="tfds:imagenet2012", recipe=RECIPE,
+    splits={"train": "train", "validation": "validation[:5000]", "test": "validation"},
+    backbone_options={"alpha": 1.0}, image_size=224, head="linear", out=Path("runs/pretrain-imagenet"),
+    training=Training(precision="bfloat16", stream=True, workers=16, hosts="auto", keep_checkpoints=3),
 )  # fmt: skip
 
 EPOCHS, GAPS = 110, (15.0, 150.0)  # of the stand-in; seconds between two kills
@@ -54,9 +55,9 @@ EPOCHS, GAPS = 110, (15.0, 150.0)  # of the stand-in; seconds between two kills
 def stand_in(data: Path, out: Path) -> Fit:
     """The same run, small."""
     return replace(
-        POD, data=str(data), splits=None, backbone_options={"alpha": 0.25}, image_size=64, workers=0,
+        POD, data=str(data), splits=None, backbone_options={"alpha": 0.25}, image_size=64,
         recipe=replace(RECIPE, epochs=EPOCHS, batch_size=32, learning_rate=1e-3, ema=0.99),
-        running=Running(checkpoint_every=15.0), out=out,
+        training=Training(precision="bfloat16", stream=True, checkpoint_every=15.0), out=out,
     )  # fmt: skip
 
 

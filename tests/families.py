@@ -4,6 +4,7 @@
 """
 
 import importlib
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -254,3 +255,7 @@ def run(model: Any, x: np.ndarray, names: Sequence[str], keras: Any) -> dict[str
     weights = [[v.value for v in vs] for vs in (ends.trainable_variables, ends.non_trainable_variables)]
     outputs, _ = jax.jit(lambda w, x: ends.stateless_call(*w, x, training=False))(weights, x)
     return {name: np.asarray(out) for name, out in zip(names, outputs, strict=True)}
+
+
+DEPTHS = (0, 1, 2) if os.environ.get("CNNJAX_ALL_DEPTHS") else (1,)
+"""Which of a family's three depths are trained beside the unstaged run: the others take minutes in all."""

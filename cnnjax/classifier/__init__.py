@@ -11,11 +11,12 @@ from cnnjax.classifier.prediction import Prediction
 if TYPE_CHECKING:
     from cnnjax.classifier.fitting import Fit, fit
     from cnnjax.classifier.running import RuntimeConfig
+    from cnnjax.classifier.training import Training
 
-__all__ = ["Config", "Fit", "ImageClassifier", "Prediction", "RuntimeConfig", "SavedClassifierError", "fit"]
+__all__ = ["Config", "Fit", "ImageClassifier", "Prediction", "RuntimeConfig", "SavedClassifierError", "Training", "fit"]
 
 # Imported when first asked for: what the command `fit` needs, a loaded classifier does not.
-_LATER = {"Fit": "fitting", "RuntimeConfig": "running", "fit": "fitting"}
+_LATER = {"Fit": "fitting", "RuntimeConfig": "running", "Training": "training", "fit": "fitting"}
 
 
 def __getattr__(name: str) -> Any:

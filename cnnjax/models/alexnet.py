@@ -18,8 +18,8 @@ from cnnjax.runtime.nearest import unknown
 class LocalResponseNormalization(nnx.Module):
     """x / (offset + scale * the sum of squares over `size` neighbouring channels) ** power (section 3.3 of the paper).
 
-    >>> LocalResponseNormalization(3, 1.0, 1.0, 1.0)(jnp.array([1.0, 2.0, 2.0]).reshape(1, 1, 1, 3)).ravel().round(3)
-    Array([0.167, 0.2  , 0.222], dtype=float32)
+    >>> LocalResponseNormalization(3, 1.0, 1.0, 1.0)(jnp.array([[[[1.0, 0.0, 2.0]]]])).tolist()
+    [[[[0.5, 0.0, 0.4000000059604645]]]]
     """
 
     def __init__(self, size: int = 5, scale: float = 1e-4, power: float = 0.75, offset: float = 2.0):

@@ -55,6 +55,7 @@ PUBLISHED = tuple(
 class Cropping2D(nnx.Module):
     """f32[N, H, W, C] without some rows and columns: ((above, below), (left, right)).
 
+    >>> import jax.numpy as jnp
     >>> Cropping2D(((1, 0), (1, 0)))(jnp.ones((1, 4, 4, 2))).shape
     (1, 3, 3, 2)
     """

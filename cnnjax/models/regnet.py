@@ -97,7 +97,7 @@ def regnet(
             depth, groups do not divide a width, or the top has no classes.
 
     >>> regnet("x_200mf", (4, 8), (1, 1), 4, (64, 64, 3), include_top=False, rngs=nnx.Rngs(0)).output_shape()
-    (16, 16, 8)
+    (8, 8, 8)
     """
     if variant.removesuffix("_tv") not in _LINES or variant not in Variant.__args__:
         raise ValueError(unknown("RegNet", variant, Variant.__args__, listed=True))

@@ -14,6 +14,9 @@ from jax.extend.core import Literal as Literal
 from jax.extend.core import Var as Var
 from jax.extend.core import no_effects
 
+Atom = Var | Literal
+"""What an equation takes: a variable, or a number that is written in it."""
+
 # Calls that only group equations: opened, so that a cut may pass through them. A rule for gradients
 # (custom_jvp_call, custom_vjp_call) and a checkpoint stay whole: opening them would lose what they are for.
 GROUPS = {"jit", "pjit", "closed_call", "core_call", "core_closed_call"}

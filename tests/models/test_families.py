@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from families import ALL, FAMILIES, Pair, differences, parameters, randomize, run
+from families import ALL, DEPTHS, FAMILIES, Pair, differences, parameters, randomize, run
 from flax import nnx
 from residual import randomized
 
@@ -81,7 +81,7 @@ def small(name, **options):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("place", [0, 1, 2])
+@pytest.mark.parametrize("place", DEPTHS)
 @EACH
 def test_training_through_stored_features_is_training_unstaged(name, place):
     row, backbone = small(name, **{"stochastic_depth": 0.0} if BY_NAME[name].drops else {})

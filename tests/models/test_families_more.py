@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from families import DEPTHS
 from flax import nnx
 from jax import lax
 from PIL import Image
@@ -313,7 +314,7 @@ def small(name):
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("compiled_fast")
-@pytest.mark.parametrize("place", [0, 1, 2])
+@pytest.mark.parametrize("place", DEPTHS)
 @pytest.mark.parametrize("name", SMALL)
 def test_training_through_stored_features_is_training_unstaged(name, place):
     check_two_steps_through_features(small(name), SMALL[name][2][place])
