@@ -10,6 +10,7 @@ import jax
 import jax.core
 from jax.extend.core import ClosedJaxpr as ClosedJaxpr
 from jax.extend.core import Jaxpr as Jaxpr
+from jax.extend.core import JaxprEqn as Equation
 from jax.extend.core import Literal as Literal
 from jax.extend.core import Var as Var
 from jax.extend.core import no_effects
