@@ -51,7 +51,7 @@ class RuntimeConfig:
             return None
         return Devices.all(count=self.devices, shard_parameters=self.shard_parameters)
 
-    def keeping(
+    def checkpointing(
         self, checkpoints: "Checkpoints", metadata: Mapping[str, Any], tell: Callable[[str], None]
     ) -> "CheckpointConfig":
         """What `Fitter.fit` is given."""

@@ -201,14 +201,14 @@ class TrainingRun:
         with opened as checkpoints:
             if begun and (checkpoints is None or checkpoints.latest() is None):
                 begun()
-            keeping = None if checkpoints is None else training.keeping(checkpoints, {"config": about}, tell)
+            kept = None if checkpoints is None else training.checkpointing(checkpoints, {"config": about}, tell)
             return self.fitter.fit(
                 train,
                 validation,
                 seed=training.seed,
                 journal=journal,
                 report=report,
-                checkpointing=keeping,
+                checkpointing=kept,
                 callbacks=training.made_callbacks(),
             )
 

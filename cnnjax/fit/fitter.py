@@ -281,7 +281,7 @@ class Fitter:
 
         Raises:
             NotFinite: a loss was NaN or infinite: step, rate and files are named.
-            CorruptCheckpoint: the newest checkpoint is damaged, and `keeping` does not say to fall back.
+            CorruptCheckpoint: the newest checkpoint is damaged, and `checkpointing` does not say to fall back.
             ValueError: the recipe needs validation images and there are none, images do not fit the model, or
                 leaves differ that are frozen at first.
         """

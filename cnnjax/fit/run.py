@@ -260,7 +260,7 @@ class Run:
             return False  # the loop will say so; what was good stays the newest
         checkpoints, metadata = (
             self.checkpointing.checkpoints,
-            {**self.checkpointing.metadata, "standing": asdict(self.at)},
+            {**self.checkpointing.metadata, "progress": asdict(self.at)},
         )
         # What failed in the background before must not keep this one from being tried.
         self._guarded(checkpoints.wait)
@@ -300,7 +300,7 @@ class Run:
 
         for step in reversed(steps):
             try:
-                self.at = TrainingProgress(**self.checkpointing.checkpoints.metadata(step)["standing"])
+                self.at = TrainingProgress(**self.checkpointing.checkpoints.metadata(step)["progress"])
                 found = self._restore(self.fitter.trainer(self.at.phase, len(self.train)), step)
             except CorruptCheckpoint as error:
                 if not self.checkpointing.fall_back or step == steps[0]:

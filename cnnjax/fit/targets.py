@@ -26,10 +26,10 @@ class TableOptions:
     """Which table says what the images show."""
 
     labels: Path | None = None
-    """CSV file with a line an image of --data: file (its path in the folder), split (if not by chance), weight (if not
-    all count the same), and targets."""
+    """CSV file with a line an image of --data: file (its path in the folder), split (if not by chance), sample_weight
+    (if not all count the same), and targets."""
     targets: tuple[str, ...] = ()
-    """Which columns of the table are learned, or measured; all but file, split and weight if not given."""
+    """Which columns of the table are learned, or measured; all but file, split and sample_weight if not given."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -33,7 +33,7 @@ class ImportedBackbone:
     name: str
     code: OwnBackbone | None = None
 
-    image_size = (160, 160)  # as `fit` and `ablate` take it
+    image_size = (160, 160)  # where the network does not tell and nobody says
 
     def checked(self, options: Mapping[str, Any], *, include_top: bool = False) -> dict[str, Any]:
         """The options as the function takes them: plain values.

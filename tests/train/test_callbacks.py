@@ -125,7 +125,7 @@ def test_a_run_that_goes_on_tells_of_nothing_that_its_checkpoint_counts_as_done(
             fitter.fit(source, validation, callbacks=[first, Breaks()], checkpointing=keeping)
         checkpoints.wait()
         saved = checkpoints.latest()
-        done = len(checkpoints.metadata(saved)["standing"]["history"])
+        done = len(checkpoints.metadata(saved)["progress"]["history"])
         fitter.fit(source, validation, callbacks=[second], checkpointing=keeping)
     assert second.steps == whole.steps[saved:] and second.epochs == whole.epochs[done:]
     assert first.steps == whole.steps[:stop_at]
@@ -147,7 +147,7 @@ def test_an_epoch_whose_callback_was_broken_off_is_told_of_again_and_counts_once
         keeping = CheckpointConfig(checkpoints, every=1e9, tell=lambda text: None)
         with pytest.raises(preemption.Preempted):
             fitter.fit(source, validation, callbacks=[breaks], checkpointing=keeping)
-        standing = checkpoints.metadata()["standing"]
+        standing = checkpoints.metadata()["progress"]
         assert checkpoints.latest() == 2 * STEPS and len(standing["history"]) == 1 and standing["since"] == 0
         again = fitter.fit(source, validation, callbacks=[told], checkpointing=keeping)
     assert [epoch for _, epoch, _ in told.epochs] == [line["epoch"] for line in whole.history][1:]
