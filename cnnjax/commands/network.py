@@ -74,7 +74,8 @@ def _parameter(name: str, having: list[tuple[str, registry.Option]]) -> inspect.
 
 
 def _shown(value: Any) -> str:
-    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    own = value is None or value == ()
+    return "its own" if own else " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 _NETWORK = (

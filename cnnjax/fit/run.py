@@ -213,7 +213,7 @@ class Run:
         shown = [str(names[i]) if names else str(i) for i in dict.fromkeys(error.examples.tolist())]
         kept = self.checkpointing.checkpoints.latest() if self.checkpointing else None
         error.args = (
-            f"the loss of step {step} (step {error.step} of epoch {error.epoch}) is not finite; the learning "
+            f"the {error.what} of step {step} (step {error.step} of epoch {error.epoch}) is not finite; the learning "
             f"rate was {rate:.3g}, the batch {', '.join(shown)}. "
             + ("" if kept is None else f"The last good checkpoint is that of step {kept}. ")
             + "A lower learning rate or clip=1.0 often helps; not_finite='skip' leaves such steps out and counts them",

@@ -3,6 +3,8 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
+
 from cnnjax.train.state import State
 from cnnjax.train.task import Metrics
 from cnnjax.train.trains import Trains
@@ -111,7 +113,7 @@ class Callbacks:
                 value = record[name] = value.item()
             if not isinstance(name, str) or not isinstance(value, int | float | str | type(None)):
                 raise ValueError(f"a callback added {name!r} to the record: expected a number or text, found {value!r}")
-        return any(end is True for end in ends)
+        return any(end is True or (getattr(end, "dtype", None) == np.bool_ and bool(end)) for end in ends)
 
 
 def _own(callback: object, name: str) -> Callable[..., Any] | None:

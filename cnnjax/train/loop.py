@@ -5,10 +5,12 @@ from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from cnnjax.data.loader import Batch
 from cnnjax.features import Progress
+from cnnjax.functional import Leaves
 from cnnjax.runtime.compiling import compile_seconds
 from cnnjax.train.callbacks import Callbacks, EpochEnd, StepEnd
 from cnnjax.train.dataset import FeatureDataset
@@ -19,18 +21,24 @@ from cnnjax.train.trains import Trains
 _AHEAD = 8  # steps by which the host may run ahead of the device before it looks at losses
 
 
+@jax.jit
+def _finite(leaves: Leaves) -> jax.Array:
+    return jnp.stack([jnp.isfinite(x).all() for x in leaves.values()]).all()
+
+
 class NotFinite(ValueError):
-    """A loss was NaN or infinite.
+    """A loss was NaN or infinite, or the weights became so by a step whose loss was finite.
 
     Attributes:
         epoch: of which epoch, counted from 0.
         step: which step of it, from 0.
         examples: i32[B], the batch's examples in the source.
+        what: "loss", or "gradient".
     """
 
-    def __init__(self, epoch: int, step: int, examples: np.ndarray):
-        super().__init__(f"the loss of step {step} of epoch {epoch} (both from 0) is not finite")
-        self.epoch, self.step, self.examples = epoch, step, examples
+    def __init__(self, epoch: int, step: int, examples: np.ndarray, what: str = "loss"):
+        super().__init__(f"the {what} of step {step} of epoch {epoch} (both from 0) is not finite")
+        self.epoch, self.step, self.examples, self.what = epoch, step, examples, what
 
 
 class Loop:
@@ -77,6 +85,7 @@ class Loop:
                 start, compiled = time.perf_counter(), compile_seconds()
                 state, metrics, unread = self.epoch(state, epoch, stream, done, running)
                 self._check(unread, epoch, steps)
+                self._check_weights(state, epoch)
                 record = metrics.summary() | {"epoch": epoch, "steps": steps}
                 spent = {"seconds": time.perf_counter() - start, "compile_seconds": compile_seconds() - compiled}
                 log.append(record | spent)
@@ -133,6 +142,13 @@ class Loop:
             self.on_step_end(self.trainer, state, running, step)
         self.callbacks.on_step_end(self.trainer, state, running, step)
         self._report(step)
+
+    def _check_weights(self, state: State, epoch: int) -> None:
+        """Refuses weights that an epoch's last step has made NaN: no later loss would tell of it."""
+        if self.trainer.not_finite == "stop" and state.trainable and not bool(_finite(state.trainable)):
+            last = self._steps - 1
+            examples = self.trainer.feed.order(self.rows, int(self.seed), epoch).index[last]
+            raise NotFinite(epoch, last, examples, "gradient")
 
     def _check(self, losses: list[Any], epoch: int, stop: int) -> None:
         """Waits for the losses of the steps before `stop`, and refuses to go on where one is not finite."""

@@ -161,7 +161,7 @@ class Task:
         """Loss and metrics of each example, checked.
 
         Raises:
-            ValueError: one of them is not one number an example.
+            ValueError: one of them is not one number an example, or the loss is of whole numbers.
         """
         count = len(jax.tree.leaves(outputs)[0])
         loss = (self.loss if train else self.evaluation_loss)(outputs, targets)
@@ -172,6 +172,10 @@ class Task:
                     f"{name} must give a number for each of {count} examples, [{count}]; found {list(jnp.shape(value))}"
                     + (": leave the mean over examples to the step" if not jnp.ndim(value) else "")
                 )
+        if not jnp.issubdtype(loss.dtype, jnp.floating):
+            raise ValueError(
+                f"loss must give floats, which have a gradient; found {loss.dtype}, of a comparison or count"
+            )
         return loss.astype(jnp.float32), {name: jnp.asarray(x).astype(jnp.float32) for name, x in found.items()}
 
     # What fits it.

@@ -19,6 +19,7 @@ from cnnjax.models import Classifier
 from cnnjax.models.backbone import Backbone
 from cnnjax.models.heads import linear_head
 from cnnjax.models.layers import ReLU, conv2d
+from cnnjax.train import NotFinite
 from cnnjax.train.lowering import program
 from cnnjax.train.replicas import Replicas
 
@@ -263,3 +264,23 @@ def test_on_several_devices_the_numbers_are_those_of_one():
     out = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, env=environment)
     for one, four in json.loads(out.stdout.splitlines()[-1]):
         assert four == pytest.approx(one, rel=1e-3)
+
+
+def test_weights_that_the_last_step_makes_nan_are_not_returned():
+    """The loss of sqrt at 0 is finite and its gradient is not; no later loss would tell."""
+    model = nnx.Sequential(lambda x: 0 * x.mean((1, 2)), nnx.Linear(3, 1, use_bias=False, rngs=nnx.Rngs(0)))
+    task = Task(loss=lambda outputs, targets: jnp.sqrt(jnp.abs(outputs[:, 0])))
+    data = InMemory(np.ones((4, 4, 4, 3), np.uint8), targets=np.zeros(4, np.float32))
+    trainer = Trainer(model, Freeze.none().resolve(model), (4, 4), batch_size=4, task=task, optimizer="sgd")
+    with pytest.raises(NotFinite, match="the gradient of step 0 of epoch 0") as found:
+        trainer.fit(trainer.init(), trainer.rows(data), epochs=1)
+    assert sorted(found.value.examples) == [0, 1, 2, 3]
+
+
+def test_a_loss_that_counts_is_refused():
+    model = nnx.Sequential(lambda x: x.mean((1, 2)) / 255, nnx.Linear(3, 1, rngs=nnx.Rngs(0)))
+    task = Task(loss=lambda outputs, targets: (outputs[:, 0] > 0) != (targets > 0))
+    data = InMemory(np.ones((4, 4, 4, 3), np.uint8), targets=np.zeros(4, np.float32))
+    trainer = Trainer(model, Freeze.none().resolve(model), (4, 4), batch_size=4, task=task)
+    with pytest.raises(ValueError, match="loss must give floats, which have a gradient; found bool"):
+        trainer.fit(trainer.init(), trainer.rows(data), epochs=1)

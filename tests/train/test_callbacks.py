@@ -161,3 +161,13 @@ def test_a_classifier_passes_callbacks_on():
     told = Told()
     classifier.fit(images(COUNT, 0), method="scratch", epochs=2, batch_size=8, callbacks=[told])
     assert told.epochs == [("all", 0, 3), ("all", 1, 6)]
+
+
+def test_a_truth_of_numpys_ends_training_and_another_value_does_not():
+    model = make()
+    trainer = Trainer(model, Freeze.all().resolve(model, "backbone"), SIZE, batch_size=8)
+    for end, epochs in ((np.bool_(True), 1), (np.bool_(False), 3), ("yes", 3), (True, 1)):
+        _, log = trainer.fit(
+            trainer.init(), trainer.rows(images(COUNT, 0)), epochs=3, callbacks=[lambda t, s, r, end=end: end]
+        )
+        assert len(log) == epochs
